@@ -1,0 +1,100 @@
+"""`create_app`: the only place that builds things. One lifespan opens them and closes them, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from time import monotonic
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from zander.broadcast import RedisLink
+from zander.cluster import Alone, Cluster
+from zander.errors import ClientError
+from zander.hub import Hub
+from zander.recorder import Recorder
+from zander.routes import ROUTES
+from zander.routes.context import Service
+from zander.settings import Settings
+from zander.storage import Postgres
+
+DRAIN_SECONDS = 6.0  # for the database, of the 15 s that a stop may take
+
+
+def create_app(settings: Settings) -> Starlette:
+    """Build the service; `settings.database_url` must be set."""
+    return Starlette(
+        routes=ROUTES,
+        lifespan=lambda app: _lifespan(app, settings),
+        exception_handlers={ClientError: _client_error, HTTPException: _http_error, Exception: _our_error},
+    )
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
+    assert settings.database_url
+    storage = Postgres(
+        settings.database_url,
+        retention_days=settings.retention_days,
+        columnstore_after_hours=settings.columnstore_after_hours,
+    )
+    recorder = Recorder(
+        storage,
+        max_records=settings.batch_max_records,
+        max_seconds=settings.batch_max_seconds,
+        linger_seconds=settings.batch_linger_seconds,
+        backlog_max_bytes=settings.backlog_max_bytes,
+    )
+    broadcast = Cluster(RedisLink(settings.redis_url)) if settings.redis_url else Alone()
+    hub = Hub(
+        recorder,
+        broadcast,
+        buffer_samples=settings.buffer_samples,
+        buffer_keep_seconds=settings.buffer_keep_seconds,
+    )
+    app.state.service = Service(settings, hub, recorder, monotonic())
+    async with _running(recorder.run()), _running(broadcast.run()), _running(_tick(hub)):
+        yield
+        await broadcast.close()
+        await recorder.drain(DRAIN_SECONDS)
+    await storage.close()
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _tick(hub: Hub) -> None:
+    while True:
+        await asyncio.sleep(1)
+        hub.tick()
+
+
+def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
+
+
+async def _client_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ClientError)
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+    return _error(error.status, error.code, error.message, headers)
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return _error(error.status_code, error.detail.lower().replace(" ", "_"), error.detail, dict(error.headers or {}))
+
+
+async def _our_error(_: Request, error: Exception) -> JSONResponse:
+    return _error(500, "internal_error", "something went wrong here; the log says what")

@@ -1,0 +1,28 @@
+"""A key, and whether it opens the door."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hmac import compare_digest
+
+from zander.errors import Unauthorized
+from zander.settings import Keys
+
+
+def given_key(headers: Mapping[str, str]) -> str | None:
+    """Return the key of `Authorization: Bearer …` or `X-API-Key`, None when neither is there."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
+
+
+def require(keys: Keys, given: str | None) -> None:
+    """Raise Unauthorized unless `given` is one of `keys`; without keys everybody may.
+
+    Every key is compared, in constant time, so that the time taken tells nothing.
+    """
+    if not keys:
+        return
+    if given is None:
+        raise Unauthorized("expected a key in `Authorization: Bearer …`, got none")
+    if not sum(compare_digest(key.encode(), given.encode()) for key in keys):
+        raise Unauthorized("expected one of this server's keys, got another")

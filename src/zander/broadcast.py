@@ -1,0 +1,113 @@
+"""Messages between nodes over Redis: to all of them or to one, each delivered once and in order, or the link breaks.
+
+Redis keeps nothing for us. A connection that breaks may have lost messages on either side, and redis-py would
+subscribe again in silence; so retries are off, both directions end together, and whoever listens is told when the
+link opens anew. A node hears its own messages to all: when it hears nothing for DEAF_SECONDS, the link is broken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
+from typing import Literal
+from uuid import uuid4
+
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+EVERYONE = "zander:all"
+DEAF_SECONDS = 3.0
+BACKOFF_MAX_SECONDS = 2.0
+PENDING_MAX_BYTES = 64 << 20  # a link that is so far behind is as good as broken
+
+log = logging.getLogger(__name__)
+
+
+class LinkError(Exception):
+    """The link does not keep up or went deaf."""
+
+
+class RedisLink:
+    """This node's connection to the others."""
+
+    def __init__(self, url: str) -> None:
+        self.node_id = uuid4().hex
+        self.state: Literal["up", "down"] = "down"
+        self._url = url
+        self._pending: list[tuple[str, bytes]] = []
+        self._pending_bytes = 0
+        self._has_pending = asyncio.Event()
+        self._flushed = asyncio.Event()
+
+    def send(self, payload: bytes, node_id: str | None = None) -> None:
+        """Send to one node or to all, this one included. While the link is down, nothing is kept."""
+        if self.state == "up":
+            self._pending.append((f"zander:node:{node_id}" if node_id else EVERYONE, payload))
+            self._pending_bytes += len(payload)
+            self._has_pending.set()
+
+    async def flush(self, seconds: float) -> None:
+        """Wait until everything sent is with Redis, but not for ever."""
+        self._flushed.clear()
+        self._has_pending.set()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._flushed.wait(), seconds)
+
+    async def run(self, opened: Callable[[], None], receive: Callable[[bytes], None]) -> None:
+        """Keep the link up until cancelled; `opened` is called each time it is anew."""
+        backoff = 0.1
+        was_up = True
+        while True:
+            began = monotonic()
+            try:
+                await self._live(opened, receive)
+            except* (RedisError, OSError, LinkError) as errors:
+                if was_up or self.state == "up":
+                    log.warning("Redis is away, this node goes on alone: %s", errors.exceptions[0])
+                was_up = False
+            self.state = "down"
+            self._pending.clear()
+            backoff = 0.1 if monotonic() - began > 10 else min(BACKOFF_MAX_SECONDS, backoff * 2)
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+
+    async def _live(self, opened: Callable[[], None], receive: Callable[[bytes], None]) -> None:
+        client = Redis.from_url(self._url, retry=Retry(NoBackoff(), 0), socket_timeout=5, socket_connect_timeout=5)
+        async with client, client.pubsub() as pubsub:
+            await pubsub.subscribe(EVERYONE, f"zander:node:{self.node_id}")
+            self.state = "up"
+            self._pending_bytes = 0
+            log.info("Redis is there")
+            opened()
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._write(client))
+                both.create_task(_read(pubsub, receive))
+
+    async def _write(self, client: Redis) -> None:
+        """Publish what waits, all in one pipeline; what comes meanwhile waits together for the next."""
+        while True:
+            await self._has_pending.wait()
+            self._has_pending.clear()
+            if self._pending_bytes > PENDING_MAX_BYTES:
+                raise LinkError(f"{self._pending_bytes} bytes wait to be published")
+            pending, self._pending, self._pending_bytes = self._pending, [], 0
+            async with client.pipeline(transaction=False) as pipeline:
+                for channel, payload in pending:
+                    pipeline.publish(channel, payload)
+                await pipeline.execute()
+            self._flushed.set()
+
+
+async def _read(pubsub: PubSub, receive: Callable[[bytes], None]) -> None:
+    while True:
+        message = await pubsub.get_message(timeout=DEAF_SECONDS)
+        if message is None:
+            raise LinkError(f"nothing heard for {DEAF_SECONDS:g} s, not even our own beat")
+        if message["type"] == "message":
+            receive(message["data"])

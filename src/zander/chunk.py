@@ -1,0 +1,157 @@
+"""Samples on their way: a `Chunk` and where it comes from, its three encodings, and the binary layout both ways.
+
+A chunk encodes itself at most once per format, however many consumers it goes to.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from zander.errors import BadMessage
+
+Samples = NDArray[np.float32]
+Times = NDArray[np.int64]
+
+MAX_POSITION = (1 << 53) - 1  # the largest that every JSON reader keeps exactly
+MAX_CHUNK_BYTES = 64 << 10  # of float32; as JSON text it stays well below the 1 MiB a WebSocket client takes
+
+_HEADER = struct.Struct("<BBBBHHqq")  # version, kind, dtype, flags, n_channels, n_samples, position, time_us
+_KIND = (1, 1, 1, 0)  # version 1, raw, float32, no flags
+_SERVER_COUNTS = -1
+_SERVER_CLOCK = -(1 << 63)
+
+
+class RawIn(NamedTuple):
+    """Raw as a relay sent it: float32 `(n_samples, n_channels)` in µV; None where the server counts or stamps."""
+
+    position: int | None
+    time_us: int | None
+    samples: Samples
+
+
+class Origin:
+    """Where samples come from: the user, the session, and the sampling period that spaces a chunk (0: unknown)."""
+
+    __slots__ = ("_prefix", "period_us", "session_id", "user_id")
+
+    def __init__(self, user_id: str, session_id: str, period_us: float) -> None:
+        self.user_id = user_id
+        self.session_id = session_id
+        self.period_us = period_us
+        names = orjson.dumps({"type": "raw", "user_id": user_id, "session_id": session_id}).decode()
+        self._prefix = f'{names[:-1]},"position":'
+
+    def frame(self, position: int, time_us: int, field: str, values: Samples) -> str:
+        """Write one raw message; `field` is `channels` for one sample, `samples` for a chunk."""
+        text = orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+        return f'{self._prefix}{position},"timestamp":{time_us / 1e6},"{field}":{text}}}'
+
+
+class Chunk:
+    """Consecutive samples of one session: `samples` float32 `(n, n_channels)` C order in µV, `times_us` int64 `(n,)`.
+
+    Shared by every outbox and the recorder, so never written to. Each encoding is made on first use.
+    """
+
+    def __init__(self, origin: Origin, position: int, times_us: Times, samples: Samples) -> None:
+        self.origin = origin
+        self.position = position
+        self.times_us = times_us
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def end(self) -> int:
+        """Position after the last sample."""
+        return self.position + len(self.samples)
+
+    @cached_property
+    def json_frames(self) -> list[str]:
+        """A message per sample, in the original form."""
+        frame, position = self.origin.frame, self.position
+        times_us = self.times_us.tolist()
+        return [frame(position + i, times_us[i], "channels", self.samples[i]) for i in range(len(times_us))]
+
+    @cached_property
+    def chunk_frame(self) -> str:
+        """One JSON message for all samples."""
+        return self.origin.frame(self.position, int(self.times_us[0]), "samples", self.samples)
+
+    @cached_property
+    def binary_frame(self) -> bytes:
+        """The protocol's binary chunk."""
+        return encode_binary(RawIn(self.position, int(self.times_us[0]), self.samples))
+
+    def pieces(self) -> list[Chunk]:
+        """Cut into chunks of at most MAX_CHUNK_BYTES, and at least one sample."""
+        n = max(1, MAX_CHUNK_BYTES // self.samples[0].nbytes)
+        if len(self) <= n:
+            return [self]
+        return [
+            Chunk(self.origin, self.position + i, self.times_us[i : i + n], self.samples[i : i + n])
+            for i in range(0, len(self), n)
+        ]
+
+    def since(self, position: int) -> Chunk:
+        """Cut off what lies before `position`, which must not lie past the end."""
+        n = position - self.position
+        return Chunk(self.origin, position, self.times_us[n:], self.samples[n:]) if n > 0 else self
+
+    def follows(self, first: Chunk, n_samples: int, max_drift_us: float) -> bool:
+        """Say whether this chunk comes `n_samples` after the start of `first`: in position, and in time by the drift."""
+        expected_us = int(first.times_us[0]) + n_samples * first.origin.period_us
+        return (
+            self.origin is first.origin
+            and self.position == first.position + n_samples
+            and abs(int(self.times_us[0]) - expected_us) <= max_drift_us
+        )
+
+
+def join(chunks: list[Chunk]) -> Chunk:
+    """Make one chunk of several that follow each other."""
+    if len(chunks) == 1:
+        return chunks[0]
+    times_us = np.concatenate([chunk.times_us for chunk in chunks])
+    samples = np.concatenate([chunk.samples for chunk in chunks])
+    return Chunk(chunks[0].origin, chunks[0].position, times_us, samples)
+
+
+def encode_binary(raw: RawIn) -> bytes:
+    """Write the protocol's binary chunk: a 24-byte header and the samples, little-endian."""
+    n_samples, n_channels = raw.samples.shape
+    position = _SERVER_COUNTS if raw.position is None else raw.position
+    time_us = _SERVER_CLOCK if raw.time_us is None else raw.time_us
+    header = _HEADER.pack(*_KIND, n_channels, n_samples, position, time_us)
+    return header + raw.samples.astype("<f4", copy=False).tobytes()
+
+
+def decode_binary(data: bytes) -> RawIn:
+    """Read a binary chunk; BadMessage says which field is wrong. The samples are a view of `data`."""
+    if len(data) < _HEADER.size:
+        raise BadMessage("bad_length", f"expected a header of {_HEADER.size} bytes, got {len(data)} bytes")
+    *kind, n_channels, n_samples, position, time_us = _HEADER.unpack_from(data)
+    if tuple(kind) != _KIND:
+        raise BadMessage("bad_header", f"expected version 1, kind 1, dtype 1, flags 0, got {kind}")
+    if not n_channels or not n_samples:
+        raise BadMessage("bad_length", f"expected at least 1 sample and 1 channel, got {n_samples} and {n_channels}")
+    expected = _HEADER.size + 4 * n_samples * n_channels
+    if len(data) != expected:
+        raise BadMessage("bad_length", f"expected {expected} bytes for {n_samples} × {n_channels}, got {len(data)}")
+    if not _SERVER_COUNTS <= position <= MAX_POSITION:
+        raise BadMessage("bad_position", f"expected -1 to {MAX_POSITION}, got {position}")
+    samples = np.frombuffer(data, "<f4", offset=_HEADER.size).reshape(n_samples, n_channels)
+    if np.isinf(samples).any():
+        raise BadMessage("bad_value", "expected finite values or NaN, got infinity")
+    return RawIn(
+        None if position == _SERVER_COUNTS else position,
+        None if time_us == _SERVER_CLOCK else time_us,
+        samples,
+    )

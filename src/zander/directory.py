@@ -1,0 +1,92 @@
+"""Which node holds which user: what this node knows from what the others say. Pure rules, no input or output.
+
+Every node tells all others of each change of what it holds, and beats once a second with the number of changes so
+far; who has missed one asks for everything. Nothing is kept in Redis, so nothing there can be stale or flushed. The
+newest session of a user wins; a node that is silent for DEAD_SECONDS holds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+
+DEAD_SECONDS = 3.0
+
+
+class Holding(Struct, array_like=True):
+    """A stream that a node holds. `rank` orders the sessions of a user: the greatest is the newest."""
+
+    user_id: str
+    session_id: str
+    rank: int
+    online: bool
+    device_info: dict[str, Any]
+
+
+class Owner(NamedTuple):
+    """A node and the stream it holds."""
+
+    node_id: str
+    holding: Holding
+
+
+class Peer:
+    """What is known of another node."""
+
+    def __init__(self, link_n: int, n_changes: int, holdings: Iterable[Holding], now: float) -> None:
+        self.link_n = link_n
+        self.n_changes = n_changes
+        self.holdings = {holding.user_id: holding for holding in holdings}
+        self.seen_at = now
+
+
+class Directory:
+    """All other nodes and what they hold; `now` is a monotonic clock in seconds."""
+
+    def __init__(self) -> None:
+        self.peers: dict[str, Peer] = {}
+
+    def replace(self, node_id: str, peer: Peer) -> set[str]:
+        """Take a node's whole state; return the users it concerns."""
+        before = self.peers.get(node_id)
+        self.peers[node_id] = peer
+        return set(peer.holdings) | (set(before.holdings) if before else set())
+
+    def change(self, node_id: str, n_changes: int, user_id: str, holding: Holding | None, now: float) -> bool:
+        """Take one change; False when one before it was missed, so that the whole state has to be asked for."""
+        peer = self.peers.get(node_id)
+        if peer is None or n_changes != peer.n_changes + 1:
+            return False
+        peer.n_changes = n_changes
+        peer.seen_at = now
+        if holding:
+            peer.holdings[user_id] = holding
+        else:
+            peer.holdings.pop(user_id, None)
+        return True
+
+    def beat(self, node_id: str, link_n: int, n_changes: int, now: float) -> bool:
+        """Take a sign of life; False when something was missed: a change, or what a broken link lost."""
+        peer = self.peers.get(node_id)
+        if peer is None or (peer.link_n, peer.n_changes) != (link_n, n_changes):
+            return False
+        peer.seen_at = now
+        return True
+
+    def remove(self, node_id: str) -> set[str]:
+        """Forget a node; return the users it held."""
+        peer = self.peers.pop(node_id, None)
+        return set(peer.holdings) if peer else set()
+
+    def silent(self, now: float) -> list[str]:
+        """Return the nodes that have not been heard of for DEAD_SECONDS."""
+        return [node_id for node_id, peer in self.peers.items() if now - peer.seen_at > DEAD_SECONDS]
+
+    def owner(self, user_id: str) -> Owner | None:
+        """Return the node with the newest session of the user."""
+        owners = [
+            Owner(node_id, peer.holdings[user_id]) for node_id, peer in self.peers.items() if user_id in peer.holdings
+        ]
+        return max(owners, key=lambda owner: (owner.holding.rank, owner.node_id), default=None)

@@ -1,0 +1,105 @@
+"""What can go wrong, and what a peer is told of it.
+
+    ZanderError
+    ├── SettingsError        a setting is wrong; the start stops with its sentence
+    ├── StorageError         the database cannot take a batch now; it is tried again
+    │   └── Refused          it never will: something in the batch itself is wrong
+    └── ClientError          a peer did something wrong, or asked for what is not here
+        ├── BadMessage       422   dropped and counted; the connection goes on
+        ├── Unauthorized     401   the key is wrong or missing
+        ├── TooMany          429   more connections than this node serves
+        ├── NotFound         404   no such user, or nothing buffered
+        └── Unavailable      503   the part that would answer is away
+
+A ClientError is raised where it is noticed and translated once, at the door: into an `error` message on a
+WebSocket, into `{"error": {…}}` over REST.
+"""
+
+from enum import IntEnum
+
+
+class CloseCode(IntEnum):
+    """Why a WebSocket is closed. 4000–4499: come back. 4500–4999: the client has to change first."""
+
+    TOO_BIG = 1009
+    RESTART = 1012
+    AUTH_TIMEOUT = 4408
+    TOO_SLOW = 4413
+    TOO_MANY = 4429
+    BAD_MESSAGES = 4500
+    UNAUTHORIZED = 4501
+    FORBIDDEN = 4503
+    TAKEN_OVER = 4509
+
+
+class ZanderError(Exception):
+    """The root of everything this package raises by itself."""
+
+
+class SettingsError(ZanderError):
+    """A setting that names itself and says what it takes."""
+
+
+class StorageError(ZanderError):
+    """The database is away or refuses; nothing of the batch was committed, or it is not known yet."""
+
+
+class Refused(StorageError):
+    """The database refuses the data for itself; the batch was rolled back for sure."""
+
+
+class ClientError(ZanderError):
+    """A peer's mistake: `code` for programs, the message for people, `status` for REST, `close` for WebSockets."""
+
+    status = 400
+    close = CloseCode.BAD_MESSAGES
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class BadMessage(ClientError):
+    """Not what the protocol says: what was expected and what came."""
+
+    status = 422
+
+
+class Unauthorized(ClientError):
+    """No key, or a wrong one."""
+
+    status = 401
+    close = CloseCode.UNAUTHORIZED
+
+    def __init__(self, message: str, close: CloseCode = CloseCode.UNAUTHORIZED) -> None:
+        super().__init__("unauthorized", message)
+        self.close = close
+
+
+class TooMany(ClientError):
+    """More connections than this node serves."""
+
+    status = 429
+    close = CloseCode.TOO_MANY
+
+    def __init__(self, message: str) -> None:
+        super().__init__("too_many", message)
+
+
+class NotFound(ClientError):
+    """Nothing here under that name."""
+
+    status = 404
+
+    def __init__(self, message: str) -> None:
+        super().__init__("not_found", message)
+
+
+class Unavailable(ClientError):
+    """The node or service that would answer does not, now."""
+
+    status = 503
+
+    def __init__(self, message: str) -> None:
+        super().__init__("unavailable", message)

@@ -1,0 +1,124 @@
+"""The last samples of one session, in memory allocated once."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Run(NamedTuple):
+    """Samples that follow each other: a copy, float32 `(n, n_channels)`, with their times, int64 µs `(n,)`."""
+
+    position: int
+    times_us: NDArray[np.int64]
+    samples: NDArray[np.float32]
+
+
+class Ring:
+    """The last `capacity` samples of `n_channels` each. A write is at most two slices; reads are copies, as Runs.
+
+    Positions are not stored per sample: `_starts` holds (index, position) for every place where they jump, an index
+    being the count of samples written before.
+    """
+
+    def __init__(self, capacity: int, n_channels: int) -> None:
+        self.capacity = capacity
+        self.n_channels = n_channels
+        self.n_written = 0
+        self._samples = np.zeros((capacity, n_channels), dtype=np.float32)
+        self._times_us = np.zeros(capacity, dtype=np.int64)
+        self._starts: deque[tuple[int, int]] = deque()
+
+    def __len__(self) -> int:
+        return min(self.n_written, self.capacity)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return self._samples.nbytes + self._times_us.nbytes
+
+    @property
+    def span_us(self) -> tuple[int, int] | None:
+        """Times of the oldest and the newest sample, None when empty."""
+        if not self.n_written:
+            return None
+        oldest, newest = self._oldest % self.capacity, (self.n_written - 1) % self.capacity
+        return int(self._times_us[oldest]), int(self._times_us[newest])
+
+    @property
+    def first_position(self) -> int:
+        """Position of the oldest sample held; what came before it was overwritten. 0 when nothing was."""
+        if self.n_written <= self.capacity:
+            return 0
+        return self._starts[0][1] + self._oldest - self._starts[0][0]
+
+    @property
+    def _oldest(self) -> int:
+        return self.n_written - len(self)
+
+    def write(self, position: int, times_us: NDArray[np.int64], samples: NDArray[np.float32]) -> None:
+        """Append samples that follow each other from `position`, which lies behind everything written before."""
+        if not self._starts or position != self._position(self.n_written):
+            self._starts.append((self.n_written, position))
+        skip = max(0, len(samples) - self.capacity)  # what would be overwritten at once
+        index, end = self.n_written + skip, self.n_written + len(samples)
+        at = index % self.capacity
+        n_first = min(end - index, self.capacity - at)
+        self._samples[at : at + n_first] = samples[skip : skip + n_first]
+        self._times_us[at : at + n_first] = times_us[skip : skip + n_first]
+        if n_rest := end - index - n_first:
+            self._samples[:n_rest] = samples[skip + n_first :]
+            self._times_us[:n_rest] = times_us[skip + n_first :]
+        self.n_written = end
+        while len(self._starts) > 1 and self._starts[1][0] <= self._oldest:
+            self._starts.popleft()
+
+    def last(self, n: int) -> list[Run]:
+        """Return the last `n` samples, or as many as there are."""
+        return self._runs(max(self._oldest, self.n_written - n), self.n_written)
+
+    def since(self, position: int) -> list[Run]:
+        """Return the samples at `position` and after it that are still held."""
+        index = self._oldest
+        for start, first in reversed(self._starts):
+            if first <= position:
+                index = start + position - first
+                break
+        following = next((start for start, first in self._starts if first > position), self.n_written)
+        return self._runs(max(self._oldest, min(index, following)), self.n_written)
+
+    def between(self, start_us: int, end_us: int) -> list[Run]:
+        """Return the samples with `start_us` <= time < `end_us`."""
+        times_us = self._cut(self._times_us, self._oldest, self.n_written)
+        first, last = np.searchsorted(times_us, [start_us, end_us], side="left")
+        return self._runs(self._oldest + int(first), self._oldest + int(last))
+
+    def _position(self, index: int) -> int:
+        start, position = self._starts[-1]
+        return position + index - start
+
+    def _runs(self, index: int, end: int) -> list[Run]:
+        return list(self._split(index, end)) if index < end else []
+
+    def _split(self, index: int, end: int) -> Iterator[Run]:
+        starts = [start for start, _ in self._starts]
+        for i in range(bisect_right(starts, index) - 1, len(starts)):
+            start, position = self._starts[i]
+            stop = min(end, starts[i + 1]) if i + 1 < len(starts) else end
+            if index >= stop:
+                break
+            times_us = self._cut(self._times_us, index, stop)
+            yield Run(position + index - start, times_us, self._cut(self._samples, index, stop))
+            index = stop
+
+    def _cut(self, array: NDArray, index: int, end: int) -> NDArray:  # type: ignore[type-arg]
+        """Copy the rows of indices `index` to `end`."""
+        at, stop = index % self.capacity, (end - 1) % self.capacity + 1
+        if index == end or at < stop:
+            return array[at : at + end - index].copy()
+        return np.concatenate([array[at:], array[:stop]])

@@ -1,0 +1,20 @@
+"""The map of the service: every endpoint, in the order of the README."""
+
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+
+from zander.routes import buffer, docs, health, stream, subscribe
+
+ROUTES: list[BaseRoute] = [
+    WebSocketRoute("/stream", stream.stream),
+    WebSocketRoute("/subscribe/{user_id}", subscribe.subscribe),
+    Route("/health", health.health),
+    Route("/health/ready", health.ready),
+    Route("/buffer/{user_id}/latest", buffer.latest),
+    Route("/buffer/{user_id}/last/{n}", buffer.last),
+    Route("/buffer/{user_id}/range", buffer.range_),
+    Route("/buffer/{user_id}/stats", buffer.stats),
+    Route("/streams", health.streams),
+    Route("/stats", health.stats),
+    Route("/docs", docs.page),
+    Route("/openapi.json", docs.openapi),
+]

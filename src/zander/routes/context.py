@@ -1,0 +1,33 @@
+"""What the endpoints work on, and who may use them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+from starlette.requests import HTTPConnection
+
+from zander import auth
+from zander.hub import Hub
+from zander.recorder import Recorder
+from zander.settings import Settings
+
+
+class Service(NamedTuple):
+    """The built parts, as `app.py` put them together; `started_at` is of `time.monotonic()`."""
+
+    settings: Settings
+    hub: Hub
+    recorder: Recorder
+    started_at: float
+
+
+def service(connection: HTTPConnection) -> Service:
+    """Return the service that a request or WebSocket came to."""
+    return cast(Service, connection.app.state.service)
+
+
+def require_consumer(connection: HTTPConnection) -> Service:
+    """Return the service; Unauthorized without a consumer's key in the headers."""
+    found = service(connection)
+    auth.require(found.settings.consumer_keys, auth.given_key(connection.headers))
+    return found

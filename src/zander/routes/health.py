@@ -1,0 +1,93 @@
+"""`/health`, `/health/ready`, `/streams`, `/stats`: how the service is."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from time import monotonic
+
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from zander.hub import LinkState
+from zander.recorder import RecorderStats
+from zander.routes.context import require_consumer, service
+from zander.stream import StreamSummary
+from zander.wire import dumps
+
+
+class Health(Struct):
+    """The process runs."""
+
+    status: str
+
+
+class Readiness(Struct):
+    """`ready` when the database, and Redis where one is set, are there; else `degraded`: ingest and delivery go on."""
+
+    status: str
+    database: str
+    redis: LinkState
+
+
+class Streams(Struct):
+    """Who is online, on all nodes."""
+
+    streams: list[StreamSummary]
+
+
+class ServerStats(Struct):
+    """This node, since it started."""
+
+    version: str
+    uptime_seconds: float
+    connections: int
+    relays: int
+    consumers: int
+    samples_in: int
+    samples_out: int
+    bad_messages: int
+    redis: LinkState
+    database: RecorderStats
+
+
+async def health(_: Request) -> Response:
+    """Answer while the process runs."""
+    return _json(Health("ok"))
+
+
+async def ready(request: Request) -> Response:
+    """Say whether the database and Redis are there: 200, or 503."""
+    context = service(request)
+    database, redis = context.recorder.online, context.hub.broadcast.state
+    is_ready = database and redis != "down"
+    state = Readiness("ready" if is_ready else "degraded", "up" if database else "down", redis)
+    return _json(state, 200 if is_ready else 503)
+
+
+async def streams(request: Request) -> Response:
+    """List who is online, with device and rate."""
+    return _json(Streams(await require_consumer(request).hub.streams()))
+
+
+async def stats(request: Request) -> Response:
+    """Count connections, samples, batches and errors."""
+    context = require_consumer(request)
+    hub = context.hub
+    found = ServerStats(
+        version=version("zander"),
+        uptime_seconds=round(monotonic() - context.started_at, 3),
+        connections=hub.n_connections,
+        relays=len(hub.online()),
+        consumers=sum(map(len, hub.audience.values())),
+        samples_in=hub.n_samples_in,
+        samples_out=hub.n_samples_out,
+        bad_messages=hub.n_bad_messages,
+        redis=hub.broadcast.state,
+        database=context.recorder.stats(),
+    )
+    return _json(found)
+
+
+def _json(message: object, status: int = 200) -> Response:
+    return Response(dumps(message), status, media_type="application/json")

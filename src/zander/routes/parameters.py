@@ -1,0 +1,72 @@
+"""Parameters of paths and queries, each read in one place; BadMessage (422) names the one that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+
+from zander.errors import BadMessage
+from zander.wire import UserId, to_us
+
+T = TypeVar("T", bound=str)
+
+
+def user_id(path: Mapping[str, Any]) -> str:
+    """Read the user of a path."""
+    try:
+        return msgspec.convert(path["user_id"], UserId)
+    except msgspec.ValidationError:
+        raise _bad("user_id", "1 to 100 characters without white space, slash or control", path["user_id"]) from None
+
+
+def choice(query: Mapping[str, str], name: str, known: tuple[T, ...], default: T) -> T:
+    """Read one of the known values."""
+    given = query.get(name, default)
+    for value in known:
+        if given == value:
+            return value
+    raise _bad(name, f"one of {', '.join(known)}", given)
+
+
+def choices(query: Mapping[str, str], name: str, known: tuple[T, ...]) -> tuple[T, ...]:
+    """Read some of the known values, comma-separated; without any, all."""
+    given = query.get(name)
+    if given is None:
+        return known
+    return tuple(choice({name: value.strip()}, name, known, known[0]) for value in given.split(","))
+
+
+def number(values: Mapping[str, Any], name: str, low: int, high: int, default: int) -> int:
+    """Read a whole number from `low` to `high`."""
+    given = str(values.get(name, default))
+    if given.isascii() and given.isdigit() and len(given) < 20 and low <= int(given) <= high:
+        return int(given)
+    raise _bad(name, f"a whole number from {low} to {high}", given)
+
+
+def moment_us(query: Mapping[str, str], name: str) -> int:
+    """Read a time, Unix seconds or ISO 8601 (UTC unless it says otherwise), as µs."""
+    given = query.get(name, "")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = _iso_seconds(name, given)
+    try:
+        return to_us(seconds) or 0
+    except BadMessage:
+        raise _bad(name, "Unix seconds or ISO 8601", given) from None
+
+
+def _iso_seconds(name: str, given: str) -> float:
+    try:
+        moment = datetime.fromisoformat(given.replace(" ", "+"))  # an unescaped + of the offset arrives as a space
+    except ValueError:
+        raise _bad(name, "Unix seconds or ISO 8601", given) from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _bad(name: str, expected: str, given: str) -> BadMessage:
+    return BadMessage("bad_parameter", f"{name}: expected {expected}, got {given[:100]!r}")

@@ -1,0 +1,52 @@
+"""`/stream`: where relays send."""
+
+from __future__ import annotations
+
+from time import time
+
+from starlette.websockets import WebSocket
+
+from zander import auth
+from zander.chunk import RawIn
+from zander.outbox import Outbox
+from zander.routes.context import Service
+from zander.routes.socket import Message, connection, converse, first_message
+from zander.stream import Stream
+from zander.wire import AuthOk, Features, Pong, decode_auth, decode_fields, decode_relay, dumps
+
+
+async def stream(socket: WebSocket) -> None:
+    """Greet a relay, then take in what it sends."""
+    async with connection(socket) as context:
+        hub = context.hub
+        relay, connected = await _connect(socket, context)
+
+        async def take(message: Message) -> None:
+            received = time()
+            incoming = decode_relay(message)
+            if isinstance(incoming, RawIn):
+                hub.ingest(connected, incoming)
+            elif isinstance(incoming, Features):
+                hub.take_features(connected, incoming, decode_fields(message))
+            else:
+                relay.say(dumps(Pong(incoming.t0, received, time())))
+
+        def count_bad() -> int:
+            hub.n_bad_messages += 1
+            return connected.session.count_bad()
+
+        try:
+            await converse(socket, relay, take, count_bad)
+        finally:
+            hub.disconnect(connected)
+
+
+async def _connect(socket: WebSocket, context: Service) -> tuple[Outbox, Stream]:
+    settings = context.settings
+    first, device = decode_auth(await first_message(socket))
+    auth.require(settings.edge_api_key, auth.given_key(socket.headers) or first.api_key)
+    relay = Outbox(first.user_id, types=(), max_bytes=settings.outbox_max_bytes)
+    connected = context.hub.connect(first, device, relay)
+    session = connected.session
+    relay.say(dumps(AuthOk(session.session_id, session.user_id, session.next_position, time())))
+    return relay, connected

@@ -1,0 +1,141 @@
+"""`zander serve`: the socket, the process that serves it, how it says hello and how it takes its leave."""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+
+from zander.app import create_app
+from zander.errors import SettingsError
+from zander.settings import Settings
+from zander.wire import MAX_MESSAGE_BYTES
+
+CLOSE_SECONDS = 5.0  # of the 15 s that a stop may take, for the sockets; the database has its own in app.py
+CUT_SECONDS = 2  # then those that did not close are cut
+UNREAD_MILLISECONDS = 60_000  # after which the kernel cuts a peer that acknowledges nothing or keeps its window shut
+
+log = logging.getLogger(__name__)
+
+
+def serve(settings: Settings, workers: int = 1) -> None:
+    """Serve until SIGTERM or SIGINT; SettingsError when the port cannot be had or the settings don't fit."""
+    if workers > 1:
+        from zander.workers import supervise  # noqa: PLC0415 - one process does not need it
+
+        with database(settings) as complete:
+            supervise(complete, workers)
+        return
+    configure_logging(settings)
+    with listen(settings.host, settings.port) as listener, database(settings) as complete:
+        Server(create_app(complete), settings, listener).run([listener])
+
+
+@contextmanager
+def database(settings: Settings) -> Iterator[Settings]:
+    """Return the settings with a database: the one that is set, or one of our own while the block runs."""
+    if settings.database_url:
+        yield settings
+        return
+    from zander.embedded import Postgres  # noqa: PLC0415 - not everywhere, and not needed with a DATABASE_URL
+
+    with Postgres(settings.data_dir) as postgres:
+        yield msgspec.structs.replace(settings, database_url=postgres.dsn)
+
+
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Bind the port; `shared` lets several processes listen on it, and the kernel spread what comes."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; accepted sockets inherit it
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MILLISECONDS)
+        listener.bind(address)
+    except OSError as error:
+        raise SettingsError(f"HOST and PORT: cannot listen on {host}:{port}: {error.strerror}") from None
+    listener.setblocking(False)
+    return listener
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with a word to the operator at the start and a drain before the end."""
+
+    def __init__(self, app: Starlette, settings: Settings, listener: socket.socket) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                ws="websockets-sansio",
+                ws_max_size=MAX_MESSAGE_BYTES,
+                ws_per_message_deflate=False,
+                timeout_graceful_shutdown=CUT_SECONDS,
+            )
+        )
+        self._app = app
+        self._settings = settings
+        self._listener = listener
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(greeting(self._settings, self._listener.getsockname()[1]), file=sys.stderr, flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nobody, close every WebSocket with 1012 after its outbox, then let uvicorn and the lifespan end."""
+        began = monotonic()
+        for server in self.servers:
+            server.close()
+        await self._app.state.service.hub.close_all(CLOSE_SECONDS)
+        await super().shutdown(sockets)
+        log.info("stopped in %.1f s", monotonic() - began)
+
+
+def greeting(settings: Settings, port: int) -> str:
+    """Say where the data is, which keys are in force, and what to try next."""
+    keys = [f"{len(settings.edge_api_key)} for relays, {len(settings.consumer_keys)} for consumers"]
+    url = f"http://{'localhost' if settings.host == '127.0.0.1' else settings.host}:{port}"
+    option = "" if port == 8000 else f" --url ws://localhost:{port}"
+    return f"""
+  Zander serves {url}   (API: {url}/docs)
+  Data   {"the database of DATABASE_URL" if settings.database_url else f"a PostgreSQL of its own in {settings.data_dir.resolve()}"}
+  Keys   {keys[0] if settings.edge_api_key else "none: everybody on this machine may, nobody else can"}
+  Nodes  {"joined over REDIS_URL" if settings.redis_url else "this one alone"}
+  Try    zander relay --sample --user me{option}
+         zander watch me{option}
+         psql "$(zander dsn)" -c 'SELECT * FROM raw_samples ORDER BY timestamp DESC LIMIT 5'
+"""
+
+
+def configure_logging(settings: Settings) -> None:
+    """Log to stderr, a line each; uvicorn only from WARNING, its lines hold whole URLs."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(name)s: %(message)s"}},
+            "filters": {"no_bad_utf8": {"()": _NoBadUtf8}},
+            "handlers": {
+                "stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["no_bad_utf8"]}
+            },
+            "root": {"level": settings.log_level, "handlers": ["stderr"]},
+            "loggers": {"uvicorn": {"level": "WARNING"}},
+        }
+    )
+
+
+class _NoBadUtf8(logging.Filter):
+    """Drops the traceback that uvicorn logs for a text frame that is not UTF-8: it is the peer's mistake."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Invalid UTF-8 sequence")

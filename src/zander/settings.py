@@ -1,0 +1,119 @@
+"""All settings: one frozen Struct, a sentence each, read once from the environment and `.env`.
+
+The README's table and `.env.example` are held against this file by a test.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from dotenv import dotenv_values
+from msgspec import Meta, Struct
+
+from zander.errors import SettingsError
+
+Keys = tuple[str, ...]
+DatabaseUrl = Annotated[str, Meta(pattern=r"^postgres(ql)?(\+asyncpg)?://")]
+Positive = Annotated[float, Meta(gt=0, le=1e6)]
+RedisUrl = Annotated[str, Meta(pattern=r"^(rediss?|unix)://")]
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """What an operator may set; the field `host` is the variable `HOST`, and so on."""
+
+    database_url: Annotated[
+        DatabaseUrl | None, Meta(description="PostgreSQL or TimescaleDB; unset: a PostgreSQL of its own in DATA_DIR")
+    ] = None
+    redis_url: Annotated[
+        RedisUrl | None, Meta(description="Redis or Valkey that joins several nodes into one; unset: this node is alone")
+    ] = None
+    edge_api_key: Annotated[
+        Keys, Meta(description="keys of the relays, comma-separated; unset: no key needed, loopback only")
+    ] = ()
+    consumer_api_key: Annotated[
+        Keys, Meta(description="keys for /subscribe and REST, comma-separated; unset: EDGE_API_KEY's")
+    ] = ()
+    host: Annotated[str, Meta(min_length=1, description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="least severe level that is logged")
+    ] = "INFO"
+    data_dir: Annotated[Path, Meta(description="folder of the node's own PostgreSQL")] = Path("data")
+    buffer_samples: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="samples kept in memory per user, and of features and predictions each")
+    ] = 1000
+    buffer_keep_seconds: Annotated[
+        float, Meta(ge=0, description="how long a user's buffer stays after the relay has gone")
+    ] = 900.0
+    outbox_max_bytes: Annotated[
+        int, Meta(ge=1024, description="bytes that may wait for one consumer before its oldest raw is dropped")
+    ] = 1 << 20
+    max_connections: Annotated[
+        int, Meta(ge=1, description="WebSockets one node serves at once; more are closed with 4429")
+    ] = 10_000
+    batch_max_records: Annotated[
+        int, Meta(ge=1, description="records after which a batch is written to the database")
+    ] = 50
+    batch_max_seconds: Annotated[
+        float, Meta(gt=0, le=60, description="age at which a smaller batch is written all the same")
+    ] = 5.0
+    batch_linger_seconds: Annotated[
+        float, Meta(ge=0, le=5, description="least time between two batches: under load they grow instead")
+    ] = 0.1
+    backlog_max_bytes: Annotated[
+        int, Meta(ge=1 << 16, description="bytes that may wait in memory for a database that is away or behind")
+    ] = 256 << 20
+    retention_days: Annotated[
+        Positive | None, Meta(description="age at which raw and predictions are deleted; unset: never")
+    ] = None
+    columnstore_after_hours: Annotated[
+        Positive, Meta(description="age at which TimescaleDB turns raw and predictions into columns")
+    ] = 24.0
+
+    @property
+    def consumer_keys(self) -> Keys:
+        """Keys that open /subscribe and REST."""
+        return self.consumer_api_key or self.edge_api_key
+
+
+def load(environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")) -> Settings:
+    """Read the settings; the environment goes before `.env`, and an empty value is an unset one.
+
+    SettingsError names the first variable that is wrong and says what it takes.
+    """
+    values = dict(dotenv_values(env_file)) if env_file and env_file.is_file() else {}
+    values.update(os.environ if environ is None else environ)
+    raw = {field: values.get(field.upper()) for field in Settings.__struct_fields__}
+    given = {field: _parse(field, value.strip()) for field, value in raw.items() if value and value.strip()}
+    try:
+        settings = msgspec.convert(given, Settings, strict=False, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        raise SettingsError(_sentence(str(error))) from None
+    _refuse_open_door(settings)
+    return settings
+
+
+def _parse(field: str, value: str) -> str | Keys:
+    if field.endswith("api_key"):
+        return tuple(key for part in value.split(",") if (key := part.strip()))
+    return value.upper() if field == "log_level" else value
+
+
+def _path(kind: type, value: Any) -> Any:
+    return kind(value)
+
+
+def _sentence(error: str) -> str:
+    """Turn msgspec's `… - at `$.port`` into a sentence that starts with the variable; never the value: it may be a key."""
+    problem, _, path = error.partition(" - at `$.")
+    return f"{path.rstrip('`').split('[')[0].upper()}: {problem[0].lower()}{problem[1:]}"
+
+
+def _refuse_open_door(settings: Settings) -> None:
+    if settings.edge_api_key or settings.host in ("127.0.0.1", "::1", "localhost"):
+        return
+    raise SettingsError(f"EDGE_API_KEY: without it only loopback is served, and HOST is {settings.host}")

@@ -1,0 +1,176 @@
+"""A user's stream on the node that holds it: the session, its buffers, and the relay while it is connected."""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic
+from typing import Any, Literal
+
+import msgspec
+
+from zander.chunk import Chunk
+from zander.history import History
+from zander.outbox import Outbox
+from zander.ring import Ring, Run
+from zander.session import Session
+from zander.wire import Note, Status
+
+SampleType = Literal["features", "raw", "prediction"]
+RATE_SECONDS = 5  # over which a rate is taken
+RECENT_NOTES = 256  # that another node can still ask for after its connection broke: minutes of features
+
+
+class Rate:
+    """How many a second, over the last RATE_SECONDS; `tick` is called about every second."""
+
+    def __init__(self) -> None:
+        self._counts = deque([(monotonic(), 0)], maxlen=RATE_SECONDS + 1)
+
+    def tick(self, n: int) -> None:
+        """Note that `n` were counted until now."""
+        self._counts.append((monotonic(), n))
+
+    def per_second(self, n: int) -> float:
+        """Return the rate, given the count until now."""
+        then, n_then = self._counts[0]
+        elapsed = monotonic() - then
+        return round((n - n_then) / elapsed, 2) if elapsed > 0 else 0.0
+
+
+class BufferStats(msgspec.Struct):
+    """What one buffer holds; times in Unix seconds, the rate per second over the last 5 s."""
+
+    held: int
+    capacity: int
+    rate: float
+    first_time: float | None
+    last_time: float | None
+    bytes: int
+    gaps: int = 0
+    duplicates: int = 0
+
+
+class StreamStats(msgspec.Struct):
+    """A stream's buffers, by sample type."""
+
+    user_id: str
+    session_id: str
+    online: bool
+    next_position: int
+    bad_messages: int
+    raw: BufferStats
+    features: BufferStats
+    prediction: BufferStats
+
+
+class StreamSummary(msgspec.Struct):
+    """A stream in the list of those online."""
+
+    user_id: str
+    session_id: str
+    start_time: float
+    rate: float
+    next_position: int
+    device_info: dict[str, Any]
+
+
+class Stream:
+    """One session being received or, for a while after, remembered."""
+
+    def __init__(self, session: Session, relay: Outbox, buffer_samples: int) -> None:
+        self.session = session
+        self.relay: Outbox | None = relay
+        self.offline_at: float | None = None  # time.monotonic() when the relay went
+        self.ring = Ring(buffer_samples, session.n_channels or 1)
+        self.features = History(buffer_samples)
+        self.predictions = History(buffer_samples)
+        self.n_notes = 0
+        self._recent: deque[Note] = deque(maxlen=RECENT_NOTES)
+        self._rates = (Rate(), Rate(), Rate())
+
+    @property
+    def online(self) -> bool:
+        """Whether the relay is connected."""
+        return self.relay is not None
+
+    @property
+    def buffers(self) -> tuple[Ring | History, ...]:
+        """Raw, features, predictions."""
+        return self.ring, self.features, self.predictions
+
+    def write(self, chunk: Chunk) -> None:
+        """Buffer accepted raw."""
+        if chunk.samples.shape[1] != self.ring.n_channels:  # the device did not say, and this is its first sample
+            self.ring = Ring(self.ring.capacity, chunk.samples.shape[1])
+        self.ring.write(chunk.position, chunk.times_us, chunk.samples)
+
+    def note(self, note: Note) -> None:
+        """Buffer features, a prediction or the announcement of a gap."""
+        self.n_notes += 1
+        self._recent.append(note)
+        if note.kind == "features":
+            self.features.write(note)
+        elif note.kind == "prediction":
+            self.predictions.write(note)
+
+    def notes_since(self, n: int) -> list[Note]:
+        """Return what was noted after the first `n`, of the last RECENT_NOTES."""
+        return list(self._recent)[max(0, len(self._recent) - (self.n_notes - n)) :]
+
+    def chunks(self, runs: list[Run]) -> list[Chunk]:
+        """Make chunks of what was read from the ring."""
+        return [piece for run in runs for piece in Chunk(self.session.origin, *run).pieces()]
+
+    def last_notes(self, n: int) -> list[Note]:
+        """Return the last `n` features and the last `n` predictions, by time."""
+        return sorted(self.features.last(n) + self.predictions.last(n), key=lambda note: note.time_us)
+
+    def status(self) -> Status:
+        """Say whether the relay is connected, and with what."""
+        session = self.session
+        return Status(session.user_id, self.online, session.session_id, session.device_info)
+
+    def tick(self) -> None:
+        """Take the counts from which rates are told."""
+        for rate, buffer in zip(self._rates, self.buffers, strict=True):
+            rate.tick(buffer.n_written)
+
+    def summary(self) -> StreamSummary:
+        """Describe the stream in a line."""
+        session = self.session
+        return StreamSummary(
+            user_id=session.user_id,
+            session_id=session.session_id,
+            start_time=session.start_us / 1e6,
+            rate=self._rates[0].per_second(self.ring.n_written),
+            next_position=session.next_position,
+            device_info=session.device_info,
+        )
+
+    def stats(self) -> StreamStats:
+        """Describe the buffers."""
+        session = self.session
+        raw, features, prediction = map(_buffer_stats, self.buffers, self._rates)
+        raw.gaps, raw.duplicates = session.n_gaps, session.n_duplicates
+        return StreamStats(
+            user_id=session.user_id,
+            session_id=session.session_id,
+            online=self.online,
+            next_position=session.next_position,
+            bad_messages=session.n_bad,
+            raw=raw,
+            features=features,
+            prediction=prediction,
+        )
+
+
+def _buffer_stats(buffer: Ring | History, rate: Rate) -> BufferStats:
+    first_us, last_us = buffer.span_us or (None, None)
+    return BufferStats(
+        held=len(buffer),
+        capacity=buffer.capacity,
+        rate=rate.per_second(buffer.n_written),
+        first_time=first_us and first_us / 1e6,
+        last_time=last_us and last_us / 1e6,
+        bytes=buffer.nbytes,
+    )
