@@ -10,9 +10,9 @@ from typing import Any
 
 import asyncpg
 import pytest
+
 from services import PostgresServer
 from timescale_server import TimescaleUnavailable, fresh_schema, timescale_server
-
 from zander.storage import Postgres
 
 
@@ -82,5 +82,5 @@ async def opened(
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     """Wait until a condition holds; TimeoutError when it does not in time."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 (a condition on the database sets no event)
             await asyncio.sleep(0.001)

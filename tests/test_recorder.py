@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from time import monotonic
 
 import numpy as np
 import pytest
-from databases import until
 
+from databases import until
 from zander import recorder as recorder_module
 from zander.chunk import Chunk, Origin
 from zander.errors import Refused, StorageError
@@ -33,7 +33,7 @@ def chunk(position: int, n_samples: int = 1, origin: Origin = ORIGIN, n_channels
 
 
 def positions(batches: list[Batch], origin: Origin = ORIGIN) -> list[int]:
-    """The positions of a session as they were written; fails where a sample is not the one of its position."""
+    """The positions of a session as written; fails where a sample is not the one of its position."""
     found: list[int] = []
     for part in (part for batch in batches for part in batch.chunks if part.origin is origin):
         here = list(range(part.position, part.end))
@@ -189,7 +189,7 @@ async def test_two_batches_start_at_least_the_linger_apart(storage: MemoryStorag
             position += 1
             await asyncio.sleep(0.001)
     starts_s = storage.starts_s
-    assert min(later - earlier for earlier, later in zip(starts_s, starts_s[1:], strict=False)) >= 0.05
+    assert min(later - earlier for earlier, later in pairwise(starts_s)) >= 0.05
     written = positions(storage.batches)
     assert written == list(range(len(written)))
 
@@ -216,6 +216,16 @@ async def test_a_large_backlog_is_written_in_pieces_in_order(storage: MemoryStor
     assert positions(storage.batches) == list(range(170_000))
     assert len(sizes) == 4
     assert max(sizes) < MAX_RECORDS + 5000
+
+
+async def test_a_full_pile_goes_even_if_max_records_is_larger(storage: MemoryStorage) -> None:
+    kept = recorder(storage, max_records=1_000_000)
+    async with running(kept):
+        await until(lambda: kept.online)
+        for position in range(0, MAX_RECORDS + 5000, 500):
+            kept.record_chunk(chunk(position, 500))
+        await until(lambda: storage.batches)
+    assert len(positions(storage.batches)) >= MAX_RECORDS
 
 
 async def test_samples_that_wait_long_are_joined_and_take_little_memory(storage: MemoryStorage) -> None:

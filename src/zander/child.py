@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -40,6 +41,7 @@ class Child:
         output: IO[bytes],
         stdin: IO[bytes] | None = None,
         account: Account | None = None,
+        environment: Mapping[str, str] = ENVIRONMENT,
     ) -> None:
         self.command = command
         self.ended = threading.Event()
@@ -47,7 +49,7 @@ class Child:
         who = f"{account.uid}:{account.gid}" if account else ""
         bound = [str(LAUNCHER), str(os.getpid()), str(int(orphan_signal)), who, *command]
         forked: Future[subprocess.Popen[bytes]] = Future()
-        threading.Thread(target=self._live, args=(bound, output, stdin, forked), daemon=True).start()
+        threading.Thread(target=self._live, args=(bound, output, stdin, environment, forked), daemon=True).start()
         self._process = forked.result()
         self.pid = self._process.pid  # the launcher's, which becomes the program's
 
@@ -68,6 +70,7 @@ class Child:
         bound: list[str],
         output: IO[bytes],
         stdin: IO[bytes] | None,
+        environment: Mapping[str, str],
         forked: Future[subprocess.Popen[bytes]],
     ) -> None:
         """Fork, and wait for the end: the whole life of the thread."""
@@ -78,7 +81,7 @@ class Child:
                 stdout=output,
                 stderr=output,
                 cwd="/",  # a directory that every account may enter
-                env=ENVIRONMENT,
+                env=environment,
                 start_new_session=True,
             )
         except BaseException as error:

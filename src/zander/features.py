@@ -1,4 +1,4 @@
-"""Features of the last seconds of EEG, as a relay sends them: band powers, and ratios of them from the literature.
+"""Features as a relay sends them: band powers of the last seconds, and ratios of them from the literature.
 
 For demonstrations and tests: no artefact is rejected and nothing is calibrated to a person.
 """
@@ -19,8 +19,8 @@ BANDS_HZ = {"delta": (1, 4), "theta": (4, 8), "alpha": (8, 13), "beta": (13, 30)
 def band_powers(samples: Samples, sampling_rate_hz: float) -> dict[str, float] | None:
     """Return each band's share of the power from 1 to 45 Hz, averaged over the channels.
 
-    Shares, so that a channel with large values does not drown the others. Channels that are flat or have missing
-    values are left out; None when no channel is left. A band above half the sampling rate has 0.
+    Shares, so that a channel with large values does not drown the others. Channels that are flat or have
+    missing values are left out; None when no channel is left. A band above half the sampling rate has 0.
     """
     usable = samples[:, np.isfinite(samples).all(axis=0)].astype(np.float64)
     window = np.hanning(len(usable))[:, None]
@@ -58,7 +58,9 @@ def features(samples: Samples, sampling_rate_hz: float) -> dict[str, Any] | None
     }
 
 
-def _sum(power: NDArray[np.float64], frequency_hz: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+def _sum(
+    power: NDArray[np.floating[Any]], frequency_hz: NDArray[np.floating[Any]], low: float, high: float
+) -> NDArray[np.floating[Any]]:
     return np.asarray(power[(frequency_hz >= low) & (frequency_hz < high)].sum(axis=0))
 
 

@@ -23,6 +23,13 @@ LOCK = 0x5A616E64  # "Zand": any number that nobody else is likely to take
 EXPIRY_LOCK = LOCK + 1
 PATIENCE_S = 3600.0  # moving the rows of a large plain table into a hypertable takes its time
 ROWS_PER_DELETE = 20_000  # in one transaction: 0.1 s
+SCHEMA_MIGRATIONS = """
+CREATE TABLE schema_migrations (
+    version int PRIMARY KEY,
+    name text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)
+"""
 TABLES = ("raw_eeg", "predictions")  # that grow with time
 
 log = logging.getLogger(__name__)
@@ -72,10 +79,8 @@ async def migrate(connection: Connection) -> list[str]:
     StorageError when the database has some that we do not know: an older version must not write to it.
     """
     async with _alone(connection):
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS schema_migrations"
-            " (version int PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
-        )
+        if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
+            await connection.execute(SCHEMA_MIGRATIONS)  # IF NOT EXISTS would ask for the privilege each time
         applied = await connection.fetchval("SELECT coalesce(max(version), 0) FROM schema_migrations")
         known = migrations()
         if applied > known[-1].version:

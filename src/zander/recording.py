@@ -23,9 +23,9 @@ class RecordingError(ZanderError):
 
 
 class Signal(NamedTuple):
-    """A signal of the file: where it is there, and by what its values become µV (None: the unit is none of voltage)."""
+    """A signal of the file; its values times `microvolts` are µV, None: the unit is none of voltage."""
 
-    index: int
+    number: int
     name: str
     rate_hz: float
     unit: str
@@ -35,8 +35,8 @@ class Signal(NamedTuple):
 class Recording:
     """An open file. pyedflib opens a file once per process: close it, or use `with`.
 
-    `signals` are those at the most common rate, of equally common ones the highest; `notes` are sentences about
-    what was left out or is not in µV.
+    `signals` are those at the most common rate, of equally common ones the highest; `notes` says what was
+    left out and what is not in µV.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,7 +48,7 @@ class Recording:
             self.close()
             raise RecordingError(f"{path}: expected at least one signal besides annotations")
         self.sampling_rate_hz = self.signals[0].rate_hz
-        self.n_samples = int(min(self._reader.getNSamples()[signal.index] for signal in self.signals))
+        self.n_samples = int(min(self._reader.getNSamples()[signal.number] for signal in self.signals))
         self.notes = _left_out(everything, self.signals) + _not_voltage(self.signals)
 
     def __enter__(self) -> Self:
@@ -81,7 +81,7 @@ class Recording:
         n = max(0, min(n_samples, self.n_samples - start))
         samples = np.empty((n, len(self.signals)), np.float32)
         for column, signal in enumerate(self.signals):
-            values = self._reader.readSignal(signal.index, start, n)
+            values = self._reader.readSignal(signal.number, start, n)
             samples[:, column] = values * (1.0 if signal.microvolts is None else signal.microvolts)
         return samples
 
@@ -110,11 +110,8 @@ def _open(path: Path) -> Any:
         path.open("rb").close()  # says more plainly than pyedflib what is wrong
         return EdfReader(str(path))
     except OSError as error:
-        raise RecordingError(f"{path}: {error.strerror or _reason(error, path)}") from None
-
-
-def _reason(error: OSError, path: Path) -> str:
-    return str(error).removeprefix(f"{path}: ")
+        why = error.strerror or f"expected an EDF or BDF file: {str(error).removeprefix(f'{path}: ')}"
+        raise RecordingError(f"{path}: {why}") from None
 
 
 def _no_pyedflib() -> RecordingError:

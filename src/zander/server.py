@@ -21,22 +21,18 @@ from zander.wire import MAX_MESSAGE_BYTES
 
 CLOSE_SECONDS = 5.0  # of the 15 s that a stop may take, for the sockets; the database has its own in app.py
 CUT_SECONDS = 2  # then those that did not close are cut
-UNREAD_MILLISECONDS = 60_000  # after which the kernel cuts a peer that acknowledges nothing or keeps its window shut
+UNREAD_MILLISECONDS = (
+    60_000  # after which the kernel cuts a peer that acknowledges nothing or keeps its window shut
+)
 
 log = logging.getLogger(__name__)
 
 
-def serve(settings: Settings, workers: int = 1) -> None:
-    """Serve until SIGTERM or SIGINT; SettingsError when the port cannot be had or the settings don't fit."""
-    if workers > 1:
-        from zander.workers import supervise  # noqa: PLC0415 - one process does not need it
-
-        with database(settings) as complete:
-            supervise(complete, workers)
-        return
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; SettingsError when the port cannot be had."""
     configure_logging(settings)
     with listen(settings.host, settings.port) as listener, database(settings) as complete:
-        Server(create_app(complete), settings, listener).run([listener])
+        Server(create_app(complete), greeting(settings, listener)).run([listener])
 
 
 @contextmanager
@@ -54,7 +50,9 @@ def database(settings: Settings) -> Iterator[Settings]:
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Bind the port; `shared` lets several processes listen on it, and the kernel spread what comes."""
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, *_, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
@@ -71,7 +69,7 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn, with a word to the operator at the start and a drain before the end."""
 
-    def __init__(self, app: Starlette, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, app: Starlette, greeting: str = "") -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -84,12 +82,11 @@ class Server(uvicorn.Server):
             )
         )
         self._app = app
-        self._settings = settings
-        self._listener = listener
+        self._greeting = greeting
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        print(greeting(self._settings, self._listener.getsockname()[1]), file=sys.stderr, flush=True)
+        print(self._greeting, end="", file=sys.stderr, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept nobody, close every WebSocket with 1012 after its outbox, then let uvicorn and the lifespan end."""
@@ -101,15 +98,17 @@ class Server(uvicorn.Server):
         log.info("stopped in %.1f s", monotonic() - began)
 
 
-def greeting(settings: Settings, port: int) -> str:
+def greeting(settings: Settings, listener: socket.socket) -> str:
     """Say where the data is, which keys are in force, and what to try next."""
-    keys = [f"{len(settings.edge_api_key)} for relays, {len(settings.consumer_keys)} for consumers"]
+    port = listener.getsockname()[1]
+    own = f"a PostgreSQL of its own in {settings.data_dir.resolve()}"
+    keys = f"{len(settings.edge_api_key)} for relays, {len(settings.consumer_keys)} for consumers"
     url = f"http://{'localhost' if settings.host == '127.0.0.1' else settings.host}:{port}"
     option = "" if port == 8000 else f" --url ws://localhost:{port}"
     return f"""
   Zander serves {url}   (API: {url}/docs)
-  Data   {"the database of DATABASE_URL" if settings.database_url else f"a PostgreSQL of its own in {settings.data_dir.resolve()}"}
-  Keys   {keys[0] if settings.edge_api_key else "none: everybody on this machine may, nobody else can"}
+  Data   {"the database of DATABASE_URL" if settings.database_url else own}
+  Keys   {keys if settings.edge_api_key else "none: everybody on this machine may, nobody else can"}
   Nodes  {"joined over REDIS_URL" if settings.redis_url else "this one alone"}
   Try    zander relay --sample --user me{option}
          zander watch me{option}

@@ -26,10 +26,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     """What an operator may set; the field `host` is the variable `HOST`, and so on."""
 
     database_url: Annotated[
-        DatabaseUrl | None, Meta(description="PostgreSQL or TimescaleDB; unset: a PostgreSQL of its own in DATA_DIR")
+        DatabaseUrl | None,
+        Meta(description="PostgreSQL or TimescaleDB; unset: a PostgreSQL of its own in DATA_DIR"),
     ] = None
     redis_url: Annotated[
-        RedisUrl | None, Meta(description="Redis or Valkey that joins several nodes into one; unset: this node is alone")
+        RedisUrl | None,
+        Meta(description="Redis or Valkey that joins several nodes into one; unset: this node is alone"),
     ] = None
     edge_api_key: Annotated[
         Keys, Meta(description="keys of the relays, comma-separated; unset: no key needed, loopback only")
@@ -44,13 +46,19 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = "INFO"
     data_dir: Annotated[Path, Meta(description="folder of the node's own PostgreSQL")] = Path("data")
     buffer_samples: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="samples kept in memory per user, and of features and predictions each")
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="samples kept in memory per user, and of features and predictions each",
+        ),
     ] = 1000
     buffer_keep_seconds: Annotated[
         float, Meta(ge=0, description="how long a user's buffer stays after the relay has gone")
     ] = 900.0
     outbox_max_bytes: Annotated[
-        int, Meta(ge=1024, description="bytes that may wait for one consumer before its oldest raw is dropped")
+        int,
+        Meta(ge=1024, description="bytes that may wait for one consumer before its oldest raw is dropped"),
     ] = 1 << 20
     max_connections: Annotated[
         int, Meta(ge=1, description="WebSockets one node serves at once; more are closed with 4429")
@@ -65,7 +73,8 @@ class Settings(Struct, frozen=True, kw_only=True):
         float, Meta(ge=0, le=5, description="least time between two batches: under load they grow instead")
     ] = 0.1
     backlog_max_bytes: Annotated[
-        int, Meta(ge=1 << 16, description="bytes that may wait in memory for a database that is away or behind")
+        int,
+        Meta(ge=1 << 16, description="bytes that may wait in memory for a database that is away or behind"),
     ] = 256 << 20
     retention_days: Annotated[
         Positive | None, Meta(description="age at which raw and predictions are deleted; unset: never")
@@ -95,6 +104,16 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path | None = Path(
         raise SettingsError(_sentence(str(error))) from None
     _refuse_open_door(settings)
     return settings
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Write the settings as the variables that `load` reads; what is unset is left out."""
+    values = msgspec.to_builtins(settings, enc_hook=str)
+    return {
+        field.upper(): ",".join(value) if isinstance(value, tuple) else str(value)
+        for field, value in values.items()
+        if value not in (None, ())
+    }
 
 
 def _parse(field: str, value: str) -> str | Keys:

