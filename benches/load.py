@@ -34,6 +34,7 @@ class Peer:
     def __init__(self, load: Load, relay: int, path: str) -> None:
         self.inbox = Inbox(load, relay)
         self.unsent = b""
+        self.is_open = True
         self.socket = socket.create_connection(("127.0.0.1", load.port), timeout=30)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.sendall(HANDSHAKE.format(path=path).encode())
@@ -46,6 +47,8 @@ class Peer:
 
     def send(self, data: bytes) -> None:
         """Send without waiting; what finds no room goes before whatever comes next."""
+        if not self.is_open:
+            return
         data = self.unsent + data if self.unsent else data
         try:
             n = self.socket.send(data)
@@ -167,10 +170,9 @@ class Run:
                 heard = monotonic()
 
     def _close(self, peer: Peer, reason: str) -> None:
-        if self._peers.pop(peer.socket.fileno(), None):
+        if peer.is_open:
+            peer.is_open, peer.unsent = False, b""
             self._poll.unregister(peer.socket)
-            peer.unsent = b""
-            peer.send = lambda data: None  # type: ignore[method-assign]
             self.closed.append(f"bench-{peer.inbox.relay:04}: {reason}")
 
     def figures(self) -> dict[str, Any]:

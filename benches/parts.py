@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
 
-import asyncpg
 import psutil
 
 from zander.child import Child
@@ -150,39 +149,3 @@ def machine() -> str:
     except (OSError, StopIteration):
         model = "unknown CPU"
     return f"{model}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.2f} before"
-
-
-STORED = """
-SELECT s.user_id, count(*) AS n, count(DISTINCT r.position) AS n_positions, min(r.position) AS first,
-       max(r.position) AS last, bool_and(r.channels[1] = r.position) AS in_place,
-       count(DISTINCT r.channels[2]) AS n_relays, max(r.channels[2]) AS relay
-FROM sessions s JOIN raw_eeg r USING (session_id) WHERE s.session_id = ANY ($1::uuid[]) GROUP BY 1
-"""
-PENDING = "SELECT (SELECT count(*) FROM raw_eeg WHERE session_id = ANY ($1::uuid[])) + \
-(SELECT count(*) FROM predictions WHERE session_id = ANY ($1::uuid[]))"
-
-
-async def lost_in_database(dsn: str, sessions: list[str], n_samples: int, n_features: int) -> int:
-    """Count the samples and features of the sessions that the database does not hold exactly once."""
-    connection = await asyncpg.connect(dsn)
-    try:
-        expected = len(sessions) * (n_samples + n_features)
-        n, deadline = -1, time.monotonic() + PATIENCE_S
-        while n < expected and time.monotonic() < deadline:
-            before, n = n, await connection.fetchval(PENDING, sessions)
-            if n < expected:
-                deadline = min(deadline, time.monotonic() + 10) if n == before else deadline
-                time.sleep(0.2)
-        rows = await connection.fetch(STORED, sessions)
-        counts = "SELECT count(*) FROM predictions WHERE session_id = ANY ($1::uuid[])"
-        n_stored = await connection.fetchval(counts, sessions)
-    finally:
-        await connection.close()
-    wrong = sum(max(1, abs(n_samples - row["n"])) for row in rows if not _is_whole(row, n_samples))
-    return (len(sessions) - len(rows)) * n_samples + wrong + abs(len(sessions) * n_features - n_stored)
-
-
-def _is_whole(row: asyncpg.Record, n_samples: int) -> bool:
-    counts = (row["n"], row["n_positions"], row["first"], row["last"])
-    is_own = row["relay"] is None or (row["n_relays"] == 1 and row["user_id"] == f"bench-{int(row['relay']):04}")
-    return counts == (n_samples, n_samples, 0, n_samples - 1) and row["in_place"] and is_own

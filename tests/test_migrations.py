@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -93,13 +94,14 @@ async def test_the_tables_have_the_columns_of_the_original(any_database_url: str
 
 
 async def test_nodes_that_start_at_once_migrate_and_tune_one_after_the_other(any_database_url: str) -> None:
-    async def start() -> list[str]:
-        async with connected(any_database_url) as connection:
-            applied = await migrate(connection)
-            await tune(connection, 30.0, 24.0)
-            return applied
+    async def start(connection: Any) -> list[str]:
+        applied = await migrate(connection)
+        await tune(connection, 30.0, 24.0)
+        return applied
 
-    applied = await asyncio.gather(*(start() for _ in range(4)))
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(connected(any_database_url)) for _ in range(4)]
+        applied = await asyncio.gather(*map(start, nodes))
     assert sorted(map(len, applied)) == [0, 0, 0, len(migrations())]
 
 
@@ -263,22 +265,22 @@ async def test_the_policies_do_what_they_say(timescale_url: str) -> None:
 async def test_what_timescaledb_refuses_is_named_and_done_without(timescale_url: str) -> None:
     async with connected(timescale_url) as connection:
         await migrate(connection)
-        await connection.execute("SET timescaledb.enable_policy_create = off")
-        try:
-            tuning = await tune(connection, 4.5, 24.0)
-        finally:
-            await connection.execute("RESET timescaledb.enable_policy_create")
-        assert "but" in tuning.sentence
+        await connection.execute("ALTER TABLE raw_eeg ADD CONSTRAINT by_hand UNIQUE (session_id, position)")
+        tuning = await tune(connection, 4.5, 24.0)
+        assert 'but cannot create a unique index without the column "timestamp"' in tuning.sentence
         assert not tuning.complete
         assert not tuning.expires
+        assert (await policies(connection))["predictions"] == {
+            "compress_after": "24:00:00",
+            "drop_after": "108:00:00",
+        }
         await connection.execute(INSERT_RAW)
-        await connection.execute(INSERT_PREDICTIONS)
-        assert await delete_expired(connection, 4.5) >= 8  # chunks
-        assert await connection.fetchval("SELECT count(*) FROM raw_eeg") in (5, 6)
+        assert await delete_expired(connection, 4.5) == 5
+        await connection.execute("ALTER TABLE raw_eeg DROP CONSTRAINT by_hand")
         assert (await tune(connection, 4.5, 24.0)).complete
 
 
-async def test_without_the_columnstore_there_are_hypertables_all_the_same(
+async def test_without_a_columnstore_there_are_hypertables_and_chunks_are_dropped(
     timescale_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrations_module._Timescale, "has_columnstore", False)
@@ -288,6 +290,10 @@ async def test_without_the_columnstore_there_are_hypertables_all_the_same(
         assert "no columnstore with this version and licence" in tuning.sentence
         assert not tuning.expires
         assert await policies(connection) == {table: {} for table in TABLES}
+        await connection.execute(INSERT_RAW)
+        await connection.execute(INSERT_PREDICTIONS)
+        assert await delete_expired(connection, 4.5) >= 8  # chunks
+        assert await connection.fetchval("SELECT count(*) FROM raw_eeg") in (5, 6)
 
 
 @pytest.mark.parametrize(

@@ -405,9 +405,7 @@ async def test_a_drain_gives_up_and_says_how_much_is_lost(
     assert len(messages(caplog, "7 records are not written")) == 1
 
 
-async def test_a_drain_does_not_wait_out_a_backoff(
-    storage: MemoryStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_drain_does_not_wait_out_a_backoff(storage: MemoryStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "BACKOFF_MAX_SECONDS", 1000.0)
     kept = recorder(storage, max_records=1)
     kept._backoff_seconds = 1000.0

@@ -207,10 +207,10 @@ async def test_a_wrong_password_is_not_repeated(database_url: str) -> None:
 
 
 async def test_a_password_that_breaks_the_url_is_not_repeated() -> None:
-    storage = Postgres("postgresql://u:se/same@h:1/d", retention_days=None, columnstore_after_hours=24)
-    with pytest.raises(StorageError) as caught:
+    storage = Postgres("postgresql://u:sesame/x@h:1/d", retention_days=None, columnstore_after_hours=24)
+    with pytest.raises(StorageError, match="DATABASE_URL cannot be read") as caught:
         await storage.open()
-    assert "se" not in str(caught.value).replace("DATABASE_URL", "").replace("special characters need", "")
+    assert "sesame" not in str(caught.value)
 
 
 async def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,7 +409,7 @@ async def test_a_database_that_restarts_loses_nothing_and_gets_nothing_twice(
             while not until_done.done():
                 recorder.record_chunk(chunk(position, 10))
                 position += 10
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)  # as relays would: 10,000 samples a second
             await until_done
 
         await until(lambda: recorder.online)

@@ -12,7 +12,8 @@ from zander.settings import Keys
 def given_key(headers: Mapping[str, str]) -> str | None:
     """Return the key of `Authorization: Bearer …` or `X-API-Key`, None when neither is there."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
+    given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
+    return given and given.encode("latin-1").decode(errors="replace")  # ASGI headers are latin-1, keys UTF-8
 
 
 def require(keys: Keys, given: str | None) -> None:

@@ -13,9 +13,7 @@ from time import monotonic
 from zander.chunk import Chunk
 from zander.pile import CHUNK_BYTES, PREDICTION_BYTES, Pile, PredictionRecord, SessionRecord
 
-TIDY_RECORDS = (
-    4096  # joining so many one-sample chunks of 100 sessions takes 3 ms, while the event loop stands still
-)
+TIDY_RECORDS = 4096  # to join so many one-sample chunks of 100 sessions takes 3 ms of the event loop's time
 
 log = logging.getLogger(__name__)
 

@@ -47,6 +47,11 @@ class Cluster:
         """Whether Redis is there."""
         return self._link.state
 
+    @property
+    def n_peers(self) -> int:
+        """How many other nodes are known."""
+        return len(self._directory.peers)
+
     def attach(self, hub: Hub) -> None:
         self._hub = hub
         self._feeds = Feeds(self._calls, self._directory, hub)
@@ -250,6 +255,7 @@ class Alone:
     """The Broadcast of a node that has no Redis."""
 
     state: LinkState = "off"
+    n_peers = 0
 
     def attach(self, hub: Hub) -> None:
         self._hub = hub

@@ -62,16 +62,16 @@ class Feeds:
                 follow = peers.Follow(self._me, user_id, last)
                 await self._calls.ask(owner.node_id, follow, lambda reply: self._join(outbox, owner, reply))
                 return
-        self._hub.listen(outbox, self._status(user_id), [], [])
+        self._listen(outbox, [], [])
         self.attend(user_id)
 
     def attend(self, user_id: str) -> None:
         """Follow the user where it is now, and tell our consumers if its relay came or went."""
         if user_id not in self._hub.audience or user_id in self._hub.holds:
             return
-        status = self._status(user_id)
-        if self._told.get(user_id) != status:
-            self._told[user_id] = status
+        told, status = self._told.get(user_id), self._status(user_id)
+        self._told[user_id] = status
+        if status != told and (told is None or told.online or status.online):
             self._hub.tell_status(status)
         feed, owner = self._feeds.get(user_id), self._directory.owner(user_id)
         if owner is None or (feed and feed.synced and feed.follows(owner)):
@@ -147,8 +147,11 @@ class Feeds:
             feed.stand(reply)
         events = [peers.from_event(event, feed.origin) for event in reply.events]
         notes = [event for event in events if isinstance(event, Note)]
-        status = self._told[user_id] = self._status(user_id)
-        self._hub.listen(outbox, status, notes, [event for event in events if isinstance(event, Chunk)])
+        self._listen(outbox, notes, [event for event in events if isinstance(event, Chunk)])
+
+    def _listen(self, outbox: Outbox, notes: list[Note], chunks: list[Chunk]) -> None:
+        status = self._told[outbox.user_id] = self._status(outbox.user_id)
+        self._hub.listen(outbox, status, notes, chunks)
 
     def _deliver(self, feed: Feed, packed: peers.Event) -> None:
         event = peers.from_event(packed, feed.origin)

@@ -52,6 +52,9 @@ class Broadcast(Protocol):
     @property
     def state(self) -> LinkState: ...
 
+    @property
+    def n_peers(self) -> int: ...
+
     def attach(self, hub: Hub) -> None:
         """Learn whom to tell of what happens elsewhere."""
 

@@ -114,9 +114,7 @@ async def _alone(connection: Connection) -> AsyncIterator[None]:
     await connection.execute("SELECT pg_advisory_unlock($1)", LOCK)
 
 
-async def tune(
-    connection: Connection, retention_days: float | None, columnstore_after_hours: float
-) -> Tuning:
+async def tune(connection: Connection, retention_days: float | None, columnstore_after_hours: float) -> Tuning:
     """Make of the tables what the server allows: hypertables, a columnstore, policies as in the settings.
 
     What it does not allow is left out and named in the sentence: nothing of this is needed to write.
@@ -128,9 +126,7 @@ async def tune(
             await tuner.index_by_time()
             lacks = f"{timescale}: no hypertables or columnstore; retention by delete"
             return Tuning("; ".join([lacks, *tuner.failures]), complete=False, expires=False)
-        expires = [
-            await tuner.tune(table, timescale, retention_days, columnstore_after_hours) for table in TABLES
-        ]
+        expires = [await tuner.tune(table, timescale, retention_days, columnstore_after_hours) for table in TABLES]
     name = f"TimescaleDB {timescale.version} ({timescale.licence})"
     if tuner.failures:
         lacks = f"{name}, but {'; '.join(dict.fromkeys(tuner.failures))}"
@@ -181,13 +177,9 @@ class _Tuner:
     async def index_by_time(self) -> None:
         """Give the deletes a plain table's index; a BRIN is all but free to keep."""
         for table in TABLES:
-            await self.attempt(
-                f"CREATE INDEX IF NOT EXISTS {table}_by_time ON {table} USING brin (timestamp)"
-            )
+            await self.attempt(f"CREATE INDEX IF NOT EXISTS {table}_by_time ON {table} USING brin (timestamp)")
 
-    async def tune(
-        self, table: str, timescale: _Timescale, retention_days: float | None, after_hours: float
-    ) -> bool:
+    async def tune(self, table: str, timescale: _Timescale, retention_days: float | None, after_hours: float) -> bool:
         """Tune one table; False when what is too old has to be deleted by us."""
         is_hypertable = await self.attempt(
             f"SELECT create_hypertable('{table}', 'timestamp', chunk_time_interval => interval '1 day',"
@@ -216,9 +208,7 @@ class _Tuner:
         seconds = after_hours * 3600
         if await self._policy_seconds(table, "compress_after") != seconds:
             await self.attempt(f"CALL remove_columnstore_policy('{table}', if_exists => true)")
-            await self.attempt(
-                f"CALL add_columnstore_policy('{table}', after => interval '{seconds} seconds')"
-            )
+            await self.attempt(f"CALL add_columnstore_policy('{table}', after => interval '{seconds} seconds')")
 
     async def _keep_retention(self, table: str, retention_days: float | None) -> bool:
         """Set, change or remove the policy that drops what is too old; False when that is refused."""

@@ -37,7 +37,7 @@ def _encode_session(origin: Origin, chunks: list[Chunk]) -> bytearray:
     """Encode the rows of one session: they have one size, so each column is one assignment."""
     samples = np.concatenate([chunk.samples for chunk in chunks])
     n_samples, n_channels = samples.shape
-    buffer = bytearray(_row(origin.session_id, origin.user_id, n_channels)) * n_samples
+    buffer: bytearray = bytearray(_row(origin.session_id, origin.user_id, n_channels)) * n_samples
     rows = np.frombuffer(buffer, _row_dtype(len(origin.user_id.encode()), n_channels))
     rows["timestamp"] = np.concatenate([chunk.times_us for chunk in chunks]) - EPOCH_US
     rows["position"] = _positions(chunks, n_samples)

@@ -166,9 +166,7 @@ class Recorder:
         if not self._opened:
             await self._storage.open()
             self._opened = True
-            if (
-                not self._backlog.queue
-            ):  # else only writing what failed before proves that the database is back
+            if not self._backlog.queue:  # else only writing what failed before proves that it is back
                 self._advance()
         if not self._backlog.queue:
             await self._until_due()
@@ -194,9 +192,7 @@ class Recorder:
         n_records, now_s = self._backlog.n_records, monotonic()
         if not n_records:
             return math.inf
-        age_due_s = (
-            now_s if n_records >= self._max_records else self._backlog.open.oldest_s + self._max_seconds
-        )
+        age_due_s = now_s if n_records >= self._max_records else self._backlog.open.oldest_s + self._max_seconds
         return max(age_due_s, self._started_s + self._linger_seconds) - now_s
 
     async def _write(self, pile: Pile) -> None:
@@ -212,9 +208,7 @@ class Recorder:
             pile.n = self._n
         self._started_s = monotonic()
         try:
-            await self._storage.write(
-                Batch(pile.n, list(pile.sessions.values()), pile.chunks, pile.predictions)
-            )
+            await self._storage.write(Batch(pile.n, list(pile.sessions.values()), pile.chunks, pile.predictions))
         except Refused as error:
             self._divide(pile, error)
         else:
@@ -267,6 +261,4 @@ class Recorder:
         if self._away_since_s is not None:
             seconds = monotonic() - self._away_since_s
             self._away_since_s = None
-            log.warning(
-                "the database is back after %.1f s, %d records waited", seconds, self._backlog.n_records
-            )
+            log.warning("the database is back after %.1f s, %d records waited", seconds, self._backlog.n_records)

@@ -81,9 +81,7 @@ log = logging.getLogger(__name__)
 class Postgres:
     """A Storage in PostgreSQL, with what TimescaleDB adds where it is there."""
 
-    def __init__(
-        self, database_url: str, *, retention_days: float | None, columnstore_after_hours: float
-    ) -> None:
+    def __init__(self, database_url: str, *, retention_days: float | None, columnstore_after_hours: float) -> None:
         self._dsn = plain_dsn(database_url)
         self._retention_days = retention_days
         self._columnstore_after_hours = columnstore_after_hours
@@ -193,9 +191,7 @@ class Postgres:
         if batch.chunks:
             await _copy_raw(connection, raw)
         if batch.predictions:
-            await connection.copy_records_to_table(
-                "predictions", records=batch.predictions, columns=PREDICTION_COLUMNS
-            )
+            await connection.copy_records_to_table("predictions", records=batch.predictions, columns=PREDICTION_COLUMNS)
         if await connection.execute("COMMIT") != "COMMIT":
             raise StorageError("the transaction was rolled back")
 
@@ -214,9 +210,7 @@ class Postgres:
             if n_deleted := await delete_expired(connection, retention_days):
                 log.info("retention: %d rows or chunks older than %g days deleted", n_deleted, retention_days)
         except (StorageError, *FAILURES) as error:
-            log.warning(
-                "retention: not everything older than %g days is deleted: %s", retention_days, reason(error)
-            )
+            log.warning("retention: not everything older than %g days is deleted: %s", retention_days, reason(error))
         finally:
             if connection:
                 connection.terminate()

@@ -48,6 +48,7 @@ class ServerStats(Struct):
     samples_out: int
     bad_messages: int
     redis: LinkState
+    peers: int
     database: RecorderStats
 
 
@@ -84,6 +85,7 @@ async def stats(request: Request) -> Response:
         samples_out=hub.n_samples_out,
         bad_messages=hub.n_bad_messages,
         redis=hub.broadcast.state,
+        peers=hub.broadcast.n_peers,
         database=context.recorder.stats(),
     )
     return _json(found)

@@ -1,0 +1,210 @@
+"""How long a sample takes from the edge to a consumer, and what it costs.
+
+    python benches/latency.py [options]
+
+Starts the service with a PostgreSQL and a Valkey of its own, and drives it from another process (load.py), all on
+this machine. Ends with 1 when a sample was lost, with 2 when the bench could not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+from frames import FORMATS, Load
+from parts import BenchError, Checkout, Usage, machine, rss_bytes, service, usage, valkey
+from report import Figures, doubts, faults, middle, table
+from stored import lost_rows
+
+from zander.embedded import EmbeddedPostgresError, Postgres
+
+HERE = Path(__file__).resolve().parent
+WARMUP_S = 3.0
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--relays", type=_positive(int), default=100, metavar="N", help="relays, each a user (100)")
+    add("--rate", type=_positive(float), default=128.0, metavar="HZ", help="samples per second of each relay (128)")
+    add("--channels", type=_positive(int), default=7, metavar="N", help="channels (7)")
+    add("--consumers", type=int, default=1, metavar="N", help="consumers of each user (1)")
+    add("--format", choices=FORMATS, default="json", help="one sample or a chunk as JSON, or a binary chunk (json)")
+    add("--chunk-samples", type=_positive(int), default=32, metavar="N", help="samples per chunk (32)")
+    add("--features-rate", type=float, default=1.0, metavar="HZ", help="features per second of each relay (1)")
+    add("--duration", type=_positive(float), default=20.0, metavar="S", help="seconds measured, after the warm-up (20)")
+    add("--warmup", type=float, default=WARMUP_S, metavar="S", help=f"seconds before them ({WARMUP_S:g})")
+    add("--seed", type=int, default=1, metavar="N", help="of the values and the relays' phases (1)")
+    add("--no-redis", action="store_true", help="run the node alone")
+    add("--database-url", metavar="URL", help="write to this PostgreSQL instead of an own one")
+    add("--against", type=Path, metavar="DIR", help="measure the checkout in DIR in turn with this one")
+    add("--rounds", type=_positive(int), default=1, metavar="N", help="runs of each version; the median is shown (1)")
+    add("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
+    return parser.parse_args(words)
+
+
+def _positive(kind: type) -> Any:
+    def number(text: str) -> Any:
+        if (value := kind(text)) <= 0:
+            raise ValueError(text)
+        return value
+
+    number.__name__ = f"positive {kind.__name__}"
+    return number
+
+
+def load_of(options: argparse.Namespace) -> Load:
+    """Turn the options into a load; its port is not known yet."""
+    return Load(
+        port=0,
+        relays=options.relays,
+        consumers=options.consumers,
+        rate_hz=options.rate,
+        n_channels=options.channels,
+        format=options.format,
+        n_chunk=1 if options.format == "json" else options.chunk_samples,
+        features_hz=options.features_rate,
+        duration_s=options.duration,
+        warmup_s=options.warmup,
+        seed=options.seed,
+    )
+
+
+def measure(checkout: Checkout, load: Load, options: argparse.Namespace) -> Figures:
+    """Run the load once against a fresh service of a checkout."""
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zander-bench-")))
+        directory.chmod(0o755)  # PostgreSQL has an account of its own when we are root
+        settings, pids = {"DATA_DIR": str(directory)}, {}
+        if options.database_url:
+            dsn = options.database_url
+        else:
+            postgres = stack.enter_context(Postgres(directory))
+            dsn, pids["PostgreSQL"] = postgres.dsn, postgres.pid or 0
+        if not options.no_redis:
+            settings["REDIS_URL"], pids["Valkey"] = stack.enter_context(valkey())
+        port, pids["server"] = stack.enter_context(service(checkout, settings | {"DATABASE_URL": dsn}))
+        found = drive(load._replace(port=port), pids)
+        lost = asyncio.run(lost_rows(dsn, found.pop("sessions"), load.n_samples, load.n_features))
+    return Figures(**found, lost_rows=lost)
+
+
+def drive(load: Load, pids: dict[str, int]) -> dict[str, Any]:
+    """Run the load generator; return its figures, and what the parts took meanwhile."""
+    rss_before = rss_bytes(pids["server"])
+    with generator(load) as process:
+        pids = pids | {"load": process.pid}
+        _await(process, "steady")
+        n_before, before = samples_in(load.port), usage(pids)
+        _await(process, "sent")
+        n_after, after = samples_in(load.port), usage(pids)
+        _await(process, "arrived")
+        rss = rss_bytes(pids["server"])
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+        figures = _await(process, "figures")
+    spent_s = {name: cpu_s - before.cpu_s[name] for name, cpu_s in after.cpu_s.items()}
+    return figures | {
+        "samples_per_s": (n_after - n_before) / (after.at_s - before.at_s),
+        "server_us_per_sample": 1e6 * spent_s["server"] / max(1, n_after - n_before),
+        "cpu_share": _shares(spent_s, before, after),
+        "rss_kib_per_user": (rss - rss_before) / 1024 / load.relays,
+    }
+
+
+def _shares(spent_s: dict[str, float], before: Usage, after: Usage) -> dict[str, float]:
+    names = [name for name in ("server", "load", "PostgreSQL", "Valkey") if name in spent_s]
+    return {name: spent_s[name] / (after.at_s - before.at_s) for name in names}
+
+
+@contextmanager
+def generator(load: Load) -> Iterator[subprocess.Popen[str]]:
+    """Start the load generator, out of reach of a Ctrl-C: it ends with the block."""
+    command = [sys.executable, str(HERE / "load.py"), json.dumps(load._asdict())]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _await(process: subprocess.Popen[str], event: str) -> dict[str, Any]:
+    assert process.stdout
+    line = process.stdout.readline()
+    if not line:
+        raise BenchError("the load generator ended before its time")
+    message: dict[str, Any] = json.loads(line)
+    assert message.pop("event") == event
+    return message
+
+
+def samples_in(port: int) -> int:
+    """Ask the server how many samples it has taken in."""
+    with urlopen(f"http://127.0.0.1:{port}/stats", timeout=30) as answer:
+        return int(json.load(answer)["samples_in"])
+
+
+def describe(load: Load, options: argparse.Namespace) -> str:
+    """Say in words what is sent."""
+    chunk = f" of {load.n_chunk} samples" if load.n_chunk > 1 else ""
+    kind = {"json": "one-sample JSON", "chunk": f"JSON chunks{chunk}", "binary": f"binary chunks{chunk}"}[load.format]
+    redis = "" if not options.no_redis else ", no Redis"
+    return (
+        f"{load.relays} relays × {load.rate_hz:g} Hz × {load.n_channels} channels, {kind}, "
+        f"features {load.features_hz:g} Hz,\n{load.consumers} consumer(s) each{redis}; "
+        f"{load.duration_s:g} s after {load.warmup_s:g} s of warm-up"
+    )
+
+
+def main() -> int:
+    """Run the bench."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    options = arguments()
+    load = load_of(options)
+    checkouts = [Checkout(options.against)] if options.against else []
+    checkouts.append(Checkout(HERE.parent))
+    names = [f"{c.version or 'this'}" for c in checkouts]
+    names = names if len({*names}) == len(names) else ["against", "this"]
+    print(f"Zander {names[-1]}, Python {platform.python_version()}; {machine()}\n{describe(load, options)}\n", flush=True)
+    runs: dict[str, list[Figures]] = {name: [] for name in names}
+    for _ in range(options.rounds):
+        for name, checkout in zip(names, checkouts, strict=True):
+            runs[name].append(measure(checkout, load, options))
+    columns = {name: middle(figures) for name, figures in runs.items()}
+    print(table(columns))
+    if options.json:
+        options.json.write_text(json.dumps({name: figures._asdict() for name, figures in columns.items()}, indent=1))
+    return say_faults(columns)
+
+
+def say_faults(columns: dict[str, Figures]) -> int:
+    """Say what was wrong; return the exit code."""
+    wrong = [f"LOST ({name}): {fault}" for name, figures in columns.items() for fault in faults(figures)]
+    notes = [f"note ({name}): {doubt}" for name, figures in columns.items() for doubt in doubts(figures)]
+    print("", *notes, *wrong, sep="\n", file=sys.stderr) if notes or wrong else print("nothing lost")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (BenchError, EmbeddedPostgresError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

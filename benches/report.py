@@ -1,0 +1,101 @@
+"""The figures of a run, what is wrong with them, and the table."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import NamedTuple
+
+PROMISE_MS = 100.0  # p99 from edge to consumer
+LATE_MS = 20.0  # of the generator's own p99: beyond it the latencies are not the server's
+
+
+class Figures(NamedTuple):
+    """One number per question; percentiles are p50, p99, p99.9 and the maximum."""
+
+    latency_ms: dict[str, float]
+    generator_lag_ms: dict[str, float]
+    samples_per_s: float
+    server_us_per_sample: float
+    cpu_share: dict[str, float]  # of one core, by part
+    rss_kib_per_user: float
+    expected_samples: int
+    lost_samples: int
+    lost_features: int
+    sent_samples: int
+    lost_rows: int
+    closed: list[str]
+    strange: list[str]
+
+
+def faults(figures: Figures) -> list[str]:
+    """Say what was lost or came that should not have; nothing for a good run."""
+    found = [
+        (figures.lost_samples, f"of {figures.expected_samples} samples did not reach their consumer once, in order"),
+        (figures.lost_features, "features did not reach their consumer"),
+        (figures.lost_rows, f"of {figures.sent_samples} samples, and features, are not in the database once"),
+        (len(figures.closed), f"connections were closed by the server, first {figures.closed[:1]}"),
+        (len(figures.strange), f"messages were not expected, first {figures.strange[:1]}"),
+    ]
+    return [f"{n} {what}" for n, what in found if n]
+
+
+def doubts(figures: Figures) -> list[str]:
+    """Say what a reader of the figures has to know."""
+    found = []
+    if figures.latency_ms.get("p99", 0) >= PROMISE_MS:
+        found.append(f"p99 is over the promised {PROMISE_MS:g} ms")
+    if figures.generator_lag_ms["p99"] > LATE_MS:
+        found.append("the load generator was late itself: the machine is too busy for this load")
+    return found
+
+
+def middle(runs: list[Figures]) -> Figures:
+    """Take the median of every figure over several runs; what is wrong with one is wrong with all."""
+
+    def medians(tables: list[dict[str, float]]) -> dict[str, float]:
+        return {name: median(table[name] for table in tables) for name in tables[0]}
+
+    return Figures(
+        latency_ms=medians([run.latency_ms for run in runs]),
+        generator_lag_ms=medians([run.generator_lag_ms for run in runs]),
+        samples_per_s=median(run.samples_per_s for run in runs),
+        server_us_per_sample=median(run.server_us_per_sample for run in runs),
+        cpu_share=medians([run.cpu_share for run in runs]),
+        rss_kib_per_user=median(run.rss_kib_per_user for run in runs),
+        expected_samples=runs[0].expected_samples,
+        lost_samples=sum(run.lost_samples for run in runs),
+        lost_features=sum(run.lost_features for run in runs),
+        sent_samples=runs[0].sent_samples,
+        lost_rows=sum(run.lost_rows for run in runs),
+        closed=[line for run in runs for line in run.closed],
+        strange=[line for run in runs for line in run.strange],
+    )
+
+
+def table(columns: dict[str, Figures]) -> str:
+    """Write the figures, a column per version; of two, also how the second relates to the first."""
+    ours = list(columns.values())
+    rows = [(name, [cells[name] for cells in map(_cells, ours)]) for name in _cells(ours[0])]
+    lines = ["".join([" " * 30, *(f"{name[:17]:>18}" for name in columns)])] if len(columns) > 1 else []
+    for name, cells in rows:
+        texts = "".join(f"{_number(cell):>18}" for cell in cells)
+        ratio = f"{cells[1] / cells[0]:>9.2f}×" if len(cells) == 2 and cells[0] else ""
+        lines.append(f"{name:<30}{texts}{ratio}")
+    return "\n".join(lines)
+
+
+def _cells(figures: Figures) -> dict[str, float]:
+    return {
+        **{f"latency {name}, ms": value for name, value in figures.latency_ms.items()},
+        "samples in, per s": figures.samples_per_s,
+        "lost to consumers": figures.lost_samples + figures.lost_features,
+        "lost in the database": figures.lost_rows,
+        "server CPU per sample, µs": figures.server_us_per_sample,
+        "memory per user, KiB": figures.rss_kib_per_user,
+        **{f"CPU of {name}, % of a core": 100 * share for name, share in figures.cpu_share.items()},
+        "load generator late p99, ms": figures.generator_lag_ms["p99"],
+    }
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if isinstance(value, int) or value >= 1000 else f"{value:.3g}"

@@ -1,0 +1,242 @@
+"""The `zander` command. Each command imports what it needs when it runs, so that all of them start quickly.
+
+Exits with 0 when all is well or after Ctrl-C, 1 when the work failed, 2 when it could not begin: a setting, a
+file or the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from importlib.metadata import version
+from math import isfinite
+from pathlib import Path
+from typing import Any, TypeVar
+
+from zander.errors import SettingsError, ZanderError
+
+Number = TypeVar("Number", int, float)
+
+URL = "ws://127.0.0.1:8000"
+FORMATS = ("sample", "chunk", "binary")
+TYPES = ("features", "raw", "prediction", "gap", "status")
+
+
+class Failure(Exception):
+    """Ends the command with a sentence and an exit code."""
+
+    def __init__(self, sentence: str, code: int = 1) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return its exit code."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except KeyboardInterrupt:
+        return 0
+    except SettingsError as error:
+        return _complain(str(error), 2)
+    except Failure as failure:
+        return _complain(str(failure), failure.code)
+    except ZanderError as error:
+        return _complain(str(error), 1)
+    return 0
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"zander: {sentence}", file=sys.stderr)
+    return code
+
+
+# The commands.
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from zander.embedded import EmbeddedPostgresError  # noqa: PLC0415
+    from zander.server import serve  # noqa: PLC0415
+    from zander.settings import load  # noqa: PLC0415
+
+    try:
+        serve(load(), options.workers)
+    except EmbeddedPostgresError as error:
+        raise Failure(str(error), 2) from None
+
+
+def _relay(options: argparse.Namespace) -> None:
+    from zander.recording import Recording, RecordingError, sample  # noqa: PLC0415
+    from zander.relay import RelayOptions, relay  # noqa: PLC0415
+
+    try:
+        recording = sample() if options.sample else Recording(options.file)
+    except RecordingError as error:
+        raise Failure(str(error), 2) from None
+    with recording:
+        given = vars(options) | {"key": options.key or _key("EDGE_API_KEY")}
+        _run(relay(recording, RelayOptions(**{name: given[name] for name in RelayOptions._fields})))
+
+
+def _watch(options: argparse.Namespace) -> None:
+    from zander.watch import WatchOptions, watch  # noqa: PLC0415
+
+    given = vars(options) | {"key": options.key or _key("CONSUMER_API_KEY", "EDGE_API_KEY")}
+    _run(watch(WatchOptions(**{name: given[name] for name in WatchOptions._fields})))
+
+
+def _dsn(_: argparse.Namespace) -> None:
+    print(_database())
+
+
+def _migrate(_: argparse.Namespace) -> None:
+    import asyncpg  # noqa: PLC0415
+
+    from zander.migrations import migrate  # noqa: PLC0415
+
+    async def apply() -> list[str]:
+        connection = await asyncpg.connect(dsn, timeout=10)
+        try:
+            return await migrate(connection)
+        finally:
+            await connection.close()
+
+    dsn = _database()
+    try:
+        applied = asyncio.run(apply())
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise Failure(f"the database cannot be migrated: {error or type(error).__name__}") from None
+    print("\n".join(f"applied {name}" for name in applied) or "nothing to apply: the database is up to date")
+
+
+# What they share.
+
+
+def _database() -> str:
+    """Return where the database is: the one that is set, or the one that a node keeps in its data directory."""
+    from zander import embedded  # noqa: PLC0415
+    from zander.settings import load  # noqa: PLC0415
+
+    settings = load()
+    if settings.database_url:
+        return settings.database_url.replace("+asyncpg", "", 1)
+    if found := embedded.dsn(settings.data_dir):
+        return found
+    where = settings.data_dir.resolve()
+    raise Failure(f"no DATABASE_URL is set, and no `zander serve` keeps a database in {where} now")
+
+
+def _key(*variables: str) -> str | None:
+    """Return the first key of the first variable that is set, in the environment or in `.env`."""
+    from dotenv import dotenv_values  # noqa: PLC0415
+
+    values = {**dotenv_values(".env"), **os.environ}
+    for variable in variables:
+        if keys := (values.get(variable) or "").split(",")[0].strip():
+            return keys
+    return None
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end, or until SIGINT or SIGTERM: then the work is cancelled and takes its leave."""
+
+    async def cancellable() -> None:
+        task = asyncio.ensure_future(work)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(NotImplementedError):  # not on Windows; there Ctrl-C is a KeyboardInterrupt
+                asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        with suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancellable())
+
+
+# The command line.
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="zander", description="Takes EEG in from relays, gives it to whoever listens, and keeps it."
+    )
+    parser.add_argument("--version", action="version", version=f"zander {version('zander')}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_serve(commands.add_parser("serve", help="run the server"))
+    _add_relay(commands.add_parser("relay", help="stream an EDF or BDF recording, as a relay streams a headset"))
+    _add_watch(commands.add_parser("watch", help="show a user's stream in the terminal"))
+    commands.add_parser("dsn", help="print the address of the database, for psql").set_defaults(command=_dsn)
+    commands.add_parser("migrate", help="bring the database's tables up to date").set_defaults(command=_migrate)
+    return parser
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Runs the server. Everything else is set in the environment or in .env."
+    parser.add_argument("--workers", type=_above(int), default=1, metavar="N", help="processes that share the port (1)")
+    parser.set_defaults(command=_serve)
+
+
+def _add_relay(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    parser.description = "Streams a recording at its own pace, in µV. Ctrl-C ends it."
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("file", nargs="?", type=Path, metavar="FILE", help="an EDF or BDF file")
+    source.add_argument("--sample", action="store_true", help="the recording that pyedflib ships: Fp1, 128 Hz")
+    add("--user", dest="user_id", default="me", metavar="USER", help="whose stream it is (me)")
+    _add_connection(parser, "EDGE_API_KEY")
+    add("--format", choices=FORMATS, default="sample", help="a message per sample (the default), or in chunks")
+    add("--speed", type=_above(float), default=1.0, metavar="X", help="10: ten times as fast (1)")
+    add("--loop", action="store_true", help="begin again at the end")
+    add(
+        "--features",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="send band powers once per second of the recording (yes)",
+    )
+    parser.set_defaults(command=_relay)
+
+
+def _add_watch(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    parser.description = "Shows a user's stream: a screen in a terminal, else a line a second. Ctrl-C ends it."
+    add("user_id", nargs="?", default="me", metavar="USER", help="whose stream (me)")
+    _add_connection(parser, "CONSUMER_API_KEY, else EDGE_API_KEY")
+    add("--types", type=_types, default=(), help=f"comma-separated, of {', '.join(TYPES)} (all)")
+    add("--last", type=_above(int), default=0, metavar="N", help="show the last N buffered samples first")
+    parser.set_defaults(command=_watch)
+
+
+def _add_connection(parser: argparse.ArgumentParser, variables: str) -> None:
+    parser.add_argument("--url", default=URL, help=f"the server ({URL})")
+    parser.add_argument("--key", help=f"better, since others see a command line: the variable {variables}")
+    parser.add_argument("--seconds", type=_above(float), metavar="S", help="end after S seconds")
+
+
+def _above(kind: Callable[[str], Number]) -> Callable[[str], Number]:
+    """Read a number above 0."""
+
+    def read(text: str) -> Number:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = kind("0")
+        if not isfinite(number) or number <= 0:
+            raise argparse.ArgumentTypeError(
+                f"expected a {'whole number' if kind is int else 'number'} above 0, got {text!r}"
+            )
+        return number
+
+    return read
+
+
+def _types(text: str) -> tuple[str, ...]:
+    """Read types; the server would refuse an unknown one, but only once it is reached."""
+    types = tuple(part.strip() for part in text.split(","))
+    if unknown := [name for name in types if name not in TYPES]:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(TYPES)}, got {', '.join(unknown)!r}")
+    return types

@@ -1,0 +1,182 @@
+"""What the API reference says beyond the code: which endpoint speaks which Struct, and what names mean.
+
+Tests hold it against the routes, the Structs, the close codes and the codes of errors: whoever adds one is told to
+describe it here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from zander import wire
+from zander.errors import CloseCode
+from zander.openapi import Channel, Endpoint, Parameter, Reference
+from zander.outbox import Format
+from zander.query import AnswerFormat
+from zander.routes import health, meanings
+from zander.routes.socket import AUTH_SECONDS, MAX_BAD_MESSAGES
+from zander.stream import SampleType, StreamStats
+from zander.wire import Features, Kind, Microvolts, Position, Prediction, Seconds
+
+
+# What the server writes by hand or merges from what came, as Structs. Tests hold them against the real messages.
+
+
+class RawSample(Struct, tag="raw"):
+    """One sample of all channels."""
+
+    user_id: str
+    session_id: str
+    position: Position
+    timestamp: Seconds
+    channels: list[Microvolts | None]
+
+
+class RawChunk(Struct, tag="raw"):
+    """Consecutive samples: as many as are at hand."""
+
+    user_id: str
+    session_id: str
+    position: Position
+    timestamp: Seconds
+    samples: list[list[Microvolts | None]]
+
+
+class FeaturesEvent(Features, tag="features", kw_only=True):
+    """Features as the relay sent them, with all their fields, and whose they are."""
+
+    user_id: str
+    session_id: str
+    timestamp: Seconds
+
+
+class PredictionEvent(Prediction, tag="prediction", kw_only=True):
+    """A prediction as the consumer sent it, and whom it is about."""
+
+    user_id: str
+    timestamp: Seconds
+
+
+class Samples(Struct):
+    """Buffered samples, oldest first."""
+
+    user_id: str
+    sample_type: SampleType
+    n: int
+    samples: list[RawSample | FeaturesEvent | PredictionEvent]
+
+
+class ErrorDetail(Struct):
+    """What was expected and what came."""
+
+    code: str
+    message: str
+
+
+class ErrorAnswer(Struct):
+    """What every REST error looks like."""
+
+    error: ErrorDetail
+
+
+SAMPLE_TYPE = Parameter("sample_type", SampleType, "what to read from the buffer", "features")
+FORMAT = Parameter("format", AnswerFormat, "`npy`, for raw only: an array that `numpy.load` reads", "json")
+START = Parameter("start", str, "first time: Unix seconds or ISO 8601 (UTC unless it says otherwise)", required=True)
+END = Parameter("end", str, "time after the last, in the same forms", required=True)
+
+NPY: dict[str, Any] = {
+    "application/octet-stream": {
+        "schema": {"type": "string", "format": "binary"},
+        "description": "`format=npy`: float32 `(n_samples, n_channels)` in µV, with NaN for missing values",
+    }
+}
+NPY_HEADERS = {
+    "X-Session-Id": "npy: the session",
+    "X-Positions": "npy: JSON list of `[from, to]`, the runs without a hole",
+    "X-Position": "npy: position of the first sample",
+    "X-Time": "npy: time of the first sample, Unix seconds",
+    "X-Time-Last": "npy: time of the last sample",
+    "X-Channel-Names": "npy: JSON list of the channels' names, null when the relay gave none",
+}
+
+
+def _buffer(answer: Any, *query: Parameter) -> Endpoint:
+    return Endpoint(answer, (404, 422, 503), (SAMPLE_TYPE, FORMAT, *query), other_media=NPY, headers=NPY_HEADERS)
+
+
+ENDPOINTS = {
+    "/health": Endpoint(health.Health, needs_key=False),
+    "/health/ready": Endpoint(
+        health.Readiness,
+        needs_key=False,
+        other_answers={503: ("The same: the database, or Redis, is away.", health.Readiness)},
+    ),
+    "/buffer/{user_id}/latest": _buffer(RawSample | FeaturesEvent | PredictionEvent),
+    "/buffer/{user_id}/last/{n}": _buffer(Samples),
+    "/buffer/{user_id}/range": _buffer(Samples, START, END),
+    "/buffer/{user_id}/stats": Endpoint(StreamStats, (404, 422, 503)),
+    "/streams": Endpoint(health.Streams),
+    "/stats": Endpoint(health.ServerStats),
+    "/docs": Endpoint(str, needs_key=False, media_type="text/html"),
+    "/openapi.json": Endpoint(dict[str, Any], needs_key=False),
+}
+
+PATH_PARAMETERS = {
+    "user_id": Parameter("user_id", wire.UserId, "the user, as the relay named them"),
+    "n": Parameter("n", Annotated[int, Meta(ge=1)], "how many, at most what is buffered (BUFFER_SAMPLES)"),
+}
+
+CHANNELS = {
+    "/stream": Channel(
+        key="`api_key` in the first message, or `Authorization: Bearer …`, or `X-API-Key`",
+        first=wire.Auth,
+        receives=(wire.Raw, wire.Features, wire.Ping),
+        sends=(wire.AuthOk, PredictionEvent, wire.Pong, wire.Error),
+        binary=("receives",),
+        close_codes=tuple(CloseCode),
+    ),
+    "/subscribe/{user_id}": Channel(
+        key="`Authorization: Bearer …`, or `X-API-Key`, or a first message; never in the URL",
+        first=wire.ConsumerAuth,
+        receives=(wire.Prediction,),
+        sends=(
+            *(wire.Status, RawSample, RawChunk, FeaturesEvent, PredictionEvent),
+            *(wire.Gap, wire.PredictionAck, wire.Error),
+        ),
+        binary=("sends",),
+        close_codes=tuple(code for code in CloseCode if code is not CloseCode.TAKEN_OVER),
+        query=(
+            Parameter("types", list[Kind], "what to get, comma-separated; left out: everything"),
+            Parameter("format", Format, "how raw comes: a message per sample, JSON chunks, or binary chunks", "json"),
+            Parameter("last", Annotated[int, Meta(ge=0)], "send so many buffered samples first", 0),
+        ),
+    ),
+}
+
+CLOSE_CODES = {
+    CloseCode.TOO_BIG: f"a message over {wire.MAX_MESSAGE_BYTES >> 20} MiB",
+    CloseCode.RESTART: "the server restarts",
+    CloseCode.AUTH_TIMEOUT: f"no first message within {AUTH_SECONDS:g} s",
+    CloseCode.TOO_SLOW: "read too slowly for too long",
+    CloseCode.TOO_MANY: "more connections than this node serves",
+    CloseCode.BAD_MESSAGES: f"a first message or a query that is wrong, or {MAX_BAD_MESSAGES} bad messages",
+    CloseCode.UNAUTHORIZED: "the key is wrong or missing",
+    CloseCode.FORBIDDEN: "not allowed for this user",
+    CloseCode.TAKEN_OVER: "a newer relay streams for this user: do not fight it",
+}
+
+REFERENCE = Reference(
+    endpoints=ENDPOINTS,
+    channels=CHANNELS,
+    path_parameters=PATH_PARAMETERS,
+    error=ErrorAnswer,
+    structs=(wire.DeviceInfo,),
+    fields=meanings.FIELDS,
+    examples=meanings.EXAMPLES,
+    close_codes=CLOSE_CODES,
+    error_codes=meanings.ERROR_CODES,
+    binary_chunk=meanings.BINARY_CHUNK,
+    description=meanings.DESCRIPTION,
+)

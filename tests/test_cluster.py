@@ -1,0 +1,276 @@
+"""Two nodes on one Redis behave as one."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from clients import Peer, consumer, relay
+from databases import until
+from nodes import Node
+from services import PostgresServer, ValkeyServer, eventually
+
+from zander.chunk import decode_binary
+
+StartNode = Callable[..., Node]
+
+
+@pytest.fixture(scope="module")
+def pair(postgres: PostgresServer, valkey: ValkeyServer) -> Iterator[tuple[Node, Node]]:
+    """Two nodes that know each other, for tests that leave them as they are."""
+    shared = {"database_url": postgres.create_database(), "redis_url": valkey.url, "batch_max_seconds": 0.1}
+    with Node(**shared) as one, Node(**shared) as two:
+        _acquainted(one, two)
+        yield one, two
+
+
+def _acquainted(*nodes: Node) -> None:
+    """Wait until every node has heard of every other."""
+    eventually(lambda: all(node.get("/stats")[1]["peers"] == len(nodes) - 1 for node in nodes))
+
+
+def _everywhere(user: str, *nodes: Node) -> None:
+    """Wait until every node knows that the user streams."""
+    eventually(lambda: all(node.get(f"/buffer/{user}/stats")[0] == 200 for node in nodes))
+
+
+async def _positions(peer: Peer, end: int) -> list[int]:
+    """Read raw until position `end`, and check that each sample says its position in channel 0."""
+    positions: list[int] = []
+    while not positions or positions[-1] < end - 1:
+        message = await peer.receive()
+        if isinstance(message, bytes):
+            raw = decode_binary(message)
+            start, values = raw.position or 0, raw.samples[:, 0].tolist()
+        elif message["type"] == "raw":
+            values = [sample[0] for sample in message.get("samples", [message.get("channels")])]
+            start = message["position"]
+        else:
+            continue
+        assert values == list(range(start, start + len(values)))
+        positions += range(start, start + len(values))
+    return positions
+
+
+async def test_a_consumer_on_the_other_node_gets_everything(pair: tuple[Node, Node], user: str) -> None:
+    one, two = pair
+    async with consumer(two.ws, user) as azure:
+        async with relay(one.ws, user) as edge:
+            status = await azure.receive()
+            assert (status["type"], status["online"], status["session_id"]) == ("status", True, edge.session_id)
+            await edge.send({"type": "raw", "channels": [0, None]})
+            await edge.send({"type": "features", "workload": 0.5})
+            await edge.send({"type": "raw", "channels": [5, 0], "position": 5})
+            messages = [await azure.receive() for _ in range(4)]
+            assert {message["type"] for message in messages} == {"raw", "features", "gap"}
+            raw = [message for message in messages if message["type"] == "raw"]
+            assert [(message["position"], message["channels"]) for message in raw] == [(0, [0, None]), (5, [5, 0])]
+            assert all(message["session_id"] == edge.session_id for message in raw)
+        assert (await azure.until("status"))["online"] is False
+
+
+async def test_a_session_that_began_before_anyone_knew_of_the_consumer_comes_whole(
+    pair: tuple[Node, Node], user: str
+) -> None:
+    one, two = pair
+    async with consumer(two.ws, user) as azure, relay(one.ws, user) as edge:
+        for i in range(500):
+            await edge.send({"type": "raw", "channels": [i, 0]})
+        assert await _positions(azure, 500) == list(range(500))
+
+
+@pytest.mark.parametrize("form", ["json", "chunks", "binary"])
+async def test_last_n_joins_across_nodes_without_a_hole_or_a_repeat(
+    pair: tuple[Node, Node], user: str, form: str
+) -> None:
+    one, two = pair
+    async with relay(one.ws, user) as edge:
+        _everywhere(user, two)
+        some_sent = asyncio.Event()
+
+        async def send() -> None:
+            for i in range(2000):
+                await edge.send({"type": "raw", "channels": [i, 0]})
+                if i == 300:
+                    some_sent.set()
+
+        sending = asyncio.create_task(send())
+        await some_sent.wait()
+        query = f"?types=raw&last=100&format={form}"
+        async with consumer(two.ws, user, query) as first, consumer(two.ws, user, query) as second:
+            for peer in (first, second):
+                positions = await _positions(peer, 2000)
+                assert positions == list(range(positions[0], 2000))
+                assert len(positions) >= 100
+        await sending
+
+
+async def test_every_query_has_the_same_answer_on_both_nodes(pair: tuple[Node, Node], user: str) -> None:
+    one, two = pair
+    async with relay(one.ws, user) as edge:
+        _everywhere(user, two)
+        for i in range(10):
+            await edge.send({"type": "raw", "channels": [i, 0], "timestamp": 1764000000 + i})
+            await edge.send({"type": "features", "workload": i / 10, "timestamp": 1764000000 + i})
+        await edge.send({"type": "ping", "t0": 0})
+        await edge.until("pong")
+        for path in (
+            "latest",
+            "latest?sample_type=raw",
+            "last/3",
+            "last/3?sample_type=raw",
+            "range?start=1764000002&end=1764000005&sample_type=raw",
+            "latest?sample_type=prediction",
+            "last/0",
+        ):
+            assert one.get(f"/buffer/{user}/{path}") == two.get(f"/buffer/{user}/{path}"), path
+        answers = [node.fetch(f"/buffer/{user}/last/9?sample_type=raw&format=npy") for node in pair]
+        assert answers[0][2] == answers[1][2]
+        assert answers[0][1]["X-Positions"] == answers[1][1]["X-Positions"] == "[[1, 10]]"
+        assert np.load(io.BytesIO(answers[1][2])).shape == (9, 2)
+        for node in pair:
+            assert user in [stream["user_id"] for stream in node.get("/streams")[1]["streams"]]
+            assert node.get(f"/buffer/{user}/stats")[1]["raw"]["held"] == 10
+
+
+async def test_a_prediction_on_the_other_node_reaches_the_relay_and_all_but_its_sender(
+    pair: tuple[Node, Node], user: str
+) -> None:
+    one, two = pair
+    async with (
+        relay(one.ws, user) as edge,
+        consumer(one.ws, user, "?types=prediction") as here,
+    ):
+        _everywhere(user, two)
+        async with (
+            consumer(two.ws, user, "?types=prediction") as sender,
+            consumer(two.ws, user, "?types=prediction") as there,
+        ):
+            await there.send({"type": "prediction", "prediction_type": "w", "classifier_name": "c", "data": {}})
+            assert (await sender.receive())["prediction_type"] == "w"  # both follow from here on
+            await edge.receive()
+            await here.receive()
+            await sender.send({"type": "prediction", "prediction_type": "x", "classifier_name": "c", "data": {}, "id": 9})
+            assert await sender.receive() == {"type": "prediction_ack", "id": 9, "delivered": True}
+            for peer in (edge, here, there):
+                assert (await peer.receive())["prediction_type"] == "x"
+        _, answer = two.get(f"/buffer/{user}/last/5?sample_type=prediction")
+        assert answer["n"] == 2
+
+
+async def test_a_relay_on_the_other_node_takes_over(pair: tuple[Node, Node], user: str) -> None:
+    one, two = pair
+    async with relay(one.ws, user) as old, consumer(one.ws, user) as here, consumer(two.ws, user) as there:
+        _everywhere(user, two)
+        async with relay(two.ws, user) as new:
+            assert await old.close_code() == 4509
+            for peer in (here, there):
+                while (await peer.until("status"))["session_id"] != new.session_id:
+                    pass
+            await new.send({"type": "raw", "channels": [1, 1]})
+            for peer in (here, there):
+                assert (await peer.until("raw"))["session_id"] == new.session_id
+        async with relay(one.ws, user) as back:  # and back again
+            for peer in (here, there):
+                while (await peer.until("status"))["session_id"] != back.session_id:
+                    pass
+
+
+async def test_a_node_that_stops_says_so_and_a_new_relay_goes_elsewhere(
+    start_node: StartNode, valkey: ValkeyServer, user: str
+) -> None:
+    one, two = start_node(redis_url=valkey.url), start_node(redis_url=valkey.url)
+    async with relay(one.ws, user) as edge, consumer(two.ws, user) as azure:
+        _everywhere(user, two)
+        assert (await asyncio.to_thread(one.stop)) is None
+        assert await edge.close_code() == 1012
+        while (await azure.until("status"))["online"]:
+            pass
+        assert two.get(f"/buffer/{user}/stats")[0] == 404
+        async with relay(two.ws, user) as again:
+            assert (await azure.until("status"))["session_id"] == again.session_id
+
+
+async def test_without_redis_each_node_goes_on_alone_and_both_heal_by_themselves(
+    start_node: StartNode, user: str
+) -> None:
+    with ValkeyServer() as redis:
+        one, two = start_node(redis_url=redis.url), start_node(redis_url=redis.url)
+        eventually(one.ready)
+        _acquainted(one, two)
+        async with relay(one.ws, user) as edge, consumer(one.ws, user, "?types=raw,status") as here:
+            _everywhere(user, two)
+            async with consumer(two.ws, user, "?types=raw,gap,status") as there:
+                await edge.send({"type": "raw", "channels": [0, 0]})
+                assert await _positions(there, 1) == [0]
+                redis.stop()
+                await until(lambda: one.get("/health/ready")[1]["redis"] == "down")
+                assert one.get("/health/ready")[0] == 503
+                await until(lambda: two.get("/health/ready")[0] == 503)
+                for i in range(1, 300):
+                    await edge.send({"type": "raw", "channels": [i, 0]})
+                assert (await _positions(here, 300))[-1] == 299
+                assert two.get(f"/buffer/{user}/latest")[0] in (404, 503)
+                redis.start()
+                assert await _positions(there, 300) == list(range(1, 300))
+                await until(one.ready)
+                _everywhere(user, two)
+
+
+async def test_what_the_ring_no_longer_holds_after_an_outage_is_announced_as_lost(
+    start_node: StartNode, user: str
+) -> None:
+    with ValkeyServer() as redis:
+        one = start_node(redis_url=redis.url, buffer_samples=50)
+        two = start_node(redis_url=redis.url, buffer_samples=50)
+        _acquainted(one, two)
+        async with relay(one.ws, user) as edge, consumer(two.ws, user, "?types=raw,gap,status") as there:
+            await edge.send({"type": "raw", "channels": [0, 0]})
+            assert await _positions(there, 1) == [0]
+            redis.stop()
+            await until(lambda: two.get("/health/ready")[1]["redis"] == "down")
+            for i in range(1, 200):
+                await edge.send({"type": "raw", "channels": [i, 0]})
+            await edge.send({"type": "ping", "t0": 0})
+            await edge.until("pong")
+            redis.start()
+            gap = await there.until("gap")
+            assert (gap["from"], gap["to"], gap["reason"]) == (1, 150, "lost")
+            assert await _positions(there, 200) == list(range(150, 200))
+
+
+@pytest.mark.parametrize("command", ["CLIENT KILL TYPE pubsub", "CLIENT KILL TYPE normal SKIPME yes", "FLUSHALL"])
+async def test_redis_may_cut_connections_or_forget_all_and_nothing_is_lost(
+    pair: tuple[Node, Node], valkey: ValkeyServer, user: str, command: str
+) -> None:
+    from redis.asyncio import Redis
+
+    one, two = pair
+    async with relay(one.ws, user) as edge, consumer(two.ws, user, "?types=raw,status") as there, Redis.from_url(valkey.url) as redis:
+        for i in range(600):
+            await edge.send({"type": "raw", "channels": [i, 0]})
+            if i % 200 == 100:
+                await redis.execute_command(*command.split())
+        assert await _positions(there, 600) == list(range(600))
+    _acquainted(one, two)
+
+
+async def test_a_redis_that_hangs_is_noticed_and_nobody_waits_for_it(start_node: StartNode, user: str) -> None:
+    with ValkeyServer() as redis:
+        one, two = start_node(redis_url=redis.url), start_node(redis_url=redis.url)
+        _acquainted(one, two)
+        async with relay(one.ws, user) as edge, consumer(one.ws, user, "?types=raw") as here:
+            _everywhere(user, two)
+            redis.pause()
+            try:
+                for i in range(100):
+                    await edge.send({"type": "raw", "channels": [i, 0]})
+                assert (await _positions(here, 100))[-1] == 99
+                assert two.get(f"/buffer/{user}/latest")[0] == 503
+                await until(lambda: two.get("/health/ready")[1]["redis"] == "down")
+            finally:
+                redis.resume()
+            await until(lambda: two.get("/health/ready")[1]["redis"] == "up")
