@@ -95,10 +95,13 @@ def measure(checkout: Checkout, load: Load, options: argparse.Namespace) -> Figu
             dsn, pids["PostgreSQL"] = postgres.dsn, postgres.pid or 0
         if not options.no_redis:
             settings["REDIS_URL"], pids["Valkey"] = stack.enter_context(valkey())
-        port, pids["server"] = stack.enter_context(service(checkout, settings | {"DATABASE_URL": dsn}))
-        found = drive(load._replace(port=port), pids)
+        port, server = stack.enter_context(service(checkout, settings | {"DATABASE_URL": dsn}))
+        found = drive(load._replace(port=port), pids | {"server": server.pid})
         lost = asyncio.run(lost_rows(dsn, found.pop("sessions"), load.n_samples, load.n_features))
-    return Figures(**found, lost_rows=lost)
+        figures = Figures(**found, lost_rows=lost)
+        if faults(figures):
+            print(f"The server said:\n{server.said()}\n", file=sys.stderr)
+    return figures
 
 
 def drive(load: Load, pids: dict[str, int]) -> dict[str, Any]:

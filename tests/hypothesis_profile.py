@@ -6,7 +6,5 @@ import os
 
 from hypothesis import settings
 
-settings.register_profile(
-    "zander", deadline=None, derandomize="CI" in os.environ, database=None, max_examples=100
-)
+settings.register_profile("zander", deadline=None, derandomize="CI" in os.environ, database=None, max_examples=100)
 settings.load_profile("zander")

@@ -15,17 +15,44 @@ from zander.server import Server, listen
 from zander.settings import Settings
 
 
-class Node:
-    """One node, from construction to `stop`."""
+class Http:
+    """What is asked of a node over HTTP, in-process or not; `http` is its address."""
+
+    http: str
+
+    @property
+    def ws(self) -> str:
+        """Its address for WebSockets."""
+        return self.http.replace("http", "ws", 1)
+
+    def get(self, path: str, **headers: str) -> tuple[int, Any]:
+        """GET a path; return the status and the JSON."""
+        status, _, body = self.fetch(path, **headers)
+        return status, json.loads(body)
+
+    def fetch(self, path: str, **headers: str) -> tuple[int, Any, bytes]:
+        """GET a path; return status, headers and body."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.http + path, headers=named), timeout=10) as answer:
+                return answer.status, answer.headers, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.headers, error.read()
+
+    def ready(self) -> bool:
+        """Whether the database (and Redis, if set) is there."""
+        return self.get("/health/ready")[0] == 200
+
+
+class Node(Http):
+    """One node in a thread, from construction to `stop`."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = Settings(port=0, **settings)
         listener = listen(self.settings.host, 0)
-        port = listener.getsockname()[1]
-        self.http = f"http://127.0.0.1:{port}"
-        self.ws = f"ws://127.0.0.1:{port}"
-        self.app = create_app(self.settings)
-        self._server = Server(self.app)
+        self.http = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self._server = Server(create_app(self.settings))
         self._thread = threading.Thread(target=self._server.run, args=([listener],))
         self._thread.start()
         eventually(lambda: self._server.started)
@@ -40,22 +67,3 @@ class Node:
         """Drain and end, as SIGTERM does."""
         self._server.should_exit = True
         self._thread.join()
-
-    def get(self, path: str, **headers: str) -> tuple[int, Any]:
-        """GET a path; return the status and the JSON."""
-        status, _, body = self.fetch(path, **headers)
-        return status, json.loads(body)
-
-    def fetch(self, path: str, **headers: str) -> tuple[int, Any, bytes]:
-        """GET a path; return status, headers and body."""
-        request = urllib.request.Request(self.http + path, headers={k.replace("_", "-"): v for k, v in headers.items()})
-        try:
-            with urllib.request.urlopen(request, timeout=10) as response:
-                return response.status, response.headers, response.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.headers, error.read()
-
-    def ready(self) -> bool:
-        """Whether the database (and Redis, if set) is there."""
-        return self.get("/health/ready")[0] == 200

@@ -5,7 +5,7 @@ import json
 import logging
 import socket
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -110,6 +110,13 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
         return await reader.read(1 << 16)
     except OSError:
         return b""
+
+
+@pytest.fixture(scope="module")
+def fragile() -> Iterator[PostgresServer]:
+    """A PostgreSQL to stop and kill: the one of the whole run has other users."""
+    with PostgresServer() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -399,8 +406,9 @@ async def recording(storage: Postgres) -> AsyncIterator[Recorder]:
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 async def test_a_database_that_restarts_loses_nothing_and_gets_nothing_twice(
-    postgres: PostgresServer, database_url: str, how: str, caplog: pytest.LogCaptureFixture
+    fragile: PostgresServer, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    database_url = fragile.create_database()
     position = 0
     async with recording(Postgres(database_url, retention_days=None, columnstore_after_hours=24)) as recorder:
 
@@ -415,10 +423,10 @@ async def test_a_database_that_restarts_loses_nothing_and_gets_nothing_twice(
         await until(lambda: recorder.online)
         await record(asyncio.create_task(until(lambda: recorder.stats().written_batches > 5)))
         try:
-            await record(asyncio.create_task(asyncio.to_thread(getattr(postgres, how))))
+            await record(asyncio.create_task(asyncio.to_thread(getattr(fragile, how))))
             await record(asyncio.create_task(until(lambda: not recorder.online)))
         finally:
-            postgres.start()
+            fragile.start()
         await record(asyncio.create_task(until(lambda: recorder.online)))
         assert await recorder.drain(20)
     assert await positions(database_url) == list(range(position))
@@ -442,16 +450,16 @@ async def test_a_backend_that_is_terminated_loses_nothing(database_url: str) -> 
     assert await positions(database_url) == list(range(1000))
 
 
-async def test_an_outage_is_noticed_without_a_write(
-    postgres: PostgresServer, database_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with recording(Postgres(database_url, retention_days=None, columnstore_after_hours=24)) as recorder:
+async def test_an_outage_is_noticed_without_a_write(fragile: PostgresServer, caplog: pytest.LogCaptureFixture) -> None:
+    async with recording(
+        Postgres(fragile.create_database(), retention_days=None, columnstore_after_hours=24)
+    ) as recorder:
         await until(lambda: recorder.online)
         try:
-            await asyncio.to_thread(postgres.stop)
+            await asyncio.to_thread(fragile.stop)
             await until(lambda: not recorder.online)
         finally:
-            postgres.start()
+            fragile.start()
         await until(lambda: recorder.online)
     assert len([message for message in caplog.messages if "no hypertables" in message]) == 1
 

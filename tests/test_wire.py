@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import hypothesis_profile  # noqa: F401
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import hypothesis_profile  # noqa: F401
 from zander.chunk import Chunk, Origin, RawIn, encode_binary
 from zander.errors import BadMessage
 from zander.wire import (
@@ -142,9 +142,7 @@ def test_a_device_that_cannot_be_is_refused(device_info: str) -> None:
     assert "device_info" in error.message
 
 
-@pytest.mark.parametrize(
-    "user_id", ["u", "user_123", "a@b.c", "Zoë", "脳波", "x" * 100, "😀" * 100, "..", "%2F", "'"]
-)
+@pytest.mark.parametrize("user_id", ["u", "user_123", "a@b.c", "Zoë", "脳波", "x" * 100, "😀" * 100, "..", "%2F", "'"])
 def test_a_user_is_anything_that_fits_a_path(user_id: str) -> None:
     assert msgspec.convert(user_id, UserId) == user_id
 
@@ -265,7 +263,7 @@ def test_the_largest_float32_is_a_value_however_it_is_written() -> None:
         ('{"type":"ping"}', "bad_message"),
         ('{"type":"ping","t0":null}', "bad_message"),
         ('{"type":"ping","t0":"now"}', "bad_message"),
-        ('{"type":"features","metrics":' + "[" * 5000 + "]" * 5000 + "}", "bad_json"),
+        ('{"type":"features","metrics":{"a":' + "[" * 5000 + "]" * 5000 + "}}", "bad_json"),
         ('{"type":"features","metrics":{"name":"\ud800"}}', "bad_json"),
     ],
 )
@@ -273,10 +271,7 @@ def test_what_a_relay_must_not_send_is_refused(text: str, code: str) -> None:
     error = refusal(decode_relay, text)
     assert error.code == code
     assert (
-        "xpected" in error.message
-        or "issing" in error.message
-        or "nvalid" in error.message
-        or "range" in error.message
+        "xpected" in error.message or "issing" in error.message or "nvalid" in error.message or "range" in error.message
     )
 
 
@@ -292,10 +287,8 @@ def test_the_original_features_are_read() -> None:
 
 def test_features_may_be_anything_or_nothing() -> None:
     assert decode_relay('{"type":"features"}') == Features()
-    text = '{"type":"features","workload":null,"band_powers":{"alpha":null},"metrics":{"by":{"Cz":[1,"x"]}},"timestamp":5}'
-    assert decode_relay(text) == Features(
-        band_powers={"alpha": None}, metrics={"by": {"Cz": [1, "x"]}}, timestamp=5.0
-    )
+    text = '{"type":"features","band_powers":{"alpha":null},"metrics":{"by":{"Cz":[1,"x"]}},"timestamp":5}'
+    assert decode_relay(text) == Features(band_powers={"alpha": None}, metrics={"by": {"Cz": [1, "x"]}}, timestamp=5.0)
 
 
 def test_a_clock_probe_is_read() -> None:
@@ -348,9 +341,7 @@ def test_a_prediction_may_have_an_id_to_be_answered_with(identity: str) -> None:
     text = f'{{"type":"prediction","prediction_type":"p","classifier_name":"c","data":{{}},"id":{identity}}}'
     found = decode_prediction(text).id
     assert found is not None
-    assert (
-        dumps(PredictionAck(found, True)) == f'{{"type":"prediction_ack","id":{identity},"delivered":true}}'
-    )
+    assert dumps(PredictionAck(found, True)) == f'{{"type":"prediction_ack","id":{identity},"delivered":true}}'
 
 
 @pytest.mark.parametrize(
@@ -448,9 +439,7 @@ def test_auth_needs_no_more_than_a_user() -> None:
 
 
 def test_what_nobody_knows_of_a_device_is_kept() -> None:
-    auth, _ = decode_auth(
-        '{"type":"auth","user_id":"me","device_info":{"firmware":[1,{"x":null}],"channel_count":2}}'
-    )
+    auth, _ = decode_auth('{"type":"auth","user_id":"me","device_info":{"firmware":[1,{"x":null}],"channel_count":2}}')
     assert auth.device_info == {"firmware": [1, {"x": None}], "channel_count": 2}
 
 
@@ -523,10 +512,11 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-FIELDS = (
-    "user_id api_key device_info channels samples timestamp position workload confidence band_powers metrics t0 "
-    "prediction_type classifier_name version data id sampling_rate channel_names channel_count"
-).split()
+FIELDS = [
+    *("user_id", "api_key", "device_info", "sampling_rate", "channel_names", "channel_count", "t0"),
+    *("channels", "samples", "timestamp", "position", "workload", "confidence", "band_powers", "metrics"),
+    *("prediction_type", "classifier_name", "version", "data", "id"),
+]
 
 
 @st.composite
@@ -553,10 +543,11 @@ def test_whatever_text_comes_is_read_or_refused_as_a_bad_message(text: str) -> N
     for decode in DECODERS:
         try:
             decoded = decode(text)
+            if not isinstance(decoded, RawIn):
+                dumps(decoded)  # and what was read can be passed on
         except BadMessage as error:
             dumps(Error(error.code, error.message))
             continue
-        dumps(decoded)  # and what was read can be passed on
         if isinstance(decoded, Prediction):
             assert decoded.confidence is None or isinstance(decoded.confidence, float)
 
@@ -570,11 +561,7 @@ def test_whatever_bytes_come_are_read_or_refused_as_a_bad_message(data: bytes) -
             dumps(Error(error.code, error.message))
 
 
-@given(
-    st.lists(
-        st.lists(st.floats(width=32, allow_infinity=False), min_size=2, max_size=2), min_size=1, max_size=5
-    )
-)
+@given(st.lists(st.lists(st.floats(width=32, allow_infinity=False), min_size=2, max_size=2), min_size=1, max_size=5))
 def test_a_sample_has_the_same_bits_after_json(values: list[list[float]]) -> None:
     samples = np.array(values, np.float32)
     times_us = np.arange(len(samples))

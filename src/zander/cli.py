@@ -65,9 +65,14 @@ def _serve(options: argparse.Namespace) -> None:
     from zander.embedded import EmbeddedPostgresError  # noqa: PLC0415
     from zander.server import serve  # noqa: PLC0415
     from zander.settings import load  # noqa: PLC0415
+    from zander.workers import supervise  # noqa: PLC0415
 
+    settings = load()
     try:
-        serve(load(), options.workers)
+        if options.workers == 1:
+            serve(settings)
+        else:
+            supervise(settings, options.workers)
     except EmbeddedPostgresError as error:
         raise Failure(str(error), 2) from None
 
@@ -212,7 +217,7 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_connection(parser: argparse.ArgumentParser, variables: str) -> None:
-    parser.add_argument("--url", default=URL, help=f"the server ({URL})")
+    parser.add_argument("--url", type=_url, default=URL, help=f"the server ({URL})")
     parser.add_argument("--key", help=f"better, since others see a command line: the variable {variables}")
     parser.add_argument("--seconds", type=_above(float), metavar="S", help="end after S seconds")
 
@@ -232,6 +237,12 @@ def _above(kind: Callable[[str], Number]) -> Callable[[str], Number]:
         return number
 
     return read
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("ws://", "wss://", "http://", "https://")):
+        raise argparse.ArgumentTypeError(f"expected {URL} or the like, got {text!r}")
+    return text
 
 
 def _types(text: str) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ class Relay(Line):
         try:
             await self._socket.send(self._auth)
             while (message := self._read(await self._socket.recv()))["type"] != "auth_ok":
-                self._on_message(message)
+                pass  # an error: the close that follows it becomes an exception
         except ConnectionClosed as error:
             raise self._ended(error) from None
         self.session_id = message["session_id"]

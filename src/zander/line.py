@@ -52,7 +52,8 @@ class Line:
     def __init__(self, url: str, key: str | None, on_lost: Callable[[ConnectionLost, float], None]) -> None:
         self.url = url.rstrip("/")
         self._address = f"ws{self.url[4:]}" if self.url.startswith("http") else self.url
-        self._headers = {"Authorization": f"Bearer {key}"} if key else None
+        # websockets writes latin-1, keys are UTF-8
+        self._headers = {"Authorization": f"Bearer {key}".encode().decode("latin-1")} if key else None
         self._on_lost = on_lost
         self._socket: ClientConnection | None = None
         self._lost: ConnectionLost | None = None

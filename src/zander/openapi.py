@@ -52,6 +52,7 @@ class Channel(NamedTuple):
     """What a WebSocket endpoint speaks: types of messages, the first one apart."""
 
     key: str
+    rules: tuple[str, ...]
     first: Any
     receives: tuple[Any, ...]
     sends: tuple[Any, ...]
@@ -161,6 +162,7 @@ def _channel(route: WebSocketRoute, reference: Reference) -> Json:
     channel = reference.channels[route.path]
     return _names(route.endpoint) | {
         "key": channel.key,
+        "rules": list(channel.rules),
         "parameters": _parameters(route.path, channel.query, reference),
         "first": _schema(channel.first),
         "receives": [_schema(kind) for kind in channel.receives],

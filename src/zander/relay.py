@@ -83,7 +83,7 @@ class Player:
         )
 
     async def play(self) -> None:
-        """Connect, and stream to the end; Rejected when the server refuses for good."""
+        """Stream to the end; ConnectionLost when there is no session after `seconds`, Rejected when refused."""
         reporter = asyncio.create_task(self._report())
         try:
             async with asyncio.timeout(self._options.seconds), self._relay:
@@ -91,7 +91,8 @@ class Player:
                 self._line.say(f"session {self._relay.session_id} of {self._options.user_id}")
                 await self._stream()
         except TimeoutError:
-            pass  # the seconds are over
+            if not self._relay.session_id:
+                raise ConnectionLost(f"no connection to {self._options.url} in {self._options.seconds:g} s") from None
         finally:
             reporter.cancel()
             self._line.end(self.summary())

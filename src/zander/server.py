@@ -84,6 +84,13 @@ class Server(uvicorn.Server):
         self._app = app
         self._greeting = greeting
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop on SIGTERM and SIGINT, and leave it at that: uvicorn would raise them again, over our own clean-up."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         print(self._greeting, end="", file=sys.stderr, flush=True)

@@ -37,7 +37,8 @@ class Window:
 
     def newest(self) -> Samples:
         """Return the newest sample."""
-        return self._samples[(self.end - 1) % len(self._samples)]
+        latest: Samples = self._samples[(self.end - 1) % len(self._samples)]
+        return latest
 
     def envelope(self, n_bins: int) -> Envelope:
         """Return the range of each of `n_bins` spans of equal length, NaN where nothing came.

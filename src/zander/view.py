@@ -43,6 +43,12 @@ class View:
         return float(rate) if isinstance(rate, int | float) else 0.0
 
     @property
+    def period_s(self) -> float:
+        """Time between two samples as they arrive, 0 when the device did not say: a recording may run faster."""
+        speed = self.device_info.get("playback_speed", 1)
+        return 1 / (self.sampling_rate_hz * speed) if self.sampling_rate_hz else 0.0
+
+    @property
     def channel_names(self) -> list[str]:
         """The device's names, numbers where it did not say."""
         names = self.device_info.get("channel_names")
@@ -92,8 +98,7 @@ class View:
         if monotonic() < self._live_from:
             return
         self.rate.add(n_samples)
-        period_s = 1 / self.sampling_rate_hz if self.sampling_rate_hz else 0.0
-        self.latency_s.add(time() - raw.time_us / 1e6 - (n_samples - 1) * period_s)
+        self.latency_s.add(time() - raw.time_us / 1e6 - (n_samples - 1) * self.period_s)
 
 
 def milliseconds(seconds: float | None) -> str:

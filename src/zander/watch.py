@@ -6,7 +6,7 @@ import asyncio
 import sys
 from typing import NamedTuple
 
-from zander.client import Consumer
+from zander.client import ConnectionLost, Consumer
 from zander.picture import picture
 from zander.terminal import Screen, clean
 from zander.view import View, report, summary
@@ -27,7 +27,7 @@ class WatchOptions(NamedTuple):
 
 
 async def watch(options: WatchOptions) -> None:
-    """Show a user's stream; Rejected when the server refuses for good."""
+    """Show a user's stream; ConnectionLost when there is none after `seconds`, Rejected when it is refused."""
     view = View(options.user_id, has_history=options.last > 0)
     show = _on_screen if sys.stdout.isatty() else _in_lines
     shower = asyncio.create_task(show(view))
@@ -35,7 +35,8 @@ async def watch(options: WatchOptions) -> None:
         async with asyncio.timeout(options.seconds):
             await _follow(view, options)
     except TimeoutError:
-        pass  # the seconds are over
+        if view.link != "connected":
+            raise ConnectionLost(view.link) from None
     finally:
         shower.cancel()
         await asyncio.wait({shower})  # the screen is left before the last line
@@ -47,7 +48,7 @@ async def _follow(view: View, options: WatchOptions) -> None:
         options.url,
         options.user_id,
         options.key,
-        types=options.types,
+        types=(*options.types, "status") if options.types else None,  # it also shows that we are connected
         last=options.last,
         on_lost=lambda error, pause_s: view.lose(str(error), pause_s),
     )

@@ -11,7 +11,7 @@ DESCRIPTION = (
 
 # The meaning of fields: `field` in any Struct, `Struct.field` in that one.
 FIELDS = {
-    "user_id": "the user whose brain it is: 1 to 100 characters, no white space, no `/`, no control characters",
+    "user_id": "the user: no white space, no `/`, no control characters",
     "session_id": "UUID of the session: one relay's life on one device layout",
     "position": "index of the (first) sample in its session, from 0",
     "timestamp": "Unix time in seconds, of the first sample where there are several",
@@ -89,6 +89,7 @@ FIELDS = {
     "consumers": "consumers connected to this node",
     "samples_in": "samples received",
     "samples_out": "samples given to consumers",
+    "peers": "other nodes that this one hears",
     "database": "what is written, and what waits to be",
     "RecorderStats.online": "whether the database can be written to",
     "pending_records": "waiting to be written",
@@ -181,6 +182,7 @@ EXAMPLES: dict[str, Any] = {
         "samples_out": 5120,
         "bad_messages": 0,
         "redis": "off",
+        "peers": 0,
         "database": {"online": True, "written_records": 5000, "written_batches": 21, "pending_records": 120},
     },
     "Health": {"status": "ok"},

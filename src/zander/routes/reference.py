@@ -20,7 +20,6 @@ from zander.routes.socket import AUTH_SECONDS, MAX_BAD_MESSAGES
 from zander.stream import SampleType, StreamStats
 from zander.wire import Features, Kind, Microvolts, Position, Prediction, Seconds
 
-
 # What the server writes by hand or merges from what came, as Structs. Tests hold them against the real messages.
 
 
@@ -88,8 +87,11 @@ END = Parameter("end", str, "time after the last, in the same forms", required=T
 
 NPY: dict[str, Any] = {
     "application/octet-stream": {
-        "schema": {"type": "string", "format": "binary"},
-        "description": "`format=npy`: float32 `(n_samples, n_channels)` in µV, with NaN for missing values",
+        "schema": {
+            "type": "string",
+            "format": "binary",
+            "description": "`format=npy`: float32 `(n_samples, n_channels)` in µV, NaN where a value is missing",
+        }
     }
 }
 NPY_HEADERS = {
@@ -131,6 +133,11 @@ PATH_PARAMETERS = {
 CHANNELS = {
     "/stream": Channel(
         key="`api_key` in the first message, or `Authorization: Bearer …`, or `X-API-Key`",
+        rules=(
+            f"First comes an Auth, within {AUTH_SECONDS:g} s; the answer is an AuthOk, or an Error and a close.",
+            "The newest relay of a user wins: the one before it is closed with 4509.",
+            f"A bad message is answered with an Error and dropped; after {MAX_BAD_MESSAGES} the connection is closed.",
+        ),
         first=wire.Auth,
         receives=(wire.Raw, wire.Features, wire.Ping),
         sends=(wire.AuthOk, PredictionEvent, wire.Pong, wire.Error),
@@ -139,6 +146,13 @@ CHANNELS = {
     ),
     "/subscribe/{user_id}": Channel(
         key="`Authorization: Bearer …`, or `X-API-Key`, or a first message; never in the URL",
+        rules=(
+            "The first message is a ConsumerAuth only where no header carried the key and the server wants one.",
+            "Raw comes as RawSample, as RawChunk or as a binary chunk, by `format`; everything else is JSON always.",
+            "What you get first: a Status, then the `last` samples, then everything live, without a hole or a repeat.",
+            "When you read too slowly the oldest raw is dropped, and the hole announced as a Gap.",
+            "A Prediction is stored and goes to the user's relay and other consumers, as a PredictionEvent.",
+        ),
         first=wire.ConsumerAuth,
         receives=(wire.Prediction,),
         sends=(
