@@ -173,9 +173,10 @@ class Inbox:
 
 
 def lost_samples(inbox: Inbox, expected: int) -> int:
-    """Count the indices that did not come exactly once and in order."""
+    """Count the indices that did not come exactly once, were never sent, or came out of order."""
     first, n = np.array(inbox.first), np.array(inbox.n)
     index = np.repeat(first - np.cumsum(n) + n, n) + np.arange(n.sum())
     once = np.bincount(index[(index >= 0) & (index < expected)], minlength=expected) == 1
-    n_wrong_order = np.count_nonzero(np.diff(index) < 0)
-    return int(expected - np.count_nonzero(once) + n_wrong_order)
+    n_unsent = np.count_nonzero((index < 0) | (index >= expected))
+    n_misplaced = np.count_nonzero(np.diff(index) < 0)
+    return int(expected - np.count_nonzero(once) + n_unsent + n_misplaced)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import platform
 import signal
 import subprocess
 import sys
@@ -26,7 +25,6 @@ from frames import FORMATS, Load
 from parts import BenchError, Checkout, Usage, machine, rss_bytes, service, usage, valkey
 from report import Figures, doubts, faults, middle, table
 from stored import lost_rows
-
 from zander.embedded import EmbeddedPostgresError, Postgres
 
 HERE = Path(__file__).resolve().parent
@@ -129,8 +127,11 @@ def drive(load: Load, pids: dict[str, int]) -> dict[str, Any]:
 
 
 def _shares(spent_s: dict[str, float], before: Usage, after: Usage) -> dict[str, float]:
-    names = [name for name in ("server", "load", "PostgreSQL", "Valkey") if name in spent_s]
-    return {name: spent_s[name] / (after.at_s - before.at_s) for name in names}
+    """Return the share of one core that each part took, and all that is no part of the bench."""
+    others_s = spent_s.pop("the machine") - sum(spent_s.values())
+    order = ("server", "load", "PostgreSQL", "Valkey")
+    spent_s = {name: spent_s[name] for name in order if name in spent_s} | {"others": max(0.0, others_s)}
+    return {name: cpu_s / (after.at_s - before.at_s) for name, cpu_s in spent_s.items()}
 
 
 @contextmanager
@@ -179,27 +180,37 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = arguments()
     load = load_of(options)
-    checkouts = [Checkout(options.against)] if options.against else []
-    checkouts.append(Checkout(HERE.parent))
-    names = [f"{c.version or 'this'}" for c in checkouts]
-    names = names if len({*names}) == len(names) else ["against", "this"]
-    print(f"Zander {names[-1]}, Python {platform.python_version()}; {machine()}\n{describe(load, options)}\n", flush=True)
-    runs: dict[str, list[Figures]] = {name: [] for name in names}
+    checkouts = _named([*([options.against] if options.against else []), HERE.parent])
+    for name, checkout in checkouts.items():
+        print(f"Zander {checkout.version} ({name})")
+    print(f"{machine()}\n{describe(load, options)}\n", flush=True)
+    runs: dict[str, list[Figures]] = {name: [] for name in checkouts}
     for _ in range(options.rounds):
-        for name, checkout in zip(names, checkouts, strict=True):
+        for name, checkout in checkouts.items():
             runs[name].append(measure(checkout, load, options))
     columns = {name: middle(figures) for name, figures in runs.items()}
     print(table(columns))
     if options.json:
-        options.json.write_text(json.dumps({name: figures._asdict() for name, figures in columns.items()}, indent=1))
+        figures = {name: column._asdict() for name, column in columns.items()}
+        options.json.write_text(json.dumps(figures, indent=1))
     return say_faults(columns)
+
+
+def _named(directories: list[Path]) -> dict[str, Checkout]:
+    """Name checkouts by their commit, or by their directory where that does not tell them apart."""
+    found = [Checkout(directory) for directory in directories]
+    commits = [checkout.commit for checkout in found]
+    is_clear = all(commits) and len(set(commits)) == len(commits)
+    return {checkout.commit if is_clear else str(checkout.directory): checkout for checkout in found}
 
 
 def say_faults(columns: dict[str, Figures]) -> int:
     """Say what was wrong; return the exit code."""
     wrong = [f"LOST ({name}): {fault}" for name, figures in columns.items() for fault in faults(figures)]
     notes = [f"note ({name}): {doubt}" for name, figures in columns.items() for doubt in doubts(figures)]
-    print("", *notes, *wrong, sep="\n", file=sys.stderr) if notes or wrong else print("nothing lost")
+    print("\nlost" if wrong else "\nnothing lost")
+    for line in notes + wrong:
+        print(line, file=sys.stderr)
     return 1 if wrong else 0
 
 

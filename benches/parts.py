@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -23,9 +25,6 @@ from zander.child import Child
 from zander.embedded import free_port
 
 PATIENCE_S = 60.0
-WITHOUT_CLI = (
-    "from zander.server import serve; from zander.settings import load; serve(load(env_file=None))"
-)
 
 
 class BenchError(Exception):
@@ -43,13 +42,12 @@ class Checkout:
         self.python = str(own_python if own_python.exists() else sys.executable)
 
     @property
-    def command(self) -> list[str]:
-        """The command that serves."""
-        has_cli = (self.directory / "src" / "zander" / "cli.py").exists()
-        return [self.python, *(["-m", "zander", "serve"] if has_cli else ["-c", WITHOUT_CLI])]
+    def version(self) -> str:
+        """The version of the package."""
+        return str(tomllib.loads((self.directory / "pyproject.toml").read_text())["project"]["version"])
 
     @property
-    def version(self) -> str:
+    def commit(self) -> str:
         """The commit, or nothing where git cannot tell."""
         git = ["git", "-C", str(self.directory), "describe", "--always", "--dirty"]
         try:
@@ -76,7 +74,9 @@ def service(checkout: Checkout, settings: dict[str, str]) -> Iterator[tuple[int,
     port = free_port()
     variables = {"HOST": "127.0.0.1", "PORT": str(port), "PYTHONPATH": f"{checkout.directory}/src", **settings}
     words = [f"{name}={value}" for name, value in variables.items()]
-    with running([str(shutil.which("env")), *words, *checkout.command], lambda: _is_up(port)) as server:
+    with running(
+        [str(shutil.which("env")), *words, checkout.python, "-m", "zander", "serve"], lambda: _is_up(port)
+    ) as server:
         yield port, server
 
 
@@ -124,7 +124,7 @@ def _is_up(port: int) -> bool:
 
 
 class Usage(NamedTuple):
-    """CPU seconds of processes with all their descendants, and the time when it was read."""
+    """CPU seconds of processes with all their descendants, and of the whole machine, when it was read."""
 
     at_s: float
     cpu_s: dict[str, float]
@@ -132,7 +132,9 @@ class Usage(NamedTuple):
 
 def usage(pids: dict[str, int]) -> Usage:
     """Read what processes have used so far; descendants that have ended are counted too."""
-    return Usage(time.monotonic(), {name: sum(map(_cpu_s, _family(pid))) for name, pid in pids.items()})
+    cpu_s = {name: sum(map(_cpu_s, _family(pid))) for name, pid in pids.items()}
+    machine = psutil.cpu_times()
+    return Usage(time.monotonic(), cpu_s | {"the machine": sum(machine) - machine.idle - getattr(machine, "iowait", 0)})
 
 
 def rss_bytes(pid: int) -> int:
@@ -153,10 +155,11 @@ def _cpu_s(process: psutil.Process) -> float:
 
 
 def machine() -> str:
-    """Describe the machine in a line, with the load that others put on it."""
+    """Describe the machine, with the load that others put on it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         model = "unknown CPU"
-    return f"{model}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.2f} before"
+    python = f"Python {platform.python_version()}"
+    return f"{model}, {os.cpu_count()} cores, {python}, load average {os.getloadavg()[0]:.2f}"

@@ -76,7 +76,7 @@ def table(columns: dict[str, Figures]) -> str:
     """Write the figures, a column per version; of two, also how the second relates to the first."""
     ours = list(columns.values())
     rows = [(name, [cells[name] for cells in map(_cells, ours)]) for name in _cells(ours[0])]
-    lines = ["".join([" " * 30, *(f"{name[:17]:>18}" for name in columns)])] if len(columns) > 1 else []
+    lines = ["".join([" " * 30, *(f"{name[-17:]:>18}" for name in columns)])] if len(columns) > 1 else []
     for name, cells in rows:
         texts = "".join(f"{_number(cell):>18}" for cell in cells)
         ratio = f"{cells[1] / cells[0]:>9.2f}×" if len(cells) == 2 and cells[0] else ""

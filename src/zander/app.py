@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import signal
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from time import monotonic
 
 from starlette.applications import Starlette
@@ -22,7 +24,10 @@ from zander.routes.context import Service
 from zander.settings import Settings
 from zander.storage import Postgres
 
+CANCEL_SECONDS = 1.0
 DRAIN_SECONDS = 6.0  # for the database, of the 15 s that a stop may take
+
+log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings) -> Starlette:
@@ -67,12 +72,19 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _running(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
     task = asyncio.create_task(work)
+    task.add_done_callback(_stop_if_dead)
     try:
         yield
     finally:
         task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await asyncio.wait({task}, timeout=CANCEL_SECONDS)
+
+
+def _stop_if_dead(task: asyncio.Task[None]) -> None:
+    """Stop the whole service, drain and all, when a part of it has died: half of it would lose data in silence."""
+    if not task.cancelled() and (error := task.exception()):
+        log.critical("a part of the service has died, stopping", exc_info=error)
+        signal.raise_signal(signal.SIGTERM)
 
 
 async def _tick(hub: Hub) -> None:

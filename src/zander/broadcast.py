@@ -85,13 +85,14 @@ class RedisLink:
             self._pending_bytes = 0
             log.info("Redis is there")
             opened()
-            async with asyncio.TaskGroup() as both:
-                both.create_task(self._write(client))
-                both.create_task(_read(pubsub, receive))
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._write(client))
+                tasks.create_task(_read(pubsub, receive))
 
     async def _write(self, client: Redis) -> None:
         """Publish what waits, all in one pipeline; what comes meanwhile waits together for the next."""
-        while True:
+        task = asyncio.current_task()
+        while task and not task.cancelling():  # redis-py swallows a cancellation that comes with a reply
             await self._has_pending.wait()
             self._has_pending.clear()
             if self._pending_bytes > PENDING_MAX_BYTES:

@@ -208,7 +208,10 @@ def _add_relay(parser: argparse.ArgumentParser) -> None:
 
 def _add_watch(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    parser.description = "Shows a user's stream: a screen in a terminal, else a line a second. Ctrl-C ends it."
+    parser.description = (
+        "Shows a user's stream: a screen in a terminal, else a line a second. Ctrl-C ends it. The latency is from"
+        " the time of a message's newest sample to its arrival here, so both ends need the same clock."
+    )
     add("user_id", nargs="?", default="me", metavar="USER", help="whose stream (me)")
     _add_connection(parser, "CONSUMER_API_KEY, else EDGE_API_KEY")
     add("--types", type=_types, default=(), help=f"comma-separated, of {', '.join(TYPES)} (all)")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlencode
 
@@ -195,7 +196,8 @@ class Consumer(Line):
         assert self._socket is not None
         self._last = 0
         if self._headers is None:  # a server with keys would wait 10 s for one; this way it refuses at once
-            await self._socket.send('{"type":"auth","api_key":""}')
+            with suppress(ConnectionClosed):  # the first `recv` says why
+                await self._socket.send('{"type":"auth","api_key":""}')
 
     def _path(self) -> str:
         return f"{self._subscription}&last={self._last}" if self._last else self._subscription

@@ -8,20 +8,24 @@ from time import monotonic
 import numpy as np
 
 from zander.terminal import BOLD, DIM, GREEN, PLAIN, RED, YELLOW, Span, clean, describe_prediction, duration, paint
-from zander.trace import DOTS_ACROSS, braille
+from zander.trace import DOTS_ACROSS, Window, draw
 from zander.view import View, counts, describe_features, device
 
-MAX_TRACE_LINES = 6
+MAX_TRACE_LINES = 8
+DOTS_PER_S = 50  # across: alpha waves have five to a period, and can be seen
 NAME_COLUMNS = 12
 VALUE_COLUMNS = 9
 RANGE_COLUMNS = 18
+UNIT_COLUMNS = 3
 
 
 def picture(view: View, columns: int, lines: int) -> list[str]:
     """Draw the view into at most `lines` painted lines of `columns`."""
     head = _head(view)
-    body = _body(view, columns, lines - len(head) - 1)
-    return [paint(spans, columns) for spans in [*head, [("─" * columns, DIM)], *body]]
+    if view.window is None:
+        return [paint(spans, columns) for spans in [*head, [], [("waiting for raw samples", DIM)]]]
+    body = _body(view, view.window, columns, lines - len(head))
+    return [paint(spans, columns) for spans in [*head, *body]][:lines]
 
 
 def _head(view: View) -> list[list[Span]]:
@@ -54,35 +58,30 @@ def _prediction(view: View) -> Span:
     return describe_prediction(view.prediction), PLAIN
 
 
-def _body(view: View, columns: int, lines: int) -> list[list[Span]]:
-    if view.window is None:
-        return [[("waiting for raw samples", DIM)]]
-    n_channels = view.window.n_channels
-    height = min(MAX_TRACE_LINES, max(1, lines // n_channels))
-    n_shown = n_channels if n_channels * height <= lines else max(0, lines - 1)
-    body = [line for channel in _channels(view, n_shown, columns, height) for line in channel]
+def _body(view: View, window: Window, columns: int, lines: int) -> list[list[Span]]:
+    """Draw a rule, as many channels as fit below it, and how many did not."""
+    n_channels = window.n_channels
+    height = min(MAX_TRACE_LINES, max(1, (lines - 1) // n_channels))
+    n_shown = n_channels if n_channels * height < lines else max(0, lines - 2)
+    names = [clean(name)[:NAME_COLUMNS] for name in view.channel_names[:n_shown]]
+    names += [""] * (n_shown - len(names))
+    name_columns = max(map(len, names), default=0) + 1
+    width = max(1, columns - name_columns - VALUE_COLUMNS - (RANGE_COLUMNS if height == 1 else UNIT_COLUMNS))
+    n_bins, per_bin = width * DOTS_ACROSS, max(1, round(view.sampling_rate_hz / DOTS_PER_S))
+    low, high = window.envelope(n_bins, per_bin)
+    body = [_rule(columns, n_bins * per_bin / view.sampling_rate_hz if view.sampling_rate_hz else None)]
+    for channel, name in enumerate(names):
+        trace = draw(low[:, channel], high[:, channel], width, height)
+        extent = float(np.fmin.reduce(low[:, channel])), float(np.fmax.reduce(high[:, channel]))
+        body += _channel(name.ljust(name_columns), trace, float(window.newest()[channel]), extent)
     if n_shown < n_channels:
         body.append([(f"… and {n_channels - n_shown} more", DIM)])
     return body
 
 
-def _channels(view: View, n_shown: int, columns: int, height: int) -> list[list[list[Span]]]:
-    assert view.window is not None
-    names = [clean(name)[:NAME_COLUMNS] for name in view.channel_names]
-    name_columns = max(map(len, names[:n_shown]), default=0) + 1
-    side_columns = VALUE_COLUMNS + (RANGE_COLUMNS if height == 1 else 3)
-    width = max(1, columns - name_columns - side_columns)
-    low, high = view.window.envelope(width * DOTS_ACROSS)
-    values = view.window.newest()
-    return [
-        _channel(
-            names[channel].ljust(name_columns) if channel < len(names) else " " * name_columns,
-            braille(low[:, channel], high[:, channel], width, height),
-            float(values[channel]),
-            (float(np.fmin.reduce(low[:, channel])), float(np.fmax.reduce(high[:, channel]))),
-        )
-        for channel in range(n_shown)
-    ]
+def _rule(columns: int, seconds: float | None) -> list[Span]:
+    title = f"── last {seconds:.1f} s " if seconds else ""
+    return [(title + "─" * (columns - len(title)), DIM)]
 
 
 def _channel(name: str, trace: list[str], value: float, extent: tuple[float, float]) -> list[list[Span]]:

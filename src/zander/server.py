@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import logging.config
 import socket
@@ -13,6 +14,7 @@ from time import monotonic
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from zander.app import create_app
 from zander.errors import SettingsError
@@ -101,8 +103,15 @@ class Server(uvicorn.Server):
         for server in self.servers:
             server.close()
         await self._app.state.service.hub.close_all(CLOSE_SECONDS)
+        while self._closing() and monotonic() - began < CLOSE_SECONDS:
+            await asyncio.sleep(0.02)
         await super().shutdown(sockets)
         log.info("stopped in %.1f s", monotonic() - began)
+
+
+    def _closing(self) -> bool:
+        """Whether a peer still has to answer our close: cut before that, it might never read it."""
+        return any(isinstance(connection, WebSocketsSansIOProtocol) for connection in self.server_state.connections)
 
 
 def greeting(settings: Settings, listener: socket.socket) -> str:

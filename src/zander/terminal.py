@@ -27,7 +27,8 @@ def paint(spans: Iterable[Span], columns: int) -> str:
     """Put styled text into a line, cut to `columns`."""
     painted, left = [], columns
     for text, style in spans:
-        piece = clean(text)[:left]
+        piece = clean(text)
+        piece = piece if len(piece) <= left else f"{piece[: left - 1]}…" if left else ""
         left -= len(piece)
         painted.append(f"\x1b[{style}m{piece}\x1b[0m" if style and piece else piece)
     return "".join(painted)

@@ -1,4 +1,4 @@
-"""The last seconds of a signal, and how they become a line of Braille: 2 × 4 dots in every character."""
+"""The last seconds of a signal, and how they become text: bars in one line, Braille in several."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from numpy.typing import NDArray
 
 from zander.chunk import Samples
 
-DOTS_ACROSS, DOTS_DOWN = 2, 4  # of a Braille character
+DOTS_ACROSS, DOTS_DOWN = 2, 4  # in a Braille character
+BARS_CUT = 0.03  # of the values, at either end
+_BARS = "▁▂▃▄▅▆▇█"
 _BITS = np.array([[0x01, 0x02, 0x04, 0x40], [0x08, 0x10, 0x20, 0x80]], np.uint16)
 _BLANK = 0x2800
 
@@ -40,13 +42,12 @@ class Window:
         latest: Samples = self._samples[(self.end - 1) % len(self._samples)]
         return latest
 
-    def envelope(self, n_bins: int) -> Envelope:
-        """Return the range of each of `n_bins` spans of equal length, NaN where nothing came.
+    def envelope(self, n_bins: int, per_bin: int) -> Envelope:
+        """Return the range of each of the last `n_bins` spans of `per_bin` samples, NaN where nothing came.
 
         A span starts at a multiple of its length, so that a trace moves by whole dots instead of shimmering.
         """
         capacity = len(self._samples)
-        per_bin = max(1, capacity // n_bins)
         end = -(-self.end // per_bin) * per_bin
         positions = np.arange(end - n_bins * per_bin, end)
         known = (positions >= max(0, self.end - capacity)) & (positions < self.end)
@@ -55,21 +56,31 @@ class Window:
         return np.fmin.reduce(binned, axis=1), np.fmax.reduce(binned, axis=1)
 
 
-def braille(low: NDArray[np.float32], high: NDArray[np.float32], width: int, height: int) -> list[str]:
-    """Draw one channel's envelope of `2 * width` bins into `height` lines, scaled to its own range.
-
-    Neighbours are joined, so that a steep signal stays one line.
-    """
-    bottom, top = np.fmin.reduce(low), np.fmax.reduce(high)
-    if not np.isfinite(bottom):
+def draw(low: NDArray[np.float32], high: NDArray[np.float32], width: int, height: int) -> list[str]:
+    """Draw one channel's envelope of `2 * width` bins into `height` lines, scaled to its own range."""
+    if np.isnan(low).all():
         return [" " * width] * height
+    return [_bars(low, high, width)] if height == 1 else _braille(low, high, width, height)
+
+
+def _bars(low: NDArray[np.float32], high: NDArray[np.float32], width: int) -> str:
+    """Draw a bar for every two bins. Braille has only four levels in a line, and a peak would flatten the rest."""
+    middle = (low + high).astype(np.float64)
+    bottom, top = np.nanquantile(middle, BARS_CUT), np.nanquantile(middle, 1 - BARS_CUT)
+    scale = (len(_BARS) - 1) / (top - bottom) if top > bottom else 0.0
+    heights = np.rint((np.clip(np.fmax(middle[::2], middle[1::2]), bottom, top) - bottom) * scale)
+    return "".join(" " if np.isnan(bar) else _BARS[int(bar)] for bar in heights)
+
+
+def _braille(low: NDArray[np.float32], high: NDArray[np.float32], width: int, height: int) -> list[str]:
+    """Draw a line of dots, one column for a bin; neighbours are joined, so that a steep signal stays one line."""
+    bottom, top = float(np.fmin.reduce(low)), float(np.fmax.reduce(high))
     low, high = np.fmin(low, _shifted(high)), np.fmax(high, _shifted(low))
     n_levels = DOTS_DOWN * height
-    scale = (n_levels - 1) / (float(top) - float(bottom)) if top > bottom else 0.0
+    scale = (n_levels - 1) / (top - bottom) if top > bottom else 0.0
     level = np.arange(n_levels)[::-1, None]  # the top line first
-    with np.errstate(invalid="ignore"):  # NaN is in no range, that is what is wanted
-        lowest, highest = (np.rint((edge.astype(np.float64) - bottom) * scale) for edge in (low, high))
-        dots = (level >= lowest) & (level <= highest)
+    lowest, highest = np.rint((low - bottom) * scale), np.rint((high - bottom) * scale)
+    dots = (level >= lowest) & (level <= highest)  # NaN is in no range, that is what is wanted
     cells = dots.reshape(height, DOTS_DOWN, width, DOTS_ACROSS)
     codes = np.einsum("hdwa,ad->hw", cells.astype(np.uint16), _BITS) + _BLANK
     return ["".join(map(chr, line)).replace(chr(_BLANK), " ") for line in codes.tolist()]

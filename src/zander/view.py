@@ -9,8 +9,9 @@ from zander.client import Raw
 from zander.meter import Meter
 from zander.trace import Window
 
-TRACE_S = 5.0
-MIN_TRACE_SAMPLES = 256
+TRACE_S = 12.0  # what the widest terminal shows
+MIN_TRACE_SAMPLES = 1024
+GREEK = {"delta": "δ", "theta": "θ", "alpha": "α", "beta": "β", "gamma": "γ"}
 UNKNOWN_RATE_HZ = 250.0  # for the length of the trace, when the device did not say
 
 
@@ -127,10 +128,11 @@ def counts(view: View) -> str:
 
 def describe_features(message: dict[str, Any]) -> str:
     """Write features in a line: the workload, then the band powers."""
-    parts = [f"{name} {_number(message.get(name))}" for name in ("workload", "confidence") if message.get(name)]
+    given = [(name, message.get(name)) for name in ("workload", "confidence")]
+    parts = [f"{name} {_number(value)}" for name, value in given if value is not None]
     bands = message.get("band_powers")
     if isinstance(bands, dict):
-        parts += [f"{name} {_number(value)}" for name, value in bands.items()]
+        parts += [f"{GREEK.get(name, name)} {_number(value)}" for name, value in bands.items()]
     return "  ".join(parts)
 
 

@@ -9,6 +9,28 @@ DESCRIPTION = (
     "and writes every sample to TimescaleDB. Predictions go the other way: from a consumer to the user's relay."
 )
 
+EXAMPLE = """\
+import asyncio, json, random
+from websockets.asyncio.client import connect
+
+SERVER = "ws://localhost:8000"
+DEVICE = {"sampling_rate": 128, "channel_names": ["C3", "C4"]}
+
+async def main():
+    async with connect(f"{SERVER}/subscribe/me") as consumer, connect(f"{SERVER}/stream") as relay:
+        await relay.send(json.dumps({"type": "auth", "user_id": "me", "device_info": DEVICE}))
+        print("relay:   ", await relay.recv())
+        for _ in range(128):
+            sample = {"type": "raw", "channels": [random.gauss(0, 10), random.gauss(0, 10)]}
+            await relay.send(json.dumps(sample))
+        async for message in consumer:
+            print("consumer:", message)
+            if json.loads(message).get("position") == 127:
+                break
+
+asyncio.run(main())
+"""
+
 # The meaning of fields: `field` in any Struct, `Struct.field` in that one.
 FIELDS = {
     "user_id": "the user: no white space, no `/`, no control characters",

@@ -12,30 +12,9 @@ from re import split
 from string import Template
 
 from zander.openapi import Json
+from zander.routes.meanings import EXAMPLE
 
 SCHEMAS = "#/components/schemas/"
-
-EXAMPLE = """\
-import asyncio, json, random
-from websockets.asyncio.client import connect
-
-SERVER = "ws://localhost:8000"
-DEVICE = {"sampling_rate": 128, "channel_names": ["C3", "C4"]}
-
-async def main():
-    async with connect(f"{SERVER}/subscribe/me") as consumer, connect(f"{SERVER}/stream") as relay:
-        await relay.send(json.dumps({"type": "auth", "user_id": "me", "device_info": DEVICE}))
-        print("relay:   ", await relay.recv())
-        for _ in range(128):
-            sample = {"type": "raw", "channels": [random.gauss(0, 10), random.gauss(0, 10)]}
-            await relay.send(json.dumps(sample))
-        async for message in consumer:
-            print("consumer:", message)
-            if json.loads(message).get("position") == 127:
-                break
-
-asyncio.run(main())
-"""
 
 
 class Html(str):
@@ -80,7 +59,7 @@ def _template() -> str:
 
 
 def _tag(name: str, *children: str, **attributes: str) -> Html:
-    shown = "".join(f' {key.rstrip("_")}="{escape(value)}"' for key, value in attributes.items())
+    shown = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items())
     return Html(f"<{name}{shown}>{_join(children)}</{name}>")
 
 
@@ -133,14 +112,15 @@ def _type(schema: Json) -> Html:
     """Say what a value may be: its type and its bounds."""
     if reference := schema.get("$ref"):
         name = reference.removeprefix(SCHEMAS)
-        return _tag("a", name, href=f"#{_anchor(name)}")
+        return _tag("a", name, href=f"#{name}")
     if options := schema.get("anyOf"):
         optional = "default" in schema  # then null is as good as leaving it out
         return Html(" or ".join(_type(it) for it in options if not (optional and it.get("type") == "null")))
     if values := schema.get("enum"):
         return Html(" | ".join(_tag("code", json.dumps(value)) for value in values))
     if schema.get("type") == "array":
-        return Html(f"list of {_type(schema['items'])}{_bounds(schema, 'Items', ' long')}")
+        bounds = _bounds(schema, "Items", " long,")
+        return Html(f"list{bounds} of {_type(schema['items'])}")
     if schema.get("type") == "object":
         values = schema.get("additionalProperties")
         return Html(f"object of {_type(values)}") if isinstance(values, dict) else Html("object")
@@ -185,7 +165,7 @@ def _struct(name: str, schema: Json, heading: str, *, example: bool = True) -> H
         _tag("p", _prose(schema.get("description", ""))),
         *(_code(it) for it in schema.get("examples", []) if example),
         _fields(schema),
-        id=_anchor(name),
+        id=name,
         class_="struct",
     )
 
@@ -195,7 +175,7 @@ def _named(schemas: list[Json]) -> list[str]:
 
 
 def _shared(document: Json) -> list[str]:
-    """Name the Structs that are shown neither as a WebSocket's message nor as the error object."""
+    """Name the Structs shown neither as a WebSocket's message nor as the error object."""
     told = {"ErrorAnswer", "ErrorDetail"}
     for channel in document["x-websockets"].values():
         told.update(_named([channel["first"], *channel["receives"], *channel["sends"]]))

@@ -88,9 +88,12 @@ async def _first(*futures: asyncio.Future[Any]) -> None:
 async def _read(
     socket: WebSocket, outbox: Outbox, take: Callable[[Message], Awaitable[None]], count_bad: Callable[[], int]
 ) -> None:
-    while not outbox.closed.done():
+    while True:
         try:
-            await take(await _receive(socket))
+            message = await _receive(socket)
+            if outbox.closed.done():
+                return  # what comes later is not ours to take: nobody would be told
+            await take(message)
         except WebSocketDisconnect:
             return
         except ClientError as error:
