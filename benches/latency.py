@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
+
+import psutil
 
 from frames import FORMATS, Load
 from parts import BenchError, Checkout, Usage, machine, rss_bytes, service, usage, valkey
@@ -94,7 +97,10 @@ def measure(checkout: Checkout, load: Load, options: argparse.Namespace) -> Figu
         if not options.no_redis:
             settings["REDIS_URL"], pids["Valkey"] = stack.enter_context(valkey())
         port, server = stack.enter_context(service(checkout, settings | {"DATABASE_URL": dsn}))
-        found = drive(load._replace(port=port), pids | {"server": server.pid})
+        try:
+            found = drive(load._replace(port=port), pids | {"server": server.pid})
+        except (BenchError, OSError, psutil.Error) as error:
+            raise BenchError(f"{error or 'the service ended'}\nThe server said:\n{server.said()}") from None
         lost = asyncio.run(lost_rows(dsn, found.pop("sessions"), load.n_samples, load.n_features))
         figures = Figures(**found, lost_rows=lost)
         if faults(figures):
@@ -106,7 +112,7 @@ def drive(load: Load, pids: dict[str, int]) -> dict[str, Any]:
     """Run the load generator; return its figures, and what the parts took meanwhile."""
     rss_before = rss_bytes(pids["server"])
     with generator(load) as process:
-        pids = pids | {"load": process.pid}
+        pids = pids | {"generator": process.pid}
         _await(process, "steady")
         n_before, before = samples_in(load.port), usage(pids)
         _await(process, "sent")
@@ -129,7 +135,7 @@ def drive(load: Load, pids: dict[str, int]) -> dict[str, Any]:
 def _shares(spent_s: dict[str, float], before: Usage, after: Usage) -> dict[str, float]:
     """Return the share of one core that each part took, and all that is no part of the bench."""
     others_s = spent_s.pop("the machine") - sum(spent_s.values())
-    order = ("server", "load", "PostgreSQL", "Valkey")
+    order = ("server", "generator", "PostgreSQL", "Valkey")
     spent_s = {name: spent_s[name] for name in order if name in spent_s} | {"others": max(0.0, others_s)}
     return {name: cpu_s / (after.at_s - before.at_s) for name, cpu_s in spent_s.items()}
 
@@ -179,6 +185,8 @@ def main() -> int:
     """Run the bench."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = arguments()
+    n_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (n_files, n_files))  # for us and all that we start
     load = load_of(options)
     checkouts = _named([*([options.against] if options.against else []), HERE.parent])
     for name, checkout in checkouts.items():
@@ -208,7 +216,7 @@ def say_faults(columns: dict[str, Figures]) -> int:
     """Say what was wrong; return the exit code."""
     wrong = [f"LOST ({name}): {fault}" for name, figures in columns.items() for fault in faults(figures)]
     notes = [f"note ({name}): {doubt}" for name, figures in columns.items() for doubt in doubts(figures)]
-    print("\nlost" if wrong else "\nnothing lost")
+    print("\nSamples were lost, see below." if wrong else "\nnothing lost", flush=True)
     for line in notes + wrong:
         print(line, file=sys.stderr)
     return 1 if wrong else 0

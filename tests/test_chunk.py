@@ -211,6 +211,7 @@ def test_the_largest_counts_fit() -> None:
         ("01 01 01 00  0100 0100  ffffffffffffff7f  0000000000000000  00000000", "bad_position"),
         ("01 01 01 00  0100 0100  0000000000000000  0000000000000000  0000807f", "bad_value"),
         ("01 01 01 00  0100 0100  0000000000000000  0000000000000000  000080ff", "bad_value"),
+        ("01 01 01 00  0300 0100  0000000000000000  0000000000000000  0000803f 0000807f 0000c07f", "bad_value"),
     ],
 )
 def test_bytes_that_are_no_binary_chunk_are_refused(text: str, code: str) -> None:

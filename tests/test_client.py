@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from nodes import Node
 from websockets.asyncio.server import ServerConnection, serve
 
+from nodes import Node
 from zander import line
 from zander.chunk import RawIn, encode_binary
 from zander.client import ConnectionLost, Consumer, Raw, Rejected, Relay
@@ -97,7 +97,6 @@ async def test_a_position_ahead_is_a_gap(node: Node, user: str) -> None:
 
 async def test_features_arrive_as_they_were_sent(node: Node, user: str) -> None:
     async with Relay(node.ws, user, DEVICE) as relay, Consumer(node.ws, user, types=["features"]) as consumer:
-        await consumer.connect()
         fields = {"workload": 0.65, "confidence": None, "band_powers": {"alpha": 0.35}, "own": [1]}
         message = await _sent_until_heard(relay, consumer, fields)
     assert {name: message[name] for name in fields} == fields
@@ -176,7 +175,7 @@ async def test_without_the_right_key_there_is_no_coming_back(
         await Relay(node.ws, user, DEVICE, key).connect()
     assert rejected.value.code == 4501
     with pytest.raises(Rejected, match=r"the key is wrong or missing \(4501\): expected"):
-        await anext(aiter(Consumer(node.ws, user, key)))
+        await until(Consumer(node.ws, user, key), "status")
 
 
 async def test_the_right_key_opens_both_ends_even_if_it_is_not_ascii(
@@ -225,12 +224,12 @@ async def _greeting(socket: ServerConnection) -> None:
 @pytest.mark.parametrize("code", [1009, 4500, 4501, 4503, 4509, 4999])
 async def test_neither_end_comes_back_after_codes_that_forbid_it(code: int) -> None:
     async with served(closing(code, '{"type":"error","code":"x","message":"the reason"}')) as url:
-        with pytest.raises(Rejected, match=f"({code}): the reason") as rejected:
+        with pytest.raises(Rejected, match=rf"\({code}\): the reason") as rejected:
             await Relay(url, "u", DEVICE).connect()
         assert rejected.value.code == code
         consumer = Consumer(url, "u")
         assert (await until(consumer, "error"))["message"] == "the reason"
-        with pytest.raises(Rejected, match=f"({code}): the reason"):
+        with pytest.raises(Rejected, match=rf"\({code}\): the reason"):
             await anext(consumer)
 
 
@@ -260,9 +259,11 @@ async def test_a_consumer_comes_back_by_itself_and_asks_for_the_past_only_once()
         await socket.close(1012)
 
     losses: list[str] = []
-    async with served(one_sample) as url:
-        async with Consumer(url, "u", last=9, on_lost=lambda error, _: losses.append(str(error))) as consumer:
-            found = await raw(consumer, 3)
+    async with (
+        served(one_sample) as url,
+        Consumer(url, "u", last=9, on_lost=lambda error, _: losses.append(str(error))) as consumer,
+    ):
+        found = await raw(consumer, 3)
     assert [event.position for event in found] == [1, 2, 3]
     assert paths == ["/subscribe/u?format=binary&last=9", *["/subscribe/u?format=binary"] * 2]
     assert losses == ["the server restarts (1012)"] * 2
@@ -279,7 +280,7 @@ async def test_a_server_that_is_not_there_yet_is_waited_for(unused_tcp_port: int
 
 
 async def test_an_address_where_something_else_serves_is_refused(node: Node) -> None:
-    with pytest.raises(Rejected, match="answers 40[34] instead of opening a WebSocket"):
+    with pytest.raises(Rejected, match=r"answers 40[34] instead of opening a WebSocket"):
         await Relay(f"{node.ws}/elsewhere", "u", DEVICE).connect()
     with pytest.raises(Rejected, match="isn't a valid URI"):
         await Relay("gopher://there", "u", DEVICE).connect()
@@ -306,6 +307,14 @@ async def _greet_and_say(socket: ServerConnection, message: dict[str, Any]) -> N
     await socket.send(AUTH_OK)
     await socket.send(orjson.dumps(message).decode())
     await socket.wait_closed()
+
+
+async def test_connecting_again_begins_a_new_session_and_leaves_nothing_open(node: Node, user: str) -> None:
+    async with Relay(node.ws, user, DEVICE) as relay:
+        first = relay.session_id
+        await relay.connect()
+        await relay.send_sample([1, 2])
+        assert relay.session_id != first
 
 
 async def test_sending_before_connecting_is_an_error() -> None:

@@ -107,12 +107,12 @@ def test_of_equally_common_rates_the_highest_is_taken(write: Write) -> None:
 def test_a_file_that_is_no_recording_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "wrong.edf"
     path.write_bytes(content)
-    with pytest.raises(RecordingError, match="wrong.edf: expected an EDF or BDF file"):
+    with pytest.raises(RecordingError, match=r"wrong\.edf: expected an EDF or BDF file"):
         Recording(path)
 
 
 def test_a_file_that_is_not_there_is_refused_in_plain_words(tmp_path: Path) -> None:
-    with pytest.raises(RecordingError, match="nowhere.edf: No such file or directory"):
+    with pytest.raises(RecordingError, match=r"nowhere\.edf: No such file or directory"):
         Recording(tmp_path / "nowhere.edf")
     with pytest.raises(RecordingError, match="Is a directory"):
         Recording(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 
+import httpx
 import numpy as np
 import pytest
 from clients import consumer, relay
@@ -146,9 +147,7 @@ async def test_features_cannot_be_had_as_npy(node: Node, user: str) -> None:
     assert node.get(f"/buffer/{user}/last/5?format=npy")[0] == 422
 
 
-async def test_another_method_is_405_in_the_same_shape(node: Node) -> None:
-    import httpx
-
+def test_another_method_is_405_in_the_same_shape(node: Node) -> None:
     answer = httpx.post(f"{node.http}/health")
     assert answer.status_code == 405
     assert answer.json()["error"]["code"] == "method_not_allowed"

@@ -250,12 +250,13 @@ def test_whatever_a_relay_sends_the_promises_hold(n_channels: int | None, messag
         position = None if step is None else max(0, next_position + step)
         time_us = None if offset_us is None else now_us + offset_us
         sent = raw(n, position, time_us, first=next_position, n_channels=width)
-        if width != (n_channels or width) or (time_us is not None and not 0 <= time_us <= now_us + MAX_AHEAD_US):
+        span_us = round((n - 1) * PERIOD_US)
+        first_us = now_us - span_us if time_us is None else time_us
+        is_of_another_time = time_us is not None and not 0 <= time_us <= now_us + MAX_AHEAD_US - span_us
+        if width != (n_channels or width) or is_of_another_time:
             refusal(of, sent, now_us)
             continue
         n_channels = width
-        if time_us == now_us + MAX_AHEAD_US and n > 1:
-            continue  # its last sample lies too far ahead; see above
         accepted = of.accept(sent, now_us)
 
         start = next_position if position is None else position
@@ -266,19 +267,12 @@ def test_whatever_a_relay_sends_the_promises_hold(n_channels: int | None, messag
         assert accepted.gap == gap
         n_gaps += gap is not None
         if new:
-            assert times_us(accepted) == expected_times_us(n, time_us, now_us, last_us)[-len(new) :]
+            assert times_us(accepted) == [max(first_us + round(i * PERIOD_US), last_us) for i in range(n)][-len(new) :]
             covered += [*range(*(gap or (0, 0))), *new]
             next_position, last_us = new[-1] + 1, times_us(accepted)[-1]
         assert (of.next_position, of.last_time_us) == (next_position, last_us)
         assert (of.n_duplicates, of.n_gaps) == (n_duplicates, n_gaps)
     assert covered == list(range(next_position))  # every position is a sample or in a gap, once, in order
-
-
-def expected_times_us(n: int, time_us: int | None, now_us: int, last_us: int) -> list[int]:
-    """Rules 5 and 6 in other words: spaced by the rate from the time given, or back from now; never before the last."""
-    spaced_us = [round(i * PERIOD_US) for i in range(n)]
-    first_us = now_us - spaced_us[-1] if time_us is None else time_us
-    return [max(first_us + step_us, last_us) for step_us in spaced_us]
 
 
 # The rest.

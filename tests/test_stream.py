@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -308,7 +309,7 @@ async def test_the_connection_ends_when_the_peer_says_nothing(
         assert await peer.close_code() == 4408
 
 
-async def test_more_connections_than_allowed_are_closed_with_4429(start_node, user: str) -> None:  # type: ignore[no-untyped-def]
+async def test_more_connections_than_allowed_are_closed_with_4429(start_node: Callable[..., Node], user: str) -> None:
     small = start_node(max_connections=1)
     async with relay(small.ws, user), connect(f"{small.ws}/stream") as socket:
         assert await Peer(socket).close_code() == 4429

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket as sockets
+from collections.abc import Callable
 
 import pytest
 from clients import DEVICE, Peer, consumer, relay
@@ -143,20 +144,29 @@ async def test_a_prediction_after_the_relay_has_gone_is_kept_but_not_delivered(n
         assert node.get(f"/buffer/{user}/latest?sample_type=prediction")[0] == 200
 
 
-async def test_a_consumer_that_does_not_read_loses_its_oldest_raw_and_slows_nobody(start_node, user: str) -> None:  # type: ignore[no-untyped-def]
-    own = start_node(outbox_max_bytes=64 << 10)
+async def test_a_consumer_that_does_not_read_loses_its_oldest_raw_and_slows_nobody(
+    start_node: Callable[..., Node], user: str
+) -> None:
+    own = start_node(outbox_max_bytes=256 << 10)
     stuck = await _stuck_consumer(own, user)
-    n, wide = 2000, {"sampling_rate": 1000, "channel_count": 256}
-    async with relay(own.ws, user, device=wide) as edge, consumer(own.ws, user, "?types=raw&format=binary") as quick:
-        next_position = 0
+    n, wide = 4000, {"sampling_rate": 1000, "channel_count": 256}
+    async with relay(own.ws, user, device=wide) as edge, consumer(own.ws, user, "?types=raw,gap,status") as quick:
+
+        read: list[int] = []
+
+        async def read_all() -> None:
+            while len(read) < n:
+                read.append((await quick.receive())["position"])
+
+        reading = asyncio.create_task(read_all())
         for i in range(n):
             await edge.send({"type": "raw", "channels": [i] + [0.125] * 255})
             if i % 100 == 99:
                 await edge.send({"type": "features", "workload": i})
-        while next_position < n:
-            raw = decode_binary(await quick.receive())
-            assert raw.position == next_position
-            next_position += len(raw.samples)
+            while i - len(read) > 20:  # the quick one keeps up
+                await asyncio.sleep(0)
+        await reading
+        assert read == list(range(n))
         positions, gaps, workloads = await _read_all(stuck, n)
     assert gaps, "a consumer that read nothing should have lost something"
     assert workloads == list(range(99, n, 100)), "features are kept"
@@ -195,7 +205,7 @@ async def _read_all(stuck: Peer, n: int) -> tuple[list[int], list[tuple[int, int
     return positions, gaps, workloads
 
 
-async def test_a_consumer_that_reads_nothing_at_all_is_given_up_with_4413(start_node, user: str) -> None:  # type: ignore[no-untyped-def]
+async def test_a_consumer_that_reads_nothing_at_all_is_given_up_with_4413(start_node: Callable[..., Node], user: str) -> None:
     own = start_node(outbox_max_bytes=4096)
     stuck = await _stuck_consumer(own, user)
     async with relay(own.ws, user) as edge:

@@ -241,6 +241,7 @@ def test_the_largest_float32_is_a_value_however_it_is_written() -> None:
         ('{"type":"raw","channels":["1"]}', "bad_message"),
         ('{"type":"raw","channels":[true]}', "bad_message"),
         ('{"type":"raw","channels":[[1]]}', "bad_message"),
+        ('{"type":"raw","channels":[3.4028235677973366e38]}', "bad_message"),
         ('{"type":"raw","channels":[1e39]}', "bad_message"),
         ('{"type":"raw","channels":[-1e39]}', "bad_message"),
         ('{"type":"raw","channels":[1e999]}', "bad_message"),
@@ -466,6 +467,13 @@ def test_a_device_info_without_end_is_refused() -> None:
     error = refusal(decode_auth, f'{{"type":"auth","user_id":"me","device_info":{{"note":"{note}"}}}}')
     assert error.code == "bad_value"
     assert note not in error.message
+
+
+def test_a_device_info_that_is_nested_without_end_is_refused() -> None:
+    """What can just be read could not be written again a few calls further in, or on another node."""
+    nested = "[" * 500 + "]" * 500
+    refusal(decode_auth, f'{{"type":"auth","user_id":"me","device_info":{{"nested":{nested}}}}}')
+    decode_auth('{"type":"auth","user_id":"me","device_info":{"montage":{"sites":[{"at":[[1,2],[3]]}]}}}')
 
 
 def test_bytes_of_a_relay_are_a_binary_chunk() -> None:

@@ -13,7 +13,10 @@ def given_key(headers: Mapping[str, str]) -> str | None:
     """Return the key of `Authorization: Bearer …` or `X-API-Key`, None when neither is there."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
-    return given and given.encode("latin-1").decode(errors="replace")  # ASGI headers are latin-1, keys UTF-8
+    try:
+        return given and given.encode("latin-1").decode()  # servers read headers as latin-1, most clients send UTF-8
+    except UnicodeError:
+        return given
 
 
 def require(keys: Keys, given: str | None) -> None:
@@ -25,5 +28,9 @@ def require(keys: Keys, given: str | None) -> None:
         return
     if given is None:
         raise Unauthorized("expected a key in `Authorization: Bearer …`, got none")
-    if not sum(compare_digest(key.encode(), given.encode()) for key in keys):
+    if not sum(compare_digest(_bytes(key), _bytes(given)) for key in keys):
         raise Unauthorized("expected one of this server's keys, got another")
+
+
+def _bytes(key: str) -> bytes:
+    return key.encode(errors="surrogateescape")  # the environment may hold bytes that are not UTF-8

@@ -133,7 +133,12 @@ class Hub:
                 self._end(stream)
 
     def ingest(self, stream: Stream, raw: RawIn) -> None:
-        """Take raw in: positions, buffer, consumers, other nodes, database. BadMessage when it breaks a rule."""
+        """Take raw in: positions, buffer, consumers, other nodes, database. BadMessage when it breaks a rule.
+
+        What still comes from a relay whose session has ended is nobody's.
+        """
+        if not stream.online:
+            return
         gap, accepted = stream.session.accept(raw, now_us())
         if gap:
             self._deliver_gap(stream, gap)
@@ -148,6 +153,8 @@ class Hub:
 
     def take_features(self, stream: Stream, features: Features, fields: dict[str, Any]) -> None:
         """Take features in; `fields` is the whole message. BadMessage when its time is out of range."""
+        if not stream.online:
+            return
         session = stream.session
         time_us = session.check_time(to_us(features.timestamp), now_us())
         data = {name: value for name, value in fields.items() if name not in ("type", "timestamp")}

@@ -51,9 +51,7 @@ def _drop_root(uid: int, gid: int, *, paths: list[str], libc: ctypes.CDLL | None
 def _keep_capability(number: int, libc: ctypes.CDLL) -> bool:
     """Keep one capability, and no other, across the coming exec; false when we do not have it."""
     header = (ctypes.c_uint32 * 2)(LINUX_CAPABILITY_VERSION_3, 0)
-    sets = (ctypes.c_uint32 * 6)(
-        *[1 << number] * 3
-    )  # effective, permitted, inheritable; then the high halves
+    sets = (ctypes.c_uint32 * 6)(*[1 << number] * 3)  # effective, permitted, inheritable; then the high halves
     if libc.capset(header, sets) != 0:
         return False
     return bool(libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0) == 0)

@@ -69,16 +69,23 @@ class Line:
         await self.close()
 
     async def connect(self) -> None:
-        """Connect, trying until it is done or Rejected; `on_lost` hears of each failure and of the pause, in s."""
+        """Connect, trying until it is done or Rejected; `on_lost` hears of each failure and of the pause, in s.
+
+        A connection that is open is closed first.
+        """
+        await self.close()
         while True:
             if self._lost is not None:
                 await self._pause(self._lost)
             try:
                 await self._open()
+            except Rejected:
+                raise
             except ConnectionLost as error:
-                if isinstance(error, Rejected):
-                    raise
                 self._lost = error
+            except BaseException:  # cancelled between the connection and the greeting
+                await self.close()
+                raise
             else:
                 self._lost = None
                 self._connected_at = monotonic()

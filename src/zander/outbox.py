@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Collection
 from time import monotonic
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from zander.chunk import MAX_CHUNK_BYTES, Chunk, join
 from zander.errors import CloseCode
@@ -22,6 +22,15 @@ FORMATS: tuple[Format, ...] = ("json", "chunks", "binary")
 TAKE_BYTES = 64 << 10  # what leaves the outbox at once: about what a transport buffers before it says stop
 MAX_DRIFT_US = 50_000  # coalesced samples lose their own times; beyond this a new message starts
 STALLED_SECONDS = 60.0
+
+
+class _Hole(NamedTuple):
+    """Dropped raw that is not announced yet: from `start` to `end`, and when the first of it had arrived."""
+
+    order: int
+    session_id: str
+    start: int
+    end: int
 
 
 class Outbox:
@@ -44,11 +53,11 @@ class Outbox:
         self.closed: asyncio.Future[CloseCode] = asyncio.get_running_loop().create_future()
         self.n_dropped = 0
         self.nbytes = 0
-        self.taken_at = monotonic()
+        self._unread_since = monotonic()  # when the consumer last took something, or something began to wait
         self._raw: deque[tuple[int, int, Chunk]] = deque()  # order of arrival, bytes counted, what waits
         self._notes: deque[tuple[int, int, str]] = deque()
-        self._order = 0  # over both queues
-        self._hole: tuple[str, int, int] | None = None  # dropped raw that is not announced yet
+        self._holes: deque[_Hole] = deque()  # before all raw that is left
+        self._order = 0  # over all three
 
     def offer(self, chunk: Chunk) -> None:
         """Queue raw, if this consumer wants it."""
@@ -73,25 +82,26 @@ class Outbox:
         self._notes.extend((self._next(), 0, note.text) for note in notes if note.kind in self.types)
         if "raw" in self.types:
             self._raw.extend((self._next(), 0, chunk) for chunk in chunks)
-        self.ready.set()
+        if self.waits:
+            self._wake()
 
     def close(self, code: CloseCode) -> None:
         """Tell the endpoint to close the connection, after what waits."""
         if not self.closed.done():
             self.closed.set_result(code)
-            self.ready.set()
+            self._wake()
 
     def stalled(self) -> bool:
         """Say whether something has waited for STALLED_SECONDS and nothing was taken."""
-        return self.ready.is_set() and monotonic() - self.taken_at > STALLED_SECONDS
+        return self.ready.is_set() and monotonic() - self._unread_since > STALLED_SECONDS
 
     def take(self) -> list[str | bytes]:
         """Take frames for about TAKE_BYTES, in order; none when nothing waits."""
-        self.taken_at = monotonic()
+        self._unread_since = monotonic()
         frames: list[str | bytes] = []
         n_bytes = 0
         while n_bytes < TAKE_BYTES and self.waits:
-            taken = self._take_notes() or self._take_hole() or self._take_raw()
+            taken = self._take_notes() or self._take_holes() or self._take_raw()
             frames += taken
             n_bytes += sum(map(len, taken))
         if not self.waits and not self.closed.done():
@@ -101,7 +111,7 @@ class Outbox:
     @property
     def waits(self) -> bool:
         """Whether there is something to take."""
-        return bool(self._raw or self._notes or self._hole)
+        return bool(self._raw or self._notes or self._holes)
 
     def _next(self) -> int:
         self._order += 1
@@ -120,31 +130,33 @@ class Outbox:
             self._drop()
         if self.nbytes > self.max_bytes:
             self.close(CloseCode.TOO_SLOW)
-        self.ready.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self.ready.is_set():
+            self._unread_since = monotonic()
+            self.ready.set()
 
     def _drop(self) -> None:
+        order = self._raw[0][0]
         chunk = self._pop_raw()
         self.n_dropped += len(chunk)
-        session_id, start = chunk.origin.session_id, chunk.position
-        if self._hole and self._hole[0] == session_id:
-            start = self._hole[1]
-        else:
-            for text in self._take_hole():
-                self._say(text)
-        self._hole = (session_id, start, chunk.end)
+        hole = _Hole(order, chunk.origin.session_id, chunk.position, chunk.end)
+        if self._holes and self._holes[-1].session_id == hole.session_id:
+            hole = self._holes.pop()._replace(end=chunk.end)
+        self._holes.append(hole)
 
-    def _take_hole(self) -> list[str]:
-        """Announce dropped raw; it goes before the raw that is left, and after older notes."""
-        if self._hole is None:
-            return []
-        text = dumps(Gap(*self._hole, "slow"))
-        self._hole = None
-        return [text] if "gap" in self.types else []
+    def _take_holes(self) -> list[str]:
+        """Announce dropped raw."""
+        texts = [dumps(Gap(hole.session_id, hole.start, hole.end, "slow")) for hole in self._holes]
+        self._holes.clear()
+        return texts if "gap" in self.types else []
 
     def _take_notes(self) -> list[str]:
-        """Take the notes that came before the oldest raw."""
+        """Take the notes that came before the oldest raw, dropped or not."""
         texts = []
-        while self._notes and not (self._raw and self._raw[0][0] < self._notes[0][0]):
+        oldest = self._holes[0].order if self._holes else self._raw[0][0] if self._raw else self._order + 1
+        while self._notes and self._notes[0][0] < oldest:
             _, n_bytes, text = self._notes.popleft()
             self.nbytes -= n_bytes
             texts.append(text)

@@ -16,7 +16,7 @@ from zander.client import ConnectionLost, Rejected, Relay
 from zander.features import WINDOW_S, features
 from zander.meter import Meter
 from zander.recording import Recording
-from zander.terminal import StatusLine, describe_prediction, duration
+from zander.terminal import StatusLine, count, describe_prediction, duration
 
 CHUNKS_PER_S = 16  # about what headsets put into one packet
 REDRAW_S = 0.2
@@ -100,7 +100,8 @@ class Player:
     def summary(self) -> str:
         """Say what was done, in a line."""
         elapsed_s = monotonic() - self._began_at
-        return f"sent {self._n_sent:,} samples in {elapsed_s:.1f} s, received {self._n_predictions} predictions"
+        received = count(self._n_predictions, "prediction")
+        return f"sent {count(self._n_sent, 'sample')} in {elapsed_s:.1f} s, received {received}"
 
     async def _stream(self) -> None:
         n_block = max(1, round(self._recording.sampling_rate_hz))
@@ -174,9 +175,9 @@ class Player:
             [
                 f"{duration(position_s)} of {duration(self._recording.duration_s)}",
                 *([f"round {rounds + 1}"] if self._options.loop else []),
-                f"{self._n_sent:,} samples",
+                count(self._n_sent, "sample"),
                 f"{self._meter.per_second():,.0f}/s",
-                f"{self._n_predictions} predictions",
+                count(self._n_predictions, "prediction"),
             ]
         )
 
@@ -185,8 +186,8 @@ async def relay(recording: Recording, options: RelayOptions) -> None:
     """Stream a recording, with progress on stdout."""
     line = StatusLine()
     info = recording.device_info
-    n, rate_hz = info["channel_count"], info["sampling_rate"]
-    line.say(f"{info['device_type']}: {n} channel{'s' * (n > 1)} at {rate_hz:g} Hz, {duration(recording.duration_s)}")
+    channels = count(info["channel_count"], "channel")
+    line.say(f"{info['device_type']}: {channels} at {info['sampling_rate']:g} Hz, {duration(recording.duration_s)}")
     for note in recording.notes:
         line.say(note)
     await Player(recording, options, line).play()

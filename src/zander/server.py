@@ -23,9 +23,7 @@ from zander.wire import MAX_MESSAGE_BYTES
 
 CLOSE_SECONDS = 5.0  # of the 15 s that a stop may take, for the sockets; the database has its own in app.py
 CUT_SECONDS = 2  # then those that did not close are cut
-UNREAD_MILLISECONDS = (
-    60_000  # after which the kernel cuts a peer that acknowledges nothing or keeps its window shut
-)
+UNREAD_MILLISECONDS = 60_000  # after which the kernel cuts a peer that acknowledges nothing or keeps its window shut
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +50,7 @@ def database(settings: Settings) -> Iterator[Settings]:
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Bind the port; `shared` lets several processes listen on it, and the kernel spread what comes."""
     try:
-        family, *_, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
@@ -108,7 +104,6 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         log.info("stopped in %.1f s", monotonic() - began)
 
-
     def _closing(self) -> bool:
         """Whether a peer still has to answer our close: cut before that, it might never read it."""
         return any(isinstance(connection, WebSocketsSansIOProtocol) for connection in self.server_state.connections)
@@ -140,9 +135,7 @@ def configure_logging(settings: Settings) -> None:
             "disable_existing_loggers": False,
             "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(name)s: %(message)s"}},
             "filters": {"no_bad_utf8": {"()": _NoBadUtf8}},
-            "handlers": {
-                "stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["no_bad_utf8"]}
-            },
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["no_bad_utf8"]}},
             "root": {"level": settings.log_level, "handlers": ["stderr"]},
             "loggers": {"uvicorn": {"level": "WARNING"}},
         }

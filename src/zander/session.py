@@ -52,7 +52,9 @@ class Session:
     def accept(self, raw: RawIn, now_us: int) -> Accepted:
         """Give raw its positions and times; BadMessage, and nothing has changed, when it breaks a rule."""
         n = len(raw.samples)
-        self._check(raw, n, now_us)
+        self._check(raw, n)
+        times_us = self._times(raw.time_us, n, now_us)
+        self.n_channels = raw.samples.shape[1]
         expected = self.next_position
         position = expected if raw.position is None else raw.position
         skip = min(max(0, expected - position), n)
@@ -61,7 +63,7 @@ class Session:
             return Accepted(None, None)
         gap = (expected, position) if position > expected else None
         self.n_gaps += gap is not None
-        times_us = self._times(raw.time_us, n, now_us)[skip:]
+        times_us = times_us[skip:]
         self.next_position = position + n
         self.last_time_us = int(times_us[-1])
         return Accepted(gap, Chunk(self.origin, position + skip, times_us, raw.samples[skip:]))
@@ -79,7 +81,7 @@ class Session:
         self.n_bad += 1
         return self.n_bad
 
-    def _check(self, raw: RawIn, n: int, now_us: int) -> None:
+    def _check(self, raw: RawIn, n: int) -> None:
         n_channels = raw.samples.shape[1]
         if self.n_channels is None:
             if n_channels > MAX_CHANNELS:
@@ -90,12 +92,12 @@ class Session:
             raise BadMessage("no_sampling_rate", "expected device_info.sampling_rate before a chunk of several samples")
         if (self.next_position if raw.position is None else raw.position) + n > MAX_POSITION:
             raise BadMessage("bad_position", f"expected positions up to {MAX_POSITION}")
-        self.check_time(raw.time_us, now_us)
-        self.n_channels = n_channels
 
     def _times(self, time_us: int | None, n: int, now_us: int) -> Times:
         if n == 1:
-            return np.array([max(now_us if time_us is None else time_us, self.last_time_us)])
+            return np.array([max(self.check_time(time_us, now_us), self.last_time_us)])
         spaced_us = np.round(np.arange(n) * self.origin.period_us).astype(np.int64)
-        first_us = now_us - int(spaced_us[-1]) if time_us is None else time_us
+        length_us = int(spaced_us[-1])
+        first_us = self.check_time(now_us - length_us if time_us is None else time_us, now_us)
+        self.check_time(first_us + length_us, now_us)
         return np.maximum(first_us + spaced_us, self.last_time_us)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from dotenv import dotenv_values
@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 from zander.errors import SettingsError
 
 Keys = tuple[str, ...]
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 DatabaseUrl = Annotated[str, Meta(pattern=r"^postgres(ql)?(\+asyncpg)?://")]
 Positive = Annotated[float, Meta(gt=0, le=1e6)]
 RedisUrl = Annotated[str, Meta(pattern=r"^(rediss?|unix)://")]
@@ -41,9 +42,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = ()
     host: Annotated[str, Meta(min_length=1, description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
-    log_level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="least severe level that is logged")
-    ] = "INFO"
+    log_level: Annotated[Level, Meta(description="least severe level that is logged")] = "INFO"
     data_dir: Annotated[Path, Meta(description="folder of the node's own PostgreSQL")] = Path("data")
     buffer_samples: Annotated[
         int,
@@ -94,10 +93,13 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path | None = Path(
 
     SettingsError names the first variable that is wrong and says what it takes.
     """
-    values = dict(dotenv_values(env_file)) if env_file and env_file.is_file() else {}
-    values.update(os.environ if environ is None else environ)
-    raw = {field: values.get(field.upper()) for field in Settings.__struct_fields__}
-    given = {field: _parse(field, value.strip()) for field, value in raw.items() if value and value.strip()}
+    file = dotenv_values(env_file) if env_file and env_file.is_file() else {}
+    given = {}
+    for field in Settings.__struct_fields__:
+        for source in (os.environ if environ is None else environ, file):
+            if value := (source.get(field.upper()) or "").strip():
+                given[field] = _parse(field, value)
+                break
     try:
         settings = msgspec.convert(given, Settings, strict=False, dec_hook=_path)
     except msgspec.ValidationError as error:
@@ -129,6 +131,8 @@ def _path(kind: type, value: Any) -> Any:
 def _sentence(error: str) -> str:
     """Turn msgspec's `… - at `$.port`` into a sentence that starts with the variable; never the value: it may be a key."""
     problem, _, path = error.partition(" - at `$.")
+    if problem.startswith("Invalid enum value"):
+        problem = f"expected one of {', '.join(get_args(Level))}"
     return f"{path.rstrip('`').split('[')[0].upper()}: {problem[0].lower()}{problem[1:]}"
 
 

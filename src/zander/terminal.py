@@ -34,6 +34,11 @@ def paint(spans: Iterable[Span], columns: int) -> str:
     return "".join(painted)
 
 
+def count(n: int, noun: str) -> str:
+    """Write `no gaps`, `1 gap`, `2 gaps`."""
+    return f"{n:,} {noun}{'s' * (n != 1)}" if n else f"no {noun}s"
+
+
 def duration(seconds: float) -> str:
     """Write `1:02:03`, or `02:03` below an hour."""
     minutes, second = divmod(int(seconds), 60)

@@ -7,6 +7,7 @@ from typing import Any
 
 from zander.client import Raw
 from zander.meter import Meter
+from zander.terminal import count
 from zander.trace import Window
 
 TRACE_S = 12.0  # what the widest terminal shows
@@ -114,14 +115,16 @@ def device(view: View) -> str:
     parts = [
         str(info.get("device_type") or "device without a name"),
         f"{view.sampling_rate_hz:g} Hz" if view.sampling_rate_hz else "unknown rate",
-        f"{n_channels} channel{'s' * (n_channels != 1)}",
+        count(n_channels, "channel"),
     ]
     return ", ".join(parts)
 
 
 def counts(view: View) -> str:
     """Write rate, latency and gaps."""
-    gaps = f"{view.n_gaps} gaps, {view.n_missing:,} samples, last: {view.last_gap}" if view.n_gaps else "no gaps"
+    gaps = count(view.n_gaps, "gap")
+    if view.n_gaps:
+        gaps += f" ({count(view.n_missing, 'sample')}, last: {view.last_gap})"
     latency = f"p50 {milliseconds(view.latency_s.median())}, max {milliseconds(view.latency_s.max())}"
     return f"{view.rate.per_second():,.1f} samples/s   latency {latency}   {gaps}"
 
@@ -153,8 +156,8 @@ def report(view: View) -> str:
 def summary(view: View) -> str:
     """Write what was seen, at the end."""
     elapsed_s = monotonic() - view.began_at
-    gaps = f"{view.n_gaps} gaps" if view.n_gaps else "no gaps"
-    return f"watched {view.user_id} for {elapsed_s:.1f} s: {view.n_samples:,} samples, {gaps}"
+    seen = f"{count(view.n_samples, 'sample')}, {count(view.n_gaps, 'gap')}"
+    return f"watched {view.user_id} for {elapsed_s:.1f} s: {seen}"
 
 
 def _number(value: object) -> str:

@@ -7,6 +7,8 @@ microseconds everywhere inside.
 
 from __future__ import annotations
 
+import re
+import sys
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -18,9 +20,10 @@ from zander.errors import BadMessage
 
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_CHANNELS = 1024
-MAX_RATE_HZ = 100_000.0
+MIN_RATE_HZ, MAX_RATE_HZ = 0.001, 100_000.0
+MAX_DEPTH = 64  # of JSON that is kept: what can just be read here could not be written again further in
 MAX_DEVICE_INFO_BYTES = 64 << 10
-MAX_MICROVOLTS = 3.4028234663852886e38  # the largest float32; beyond it a value would become infinity
+MAX_MICROVOLTS = 3.4028235677973362e38  # the last double that still becomes a float32, and not infinity
 
 Kind = Literal["features", "raw", "prediction", "gap", "status"]
 KINDS: tuple[Kind, ...] = ("features", "raw", "prediction", "gap", "status")
@@ -49,7 +52,7 @@ class DeviceInfo(Struct):
     """The fields of `device_info` that Zander reads; the others are kept and given back as they came."""
 
     device_type: str | None = None
-    sampling_rate: Annotated[float, Meta(gt=0, le=MAX_RATE_HZ, description="Hz")] | None = None
+    sampling_rate: Annotated[float, Meta(ge=MIN_RATE_HZ, le=MAX_RATE_HZ, description="Hz")] | None = None
     channel_names: Annotated[list[Name100], Meta(min_length=1, max_length=MAX_CHANNELS)] | None = None
     channel_count: Annotated[int, Meta(ge=1, le=MAX_CHANNELS)] | None = None
 
@@ -116,9 +119,11 @@ class Prediction(Struct, tag="prediction"):
 
     @property
     def confidence(self) -> float | None:
-        """`data.confidence` where that is a number."""
+        """`data.confidence` where that is a number, and one that fits a float."""
         value = self.data.get("confidence")
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
+            return None
+        return float(value)
 
 
 # From the server.
@@ -194,6 +199,8 @@ _auth = msgspec.json.Decoder(Auth)
 _consumer_auth = msgspec.json.Decoder(ConsumerAuth)
 _consumer: msgspec.json.Decoder[Prediction | ConsumerAuth] = msgspec.json.Decoder(Prediction | ConsumerAuth)
 _prediction = msgspec.json.Decoder(Prediction)
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # after an even number of backslashes
+
 _typed = msgspec.json.Decoder(_Typed)
 _fields = msgspec.json.Decoder(dict[str, Any])
 _encoder = msgspec.json.Encoder()
@@ -216,8 +223,16 @@ def _decode(decoder: msgspec.json.Decoder[T], data: str | bytes) -> T:
 
 
 def _refuse_nul(data: str) -> None:
-    if "\\u0000" in data:  # jsonb and text cannot hold it: such a row would poison its whole batch
+    if "\\u0000" in data and _NUL.search(data):  # jsonb and text cannot hold it: it would poison its whole batch
         raise BadMessage("bad_value", "expected text without U+0000")
+
+
+def _refuse_deep(value: object, n_levels: int = MAX_DEPTH) -> None:
+    if isinstance(value, dict | list):
+        if not n_levels:
+            raise BadMessage("bad_value", f"expected at most {MAX_DEPTH} levels of nested JSON")
+        for inner in value.values() if isinstance(value, dict) else value:
+            _refuse_deep(inner, n_levels - 1)
 
 
 def message_type(data: str) -> str | None:
@@ -232,6 +247,7 @@ def decode_auth(data: str) -> tuple[Auth, DeviceInfo]:
     """Read a relay's first message; BadMessage where a field is missing, wrong or out of its range."""
     _refuse_nul(data)
     auth = _decode(_auth, data)
+    _refuse_deep(auth.device_info)
     if len(_encoder.encode(auth.device_info)) > MAX_DEVICE_INFO_BYTES:
         raise BadMessage("bad_value", f"expected a device_info of at most {MAX_DEVICE_INFO_BYTES} bytes")
     try:
@@ -272,9 +288,11 @@ def to_us(seconds: float | None) -> int | None:
 
 def decode_fields(data: str | bytes) -> dict[str, Any]:
     """Read a text message that has passed its Struct once more, with all its fields as they came."""
-    data = str(data)
-    _refuse_nul(data)
-    return _decode(_fields, data)
+    text = str(data)
+    _refuse_nul(text)
+    fields = _decode(_fields, text)
+    _refuse_deep(fields)
+    return fields
 
 
 def decode_consumer(data: str | bytes) -> Prediction | ConsumerAuth:

@@ -23,9 +23,7 @@ from zander.server import Server, configure_logging, database, greeting, listen
 from zander.settings import Settings, environment, load
 
 STOP_SECONDS = 15.0
-RESTART_SECONDS = (
-    1.0  # between the end of a worker and its replacement, so that a hopeless start does not spin
-)
+RESTART_SECONDS = 1.0  # between the end of a worker and its replacement, so that a hopeless start does not spin
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +31,7 @@ log = logging.getLogger(__name__)
 def supervise(settings: Settings, n_workers: int) -> None:
     """Keep `n_workers` nodes running until SIGTERM or SIGINT; SettingsError without REDIS_URL, or without the port."""
     if settings.redis_url is None:
-        raise SettingsError(
-            "REDIS_URL: --workers needs it, the workers are nodes that find each other over Redis"
-        )
+        raise SettingsError("REDIS_URL: --workers needs it, the workers are nodes that find each other over Redis")
     configure_logging(settings)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -205,8 +205,10 @@ class Client {
 
   async #leave() {
     this.#gone = true
+    if (!clients.has(this.pid)) return // it has left: 'close' comes after 'end', and its last turn must not be refused
     if (this.seat) this.backend.refuse(this.seat, new Refusal('08006', 'the client is gone'))
-    if (this.#busy || !clients.delete(this.pid)) return // while busy: when it no longer is
+    if (this.#busy) return // this is called again when it no longer is
+    clients.delete(this.pid)
     if (this.seat) await this.backend.leave(this.seat).catch(end_backend)
   }
 }

@@ -88,12 +88,9 @@ async def _first(*futures: asyncio.Future[Any]) -> None:
 async def _read(
     socket: WebSocket, outbox: Outbox, take: Callable[[Message], Awaitable[None]], count_bad: Callable[[], int]
 ) -> None:
-    while True:
+    while not outbox.closed.done():
         try:
-            message = await _receive(socket)
-            if outbox.closed.done():
-                return  # what comes later is not ours to take: nobody would be told
-            await take(message)
+            await take(await _receive(socket))
         except WebSocketDisconnect:
             return
         except ClientError as error:

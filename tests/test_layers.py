@@ -1,0 +1,214 @@
+"""Which room may import which, and what from outside; how long a file and an endpoint may be."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import zander
+
+SOURCE = Path(zander.__file__).parent
+MAX_FILE_LINES = 300
+MAX_ENDPOINT_LINES = 30
+
+# A room, then the rooms of ours that it may import; behind the bar what is not ours. Everything may use Python's own
+# library. A lazy import inside a function counts. Who adds a file adds a line, and asks whether the house still stands.
+TABLE = """
+errors:
+settings:    errors | dotenv msgspec
+auth:        errors settings
+
+chunk:       errors | numpy orjson
+wire:        chunk errors | msgspec numpy orjson
+ring:        | numpy
+history:     wire
+session:     chunk errors wire | numpy
+outbox:      chunk errors wire
+stream:      chunk history outbox ring session wire | msgspec
+query:       chunk errors stream wire | msgspec numpy
+hub:         chunk errors outbox pile query session stream wire
+
+pile:        chunk
+backlog:     chunk pile
+recorder:    backlog chunk errors pile | msgspec
+pgcopy:      chunk | numpy
+migrations:  errors | asyncpg
+storage:     chunk errors migrations pgcopy pile recorder | asyncpg
+
+directory:   | msgspec
+peers:       chunk directory errors query stream wire | msgspec numpy
+broadcast:   | redis
+calls:       broadcast errors peers
+feeds:       calls chunk directory errors hub outbox peers wire
+cluster:     broadcast calls chunk directory errors feeds hub outbox peers query stream wire
+
+openapi:           errors | msgspec starlette
+routes.context:    auth errors hub recorder settings | starlette
+routes.parameters: errors wire | msgspec
+routes.socket:     errors outbox routes.context wire | starlette
+routes.stream:     auth chunk outbox routes.context routes.socket stream wire | starlette
+routes.subscribe:  auth errors outbox routes.context routes.parameters routes.socket wire | starlette
+routes.buffer:     errors query routes.context routes.parameters stream | starlette
+routes.health:     hub recorder routes.context stream wire | msgspec starlette
+routes.meanings:
+routes.reference:  errors openapi outbox query routes.health routes.meanings routes.socket stream wire | msgspec
+routes.page:       openapi routes.meanings
+routes.docs:       openapi routes routes.page routes.reference wire | starlette
+routes:            routes.buffer routes.docs routes.health routes.stream routes.subscribe | starlette
+
+app:         broadcast cluster errors hub recorder routes routes.context settings storage | starlette
+server:      app embedded errors settings wire | msgspec starlette uvicorn
+workers:     app child errors server settings | msgspec uvicorn
+launcher:
+child:
+embedded:    child
+
+line:        errors | orjson websockets
+client:      chunk errors line | numpy orjson websockets
+recording:   chunk errors | numpy pyedflib
+features:    chunk | numpy
+meter:
+terminal:
+trace:       chunk | numpy
+view:        client meter terminal trace
+picture:     terminal trace view | numpy
+relay:       chunk client features meter recording terminal | numpy
+watch:       client picture terminal view
+
+cli:         embedded errors migrations recording relay server settings storage watch workers
+"""
+
+
+def read_table() -> dict[str, tuple[set[str], set[str]]]:
+    rows = (row.split(":") for row in TABLE.splitlines() if row)
+    return {room: halves(allowed) for room, allowed in rows}
+
+
+def halves(allowed: str) -> tuple[set[str], set[str]]:
+    ours, _, theirs = allowed.partition("|")
+    return set(ours.split()), set(theirs.split())
+
+
+ALLOWED = read_table()
+NO_ROOMS = {"", "__main__"}  # the package's name, and `python -m zander`
+
+
+def room(file: Path) -> str:
+    """`routes.stream` for routes/stream.py, `routes` for routes/__init__.py."""
+    parts = file.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+FILES = {room(file): file for file in sorted(SOURCE.rglob("*.py"))}
+ROOMS = [name for name in FILES if name not in NO_ROOMS]
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in it; `from zander import wire` is `zander.wire`."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file.name}:{node.lineno}: a relative import"
+            assert node.module
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name.removeprefix("zander.") in FILES else node.module
+
+
+@cache
+def imports(name: str) -> tuple[set[str], set[str]]:
+    """The rooms of ours and the packages of others that a room imports."""
+    modules = set(imported(FILES[name]))
+    ours = {module.removeprefix("zander.") for module in modules if module.split(".")[0] == "zander"}
+    theirs = {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"zander"}
+    return ours, theirs
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_room_imports_what_it_may(name: str) -> None:
+    assert name in ALLOWED, f"{name} is not in the table: which rooms may it import?"
+    ours, theirs = imports(name)
+    may_ours, may_theirs = ALLOWED[name]
+    assert ours <= may_ours
+    assert theirs <= may_theirs
+
+
+def test_the_package_itself_is_only_a_name() -> None:
+    assert list(imported(FILES[""])) == []
+    assert imports("__main__") == ({"cli"}, set())
+
+
+def test_the_table_knows_no_room_that_is_not_there() -> None:
+    assert set(ALLOWED) - set(FILES) == set()
+    for ours, _ in ALLOWED.values():
+        assert ours <= set(ALLOWED)
+
+
+def test_no_room_leads_back_to_itself() -> None:
+    """But the documentation, which is one of the routes, lists them all."""
+    graph = {name: ours - ({"routes"} if name == "routes.docs" else set()) for name, (ours, _) in ALLOWED.items()}
+    assert set(TopologicalSorter(graph).static_order()) == set(ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("package", "rooms"),
+    [
+        ("asyncpg", {"storage", "migrations"}),
+        ("redis", {"broadcast"}),
+        ("uvicorn", {"server", "workers"}),
+        ("websockets", {"line", "client"}),
+        ("dotenv", {"settings"}),
+        ("pyedflib", {"recording"}),
+    ],
+)
+def test_a_package_is_known_to_few(package: str, rooms: set[str]) -> None:
+    assert {name for name in ROOMS if package in imports(name)[1]} <= rooms
+
+
+def test_only_the_doors_know_starlette() -> None:
+    users = {name for name in ROOMS if "starlette" in imports(name)[1]}
+    assert {name for name in users if not name.startswith("routes")} <= {"app", "openapi", "server"}
+
+
+def test_the_database_and_redis_do_not_know_each_other_and_the_hub_knows_neither() -> None:
+    storing, linking = reach("storage") | reach("recorder"), reach("cluster")
+    assert not storing & {"broadcast", "calls", "cluster", "feeds", "hub", "peers"}
+    assert not linking & {"storage", "recorder", "migrations", "pgcopy", "backlog"}
+    assert not reach("hub") & {"storage", "recorder", "broadcast", "cluster", "settings", "app", "routes"}
+
+
+def test_the_two_ends_of_the_wire_share_only_its_words() -> None:
+    assert reach("relay") & reach("hub") <= {"chunk", "errors"}
+    assert reach("watch") & reach("hub") <= {"chunk", "errors"}
+
+
+def reach(name: str) -> set[str]:
+    """All rooms that come with a room."""
+    found: set[str] = set()
+    ahead = [name]
+    while ahead:
+        new = imports(ahead.pop())[0] - found
+        found |= new
+        ahead += new
+    return found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_can_be_read_at_one_sitting(name: str) -> None:
+    assert len(FILES[name].read_text().splitlines()) <= MAX_FILE_LINES
+
+
+@pytest.mark.parametrize("name", [name for name in ROOMS if name.startswith("routes")])
+def test_an_endpoint_is_short(name: str) -> None:
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno
+            n_lines = node.end_lineno - node.lineno + 1
+            assert n_lines <= MAX_ENDPOINT_LINES, f"{node.name} has {n_lines} lines"
