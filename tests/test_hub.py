@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -533,7 +534,6 @@ async def test_a_prediction_for_nobody_is_not_found(house: House) -> None:
         '{"type":"prediction"}',
         PREDICTION + "x",
         PREDICTION.replace("kept", "\\u0000"),
-        PREDICTION.replace("0.94", "1" + "0" * 400),  # JSON, but no number that a database or another reader takes
         PREDICTION.replace("0.94", "[" * 900 + "]" * 900),
     ],
 )
@@ -546,6 +546,15 @@ async def test_a_bad_prediction_changes_nothing(house: House, text: str) -> None
     assert stream.relay
     assert not stream.relay.waits
     assert outline(azure) == ["online"]
+
+
+async def test_a_prediction_with_a_number_beyond_every_type_is_taken_or_refused_as_a_whole(house: House) -> None:
+    stream = house.relay()
+    assert stream.relay
+    text, n_taken = PREDICTION.replace("0.94", "1" + "0" * 400), 0
+    with suppress(BadMessage):
+        n_taken = int(await house.hub.predict("me", text, "azure"))
+    assert len(messages(stream.relay)) == len(house.recorder.of(PredictionRecord)) == n_taken
 
 
 # Dashboards.

@@ -6,9 +6,10 @@ The README's table and `.env.example` are held against this file by a test.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 from dotenv import dotenv_values
@@ -129,11 +130,20 @@ def _path(kind: type, value: Any) -> Any:
 
 
 def _sentence(error: str) -> str:
-    """Turn msgspec's `… - at `$.port`` into a sentence that starts with the variable; never the value: it may be a key."""
+    """Turn msgspec's `… - at `$.port`` into a sentence that names the variable and never shows the value: it may be a key."""
     problem, _, path = error.partition(" - at `$.")
+    field = path.rstrip("`").split("[")[0]
     if problem.startswith("Invalid enum value"):
-        problem = f"expected one of {', '.join(get_args(Level))}"
-    return f"{path.rstrip('`').split('[')[0].upper()}: {problem[0].lower()}{problem[1:]}"
+        problem = f"Expected one of {', '.join(get_args(Level))}"
+    problem = re.sub(r"`str` matching regex.*", "a URL", problem).partition(", got")[0]
+    problem = problem.replace("`int`", "a whole number").replace("`float`", "a number").replace(" | null`", "`")
+    return f"{field.upper()}: {problem[0].lower()}{problem[1:]} ({descriptions()[field]})"
+
+
+def descriptions() -> dict[str, str]:
+    """Return the sentence of each setting."""
+    hints = get_type_hints(Settings, include_extras=True)
+    return {field: hints[field].__metadata__[-1].description for field in Settings.__struct_fields__}
 
 
 def _refuse_open_door(settings: Settings) -> None:

@@ -60,19 +60,20 @@ def draw(low: NDArray[np.float32], high: NDArray[np.float32], width: int, height
     """Draw one channel's envelope of `2 * width` bins into `height` lines, scaled to its own range."""
     if np.isnan(low).all():
         return [" " * width] * height
-    return [_bars(low, high, width)] if height == 1 else _braille(low, high, width, height)
+    wide = low.astype(np.float64), high.astype(np.float64)  # the largest float32 has no sum or difference
+    return [_bars(*wide, width)] if height == 1 else _braille(*wide, width, height)
 
 
-def _bars(low: NDArray[np.float32], high: NDArray[np.float32], width: int) -> str:
+def _bars(low: NDArray[np.float64], high: NDArray[np.float64], width: int) -> str:
     """Draw a bar for every two bins. Braille has only four levels in a line, and a peak would flatten the rest."""
-    middle = (low + high).astype(np.float64)
+    middle = (low + high) / 2
     bottom, top = np.nanquantile(middle, BARS_CUT), np.nanquantile(middle, 1 - BARS_CUT)
     scale = (len(_BARS) - 1) / (top - bottom) if top > bottom else 0.0
     heights = np.rint((np.clip(np.fmax(middle[::2], middle[1::2]), bottom, top) - bottom) * scale)
     return "".join(" " if np.isnan(bar) else _BARS[int(bar)] for bar in heights)
 
 
-def _braille(low: NDArray[np.float32], high: NDArray[np.float32], width: int, height: int) -> list[str]:
+def _braille(low: NDArray[np.float64], high: NDArray[np.float64], width: int, height: int) -> list[str]:
     """Draw a line of dots, one column for a bin; neighbours are joined, so that a steep signal stays one line."""
     bottom, top = float(np.fmin.reduce(low)), float(np.fmax.reduce(high))
     low, high = np.fmin(low, _shifted(high)), np.fmax(high, _shifted(low))
@@ -86,6 +87,6 @@ def _braille(low: NDArray[np.float32], high: NDArray[np.float32], width: int, he
     return ["".join(map(chr, line)).replace(chr(_BLANK), " ") for line in codes.tolist()]
 
 
-def _shifted(edge: NDArray[np.float32]) -> NDArray[np.float32]:
+def _shifted(edge: NDArray[np.float64]) -> NDArray[np.float64]:
     """The bin before, NaN before the first; a hole joins nothing."""
-    return np.concatenate([np.array([np.nan], np.float32), edge[:-1]])
+    return np.concatenate([[np.nan], edge[:-1]])

@@ -12,6 +12,7 @@ from zander.trace import Window
 
 TRACE_S = 12.0  # what the widest terminal shows
 MIN_TRACE_SAMPLES = 1024
+MAX_TRACE_VALUES = 16 << 20  # 64 MiB
 GREEK = {"delta": "δ", "theta": "θ", "alpha": "α", "beta": "β", "gamma": "γ"}
 UNKNOWN_RATE_HZ = 250.0  # for the length of the trace, when the device did not say
 
@@ -47,8 +48,9 @@ class View:
     @property
     def period_s(self) -> float:
         """Time between two samples as they arrive, 0 when the device did not say: a recording may run faster."""
-        speed = self.device_info.get("playback_speed", 1)
-        return 1 / (self.sampling_rate_hz * speed) if self.sampling_rate_hz else 0.0
+        speed = self.device_info.get("playback_speed")
+        rate_hz = self.sampling_rate_hz * (speed if isinstance(speed, int | float) and speed > 0 else 1)
+        return 1 / rate_hz if rate_hz else 0.0
 
     @property
     def channel_names(self) -> list[str]:
@@ -93,7 +95,8 @@ class View:
         n_samples, n_channels = raw.samples.shape
         if self.window is None or self.window.n_channels != n_channels or raw.position < self.window.end:
             rate_hz = self.sampling_rate_hz or UNKNOWN_RATE_HZ
-            self.window = Window(max(MIN_TRACE_SAMPLES, round(rate_hz * TRACE_S)), n_channels)
+            n_kept = max(MIN_TRACE_SAMPLES, min(round(rate_hz * TRACE_S), MAX_TRACE_VALUES // n_channels))
+            self.window = Window(n_kept, n_channels)
             self.window.end = raw.position
         self.window.write(raw.position, raw.samples)
         self.n_samples += n_samples

@@ -25,6 +25,8 @@ MAX_DEPTH = 64  # of JSON that is kept: what can just be read here could not be 
 MAX_DEVICE_INFO_BYTES = 64 << 10
 MAX_MICROVOLTS = 3.4028235677973362e38  # the last double that still becomes a float32, and not infinity
 
+USER_ID_IS = "1 to 100 characters without white space, slash or control characters"
+
 Kind = Literal["features", "raw", "prediction", "gap", "status"]
 KINDS: tuple[Kind, ...] = ("features", "raw", "prediction", "gap", "status")
 Reason = Literal["relay", "slow", "lost"]
@@ -38,7 +40,7 @@ UserId = Annotated[
         min_length=1,
         max_length=100,
         pattern=r"^[^\s/\x00-\x1f\x7f-\x9f]+(?![\s\S])",  # `$` would let a final newline pass
-        description="1 to 100 characters, no white space, no slash, no control characters",
+        description=USER_ID_IS,
     ),
 ]
 Name50 = Annotated[str, Meta(min_length=1, max_length=50)]
@@ -199,6 +201,7 @@ _auth = msgspec.json.Decoder(Auth)
 _consumer_auth = msgspec.json.Decoder(ConsumerAuth)
 _consumer: msgspec.json.Decoder[Prediction | ConsumerAuth] = msgspec.json.Decoder(Prediction | ConsumerAuth)
 _prediction = msgspec.json.Decoder(Prediction)
+_USER_REGEX = re.compile(r"`str` matching regex '.*'")  # only a user has one
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # after an even number of backslashes
 
 _typed = msgspec.json.Decoder(_Typed)
@@ -217,7 +220,7 @@ def _decode(decoder: msgspec.json.Decoder[T], data: str | bytes) -> T:
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
-        raise BadMessage("bad_message", str(error)) from None
+        raise BadMessage("bad_message", _USER_REGEX.sub(USER_ID_IS, str(error))) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise BadMessage("bad_json", f"expected JSON, got: {error}") from None
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from zander.errors import BadMessage
-from zander.wire import UserId, to_us
+from zander.wire import USER_ID_IS, UserId, to_us
 
 T = TypeVar("T", bound=str)
 
@@ -19,7 +19,7 @@ def user_id(path: Mapping[str, Any]) -> str:
     try:
         return msgspec.convert(path["user_id"], UserId)
     except msgspec.ValidationError:
-        raise _bad("user_id", "1 to 100 characters without white space, slash or control", path["user_id"]) from None
+        raise _bad("user_id", USER_ID_IS, path["user_id"]) from None
 
 
 def choice(query: Mapping[str, str], name: str, known: tuple[T, ...], default: T) -> T:
