@@ -28,7 +28,7 @@ from frames import FORMATS, Load
 from parts import BenchError, Checkout, Usage, machine, rss_bytes, service, usage, valkey
 from report import Figures, doubts, faults, middle, table
 from stored import lost_rows
-from zander.embedded import EmbeddedPostgresError, Postgres
+from zander.local.embedded import EmbeddedPostgresError, Postgres
 
 HERE = Path(__file__).resolve().parent
 WARMUP_S = 3.0

@@ -21,8 +21,8 @@ from urllib.request import urlopen
 
 import psutil
 
-from zander.child import Child
-from zander.embedded import free_port
+from zander.local.child import Child
+from zander.local.embedded import free_port
 
 PATIENCE_S = 60.0
 

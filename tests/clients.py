@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -37,12 +37,10 @@ class Peer:
 
     async def close_code(self) -> int:
         """Read to the end and return the close code."""
-        try:
+        with suppress(ConnectionClosed):
             while True:
                 await self.socket.recv()
-        except ConnectionClosed as closed:
-            assert closed.rcvd
-            return closed.rcvd.code
+        return self.socket.close_code or 0
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+
 from databases import any_database_url, database_url, postgres, timescale_url  # noqa: F401 - fixtures
 from nodes import Node
 from services import PostgresServer, ValkeyServer, eventually
@@ -35,8 +36,7 @@ def start_node(database_url: str) -> Iterator[Callable[..., Node]]:  # noqa: F81
 
         def start(**settings: Any) -> Node:
             settings = {"database_url": database_url, "batch_max_seconds": 0.1} | settings
-            started = nodes.enter_context(Node(**settings))
-            return started
+            return nodes.enter_context(Node(**settings))
 
         yield start
 

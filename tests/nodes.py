@@ -9,7 +9,6 @@ import urllib.request
 from typing import Any, Self
 
 from services import eventually
-
 from zander.app import create_app
 from zander.server import Server, listen
 from zander.settings import Settings

@@ -12,8 +12,7 @@ from typing import Any, Self
 
 from nodes import Http
 from services import eventually
-
-from zander.child import Child
+from zander.local.child import Child
 
 
 class Program(Http):

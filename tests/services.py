@@ -16,9 +16,9 @@ from typing import Self
 
 import psutil
 
-from zander import embedded
-from zander.child import ENVIRONMENT, Child
-from zander.embedded import free_port
+from zander.local import embedded
+from zander.local.child import ENVIRONMENT, Child
+from zander.local.embedded import free_port
 
 
 def eventually(condition: Callable[[], object], patience_s: float = 10.0) -> None:

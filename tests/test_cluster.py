@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from redis.asyncio import Redis
+
 from clients import Peer, consumer, relay
 from databases import until
 from nodes import Node
 from services import PostgresServer, ValkeyServer, eventually
-
 from zander.chunk import decode_binary
 
 StartNode = Callable[..., Node]
@@ -153,7 +154,9 @@ async def test_a_prediction_on_the_other_node_reaches_the_relay_and_all_but_its_
             assert (await sender.receive())["prediction_type"] == "w"  # both follow from here on
             await edge.receive()
             await here.receive()
-            await sender.send({"type": "prediction", "prediction_type": "x", "classifier_name": "c", "data": {}, "id": 9})
+            await sender.send(
+                {"type": "prediction", "prediction_type": "x", "classifier_name": "c", "data": {}, "id": 9}
+            )
             assert await sender.receive() == {"type": "prediction_ack", "id": 9, "delivered": True}
             for peer in (edge, here, there):
                 assert (await peer.receive())["prediction_type"] == "x"
@@ -246,10 +249,12 @@ async def test_what_the_ring_no_longer_holds_after_an_outage_is_announced_as_los
 async def test_redis_may_cut_connections_or_forget_all_and_nothing_is_lost(
     pair: tuple[Node, Node], valkey: ValkeyServer, user: str, command: str
 ) -> None:
-    from redis.asyncio import Redis
-
     one, two = pair
-    async with relay(one.ws, user) as edge, consumer(two.ws, user, "?types=raw,status") as there, Redis.from_url(valkey.url) as redis:
+    async with (
+        relay(one.ws, user) as edge,
+        consumer(two.ws, user, "?types=raw,status") as there,
+        Redis.from_url(valkey.url) as redis,
+    ):
         for i in range(600):
             await edge.send({"type": "raw", "channels": [i, 0]})
             if i % 200 == 100:

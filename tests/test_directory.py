@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hypothesis_profile  # noqa: F401
-from zander.directory import DEAD_SECONDS, Directory, Holding, Owner, Peer
+from zander.nodes.directory import DEAD_SECONDS, Directory, Holding, Owner, Peer
 
 
 def holding(user_id: str = "me", session_id: str = "s", rank: int = 1, online: bool = True) -> Holding:

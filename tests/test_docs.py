@@ -21,12 +21,12 @@ from starlette.routing import Route
 
 from clients import consumer, relay
 from nodes import Node
-from zander import errors, wire
+from zander import errors, messages
 from zander.chunk import Chunk, Origin, RawIn, encode_binary
 from zander.errors import CloseCode
-from zander.openapi import BINARY_TYPES, document
 from zander.query import Answer
 from zander.routes import ROUTES, docs, health, meanings, page, reference
+from zander.routes.openapi import BINARY_TYPES, document
 from zander.routes.reference import REFERENCE
 
 SOURCE = Path(errors.__file__).parent
@@ -77,7 +77,9 @@ class TestDocument:
         with pytest.raises(KeyError, match="/new"):
             document([Route("/new", docs.page)], REFERENCE)
 
-    @pytest.mark.parametrize("kind", structs(wire) + structs(health) + structs(reference), ids=lambda it: it.__name__)
+    @pytest.mark.parametrize(
+        "kind", structs(messages) + structs(health) + structs(reference), ids=lambda it: it.__name__
+    )
     def test_it_has_every_struct_of_the_wire_and_of_the_endpoints(self, api: dict[str, Any], kind: type) -> None:
         assert kind.__name__ in api["components"]["schemas"]
 
@@ -85,7 +87,7 @@ class TestDocument:
         said = {
             it for channel in reference.CHANNELS.values() for it in (channel.first, *channel.receives, *channel.sends)
         }
-        tagged = {it for it in structs(wire) if it.__struct_config__.tag}
+        tagged = {it for it in structs(messages) if it.__struct_config__.tag}
         # Features and Prediction go on with fields added: FeaturesEvent and PredictionEvent.
         assert tagged <= said
 
@@ -141,7 +143,7 @@ class TestTruth:
 
     @pytest.mark.parametrize("name", meanings.EXAMPLES)
     def test_an_example_is_what_its_struct_reads(self, name: str) -> None:
-        known = {it.__name__: it for module in (wire, health, reference) for it in structs(module)}
+        known = {it.__name__: it for module in (messages, health, reference) for it in structs(module)}
         kind = known.get(name) or vars(reference)[name]
         msgspec.json.decode(json.dumps(meanings.EXAMPLES[name]), type=kind)
         assert set(meanings.EXAMPLES[name]) - {"type"} <= set(kind.__struct_encode_fields__)

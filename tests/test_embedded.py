@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from services import eventually, has_ended
-from zander import embedded
+from zander.local import embedded
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing binds a child to its parent")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as somebody else")
@@ -27,7 +27,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQ
 KEEPER = """
 import sys, threading
 from pathlib import Path
-from zander import embedded
+from zander.local import embedded
 postgres = embedded.Postgres(Path(sys.argv[1]))
 thread = threading.Thread(target=postgres.start)
 thread.start()
@@ -41,9 +41,7 @@ sys.stdin.read()
 def keeper(directory: Path) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
     """Another Python process that runs PostgreSQL, having started it from a thread that has ended."""
     pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, "-c", KEEPER, directory], stdin=pipe, stdout=pipe, text=True
-    ) as python:
+    with subprocess.Popen([sys.executable, "-c", KEEPER, directory], stdin=pipe, stdout=pipe, text=True) as python:
         try:
             assert python.stdout is not None
             yield python, psutil.Process(int(python.stdout.readline()))
@@ -170,11 +168,9 @@ def test_a_second_start_is_refused_and_names_who_has_the_directory(tmp_path: Pat
 
 def test_another_process_can_ask_for_the_address(tmp_path: Path) -> None:
     assert embedded.dsn(tmp_path) is None
-    ask = "import sys, pathlib, zander.embedded as e; print(e.dsn(pathlib.Path(sys.argv[1])))"
+    ask = "import sys, pathlib, zander.local.embedded as e; print(e.dsn(pathlib.Path(sys.argv[1])))"
     with embedded.Postgres(tmp_path) as postgres:
-        assert (
-            subprocess.check_output([sys.executable, "-c", ask, tmp_path], text=True).strip() == postgres.dsn
-        )
+        assert subprocess.check_output([sys.executable, "-c", ask, tmp_path], text=True).strip() == postgres.dsn
     assert embedded.dsn(tmp_path) is None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zander.history import MAX_BYTES, History
-from zander.wire import Note
+from zander.messages import Note
 
 
 def note(time_us: int, text: str = "{}") -> Note:

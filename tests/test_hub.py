@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 import hypothesis_profile  # noqa: F401
 from zander import hub as room
 from zander.chunk import Chunk, RawIn
-from zander.cluster import Alone
 from zander.errors import BadMessage, CloseCode, NotFound
 from zander.hub import Hub
+from zander.messages import Auth, DeviceInfo, Features, Note
+from zander.nodes.alone import Alone
 from zander.outbox import STALLED_SECONDS, Format, Outbox
 from zander.pile import PredictionRecord, SessionRecord
 from zander.query import Query
 from zander.stream import Stream
-from zander.wire import Auth, DeviceInfo, Features, Note, decode_fields, decode_relay
+from zander.wire import decode_fields, decode_relay
 
 NOW_US = 1_764_000_000_000_000
 DEVICE = DeviceInfo(sampling_rate=128, channel_count=2)
@@ -97,7 +98,9 @@ class House(NamedTuple):
 def build(**options: Any) -> House:
     recorder, broadcast = Listed(), Overheard()
     settings: dict[str, Any] = {"buffer_samples": 10, "buffer_keep_seconds": 900.0} | options
-    return House(Hub(recorder, broadcast, **settings), recorder, broadcast)
+    hub = Hub(recorder, broadcast, **settings)
+    broadcast.attach(hub)
+    return House(hub, recorder, broadcast)
 
 
 @pytest.fixture

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+from websockets.asyncio.client import connect
+
 from clients import Peer, relay
 from nodes import Node
 from services import PostgresServer
-from websockets.asyncio.client import connect
 
 EDGE, EDGE2, AZURE = "edge-key-1234", "edge-key-5678", "azure-key-ü"
 
 
 @pytest.fixture(scope="module")
 def locked(postgres: PostgresServer) -> Iterator[Node]:
-    with Node(
-        database_url=postgres.create_database(), edge_api_key=(EDGE, EDGE2), consumer_api_key=(AZURE,)
-    ) as node:
+    with Node(database_url=postgres.create_database(), edge_api_key=(EDGE, EDGE2), consumer_api_key=(AZURE,)) as node:
         yield node
 
 
@@ -59,7 +58,14 @@ async def test_nothing_else_opens_subscribe(locked: Node, user: str, first: str 
         assert await peer.close_code() == 4501
 
 
-PRIVATE = ["/buffer/u/latest", "/buffer/u/last/1", "/buffer/u/range?start=0&end=1", "/buffer/u/stats", "/streams", "/stats"]
+PRIVATE = [
+    "/buffer/u/latest",
+    "/buffer/u/last/1",
+    "/buffer/u/range?start=0&end=1",
+    "/buffer/u/stats",
+    "/streams",
+    "/stats",
+]
 
 
 @pytest.mark.parametrize("path", PRIVATE)

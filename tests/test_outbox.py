@@ -16,8 +16,8 @@ import hypothesis_profile  # noqa: F401
 from zander import outbox as room
 from zander.chunk import MAX_CHUNK_BYTES, Chunk, Origin, decode_binary
 from zander.errors import CloseCode
+from zander.messages import Kind, Note
 from zander.outbox import FORMATS, MAX_DRIFT_US, STALLED_SECONDS, TAKE_BYTES, Format, Outbox
-from zander.wire import Kind, Note
 
 PERIOD_US = 10_000
 A, B = Origin("me", "a", PERIOD_US), Origin("me", "b", PERIOD_US)

@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hypothesis_profile  # noqa: F401
-from zander import peers
 from zander.chunk import Chunk, Origin
-from zander.directory import Holding
 from zander.errors import BadMessage, NotFound, Unavailable
+from zander.messages import Note
+from zander.nodes import peers
+from zander.nodes.directory import Holding
 from zander.query import Answer, Query
 from zander.stream import StreamSummary
-from zander.wire import Note, decode_auth
+from zander.wire import decode_auth
 
 ORIGIN = Origin("me", "s", 7812.5)
 HOLDING = Holding("me", "s", 3, True, {"sampling_rate": 128, "names": ["C3", None, "Zoë"], "nested": {"x": 1.5}})

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from zander.client import Raw
-from zander.picture import microvolts, picture
-from zander.view import View
+from zander.terminal.picture import microvolts, picture
+from zander.terminal.view import View
 
 STYLE = re.compile(r"\x1b\[\d*m")
 

@@ -12,11 +12,12 @@ import pytest
 from zander import stream as stream_room
 from zander.chunk import RawIn, decode_binary
 from zander.errors import BadMessage, NotFound
+from zander.messages import DeviceInfo, Kind, Note, Status
 from zander.outbox import Outbox
 from zander.query import Answer, Query, answer
 from zander.session import Session
 from zander.stream import RECENT_NOTES, Rate, Stream
-from zander.wire import DeviceInfo, Kind, Note, Status, dumps
+from zander.wire import dumps
 
 NOW_US = 1_764_000_000_000_000
 DEVICE = DeviceInfo(sampling_rate=100, channel_names=["C3", "Zö\n"])

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from pyedflib import EdfWriter
 
-from zander.features import features
-from zander.recording import Recording, RecordingError, sample
+from zander.terminal.features import features
+from zander.terminal.recording import Recording, RecordingError, sample
 
 STEP = 200 / 65_535  # of the 16 bits that an EDF has for -100 to 100; the writer rounds down
 

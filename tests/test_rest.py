@@ -8,6 +8,7 @@ import json
 import httpx
 import numpy as np
 import pytest
+
 from clients import consumer, relay
 from nodes import Node
 from services import eventually

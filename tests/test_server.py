@@ -9,12 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+
 from clients import consumer, relay
 from databases import connected
 from nodes import Node
 from programs import Program
 from services import PostgresServer, ValkeyServer, eventually
-from websockets.exceptions import ConnectionClosed
 
 
 def test_without_a_database_it_keeps_one_of_its_own_and_says_where(tmp_path: Path) -> None:
@@ -36,7 +37,13 @@ def test_without_keys_no_other_address_than_loopback_is_served(database_url: str
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("PORT", "http"), ("PORT", "70000"), ("LOG_LEVEL", "loud"), ("BUFFER_SAMPLES", "0"), ("DATABASE_URL", "mysql://x")],
+    [
+        ("PORT", "http"),
+        ("PORT", "70000"),
+        ("LOG_LEVEL", "loud"),
+        ("BUFFER_SAMPLES", "0"),
+        ("DATABASE_URL", "mysql://x"),
+    ],
 )
 def test_a_wrong_setting_stops_the_start_with_a_sentence_that_names_it(variable: str, value: str) -> None:
     with Program(**{variable: value}) as zander:
@@ -53,18 +60,22 @@ def test_a_port_that_is_taken_stops_the_start_with_a_sentence(node: Node, databa
 
 
 async def test_no_key_and_no_password_is_ever_logged(database_url: str, user: str) -> None:
-    with Program(database_url=database_url, edge_api_key="secret-edge", consumer_api_key="secret-azure", log_level="DEBUG") as zander:
+    with Program(
+        database_url=database_url, edge_api_key="secret-edge", consumer_api_key="secret-azure", log_level="DEBUG"
+    ) as zander:
         eventually(zander.ready)
         async with relay(zander.ws, user, api_key="secret-edge"):
             zander.get("/streams?api_key=secret-azure", X_API_Key="secret-azure")
             with pytest.raises(AssertionError, match="unauthorized"):
                 async with relay(zander.ws, user, api_key="secret-wrong"):
                     pass
-            async with consumer(zander.ws, user, "?key=secret-azure", additional_headers={"Authorization": "Bearer secret-azure"}):
+            async with consumer(
+                zander.ws, user, "?key=secret-azure", additional_headers={"Authorization": "Bearer secret-azure"}
+            ):
                 pass
         zander.terminate()
         assert "secret" not in zander.log
-        assert database_url.split("@")[0].rsplit(":", 1)[1] not in zander.log
+        assert database_url.split("@", maxsplit=1)[0].rsplit(":", 1)[1] not in zander.log
         assert "Traceback" not in zander.log
 
 
@@ -96,7 +107,9 @@ async def test_sigterm_under_load_loses_nothing_that_was_taken_in(database_url: 
         assert zander.exit_code() == 0
         assert "Traceback" not in zander.log
     async with connected(database_url) as database:
-        rows = await database.fetch("SELECT user_id, array_agg(position ORDER BY position) AS p FROM raw_eeg GROUP BY user_id")
+        rows = await database.fetch(
+            "SELECT user_id, array_agg(position ORDER BY position) AS p FROM raw_eeg GROUP BY user_id"
+        )
         positions = {row["user_id"]: row["p"] for row in rows}
         assert all(p == list(range(len(p))) for p in positions.values())
         assert len(positions) == 21

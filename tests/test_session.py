@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import hypothesis_profile  # noqa: F401
 from zander.chunk import MAX_POSITION, RawIn
 from zander.errors import BadMessage
+from zander.messages import DeviceInfo
 from zander.session import MAX_AHEAD_US, Accepted, Session
-from zander.wire import DeviceInfo
 
 NOW_US = 1_764_000_000_000_000
 RATE_HZ = 128.0

@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from clients import DEVICE, Peer, consumer, relay
-from nodes import Node
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from clients import DEVICE, Peer, consumer, relay
+from nodes import Node
 from zander.chunk import RawIn, decode_binary, encode_binary
 
 
@@ -219,20 +219,23 @@ async def test_a_message_over_one_mebibyte_closes_with_1009(node: Node, user: st
 async def test_a_message_just_under_one_mebibyte_is_taken_and_reaches_every_format(node: Node, user: str) -> None:
     n = ((1 << 20) - 24) // 8
     samples = np.stack([np.arange(n), np.full(n, 0.1)], axis=1).astype(np.float32)
-    async with relay(node.ws, user) as edge, consumer(node.ws, user, "?types=raw&format=binary") as binary:
-        async with consumer(node.ws, user, "?types=raw&format=chunks") as chunks:
-            first = 0
-            for start in range(0, n, 0xFFFF):
-                await edge.send(encode_binary(RawIn(None, None, samples[start : start + 0xFFFF])))
-            while first < n:
-                raw = decode_binary(await binary.receive())
-                assert raw.position == first
-                first += len(raw.samples)
-            first = 0
-            while first < n:
-                message = await chunks.receive()
-                assert message["samples"][0][0] == message["position"] == first
-                first += len(message["samples"])
+    async with (
+        relay(node.ws, user) as edge,
+        consumer(node.ws, user, "?types=raw&format=binary") as binary,
+        consumer(node.ws, user, "?types=raw&format=chunks") as chunks,
+    ):
+        for start in range(0, n, 0xFFFF):
+            await edge.send(encode_binary(RawIn(None, None, samples[start : start + 0xFFFF])))
+        first = 0
+        while first < n:
+            raw = decode_binary(await binary.receive())
+            assert raw.position == first
+            first += len(raw.samples)
+        first = 0
+        while first < n:
+            message = await chunks.receive()
+            assert message["samples"][0][0] == message["position"] == first
+            first += len(message["samples"])
 
 
 async def test_text_that_is_not_utf8_closes_with_1007(node: Node, user: str) -> None:
@@ -260,11 +263,10 @@ async def test_unknown_fields_of_the_device_are_given_back_as_they_came(node: No
 
 
 async def test_a_relay_that_vanishes_without_closing_goes_offline(node: Node, user: str) -> None:
-    async with consumer(node.ws, user) as azure:
-        async with relay(node.ws, user) as edge:
-            assert (await azure.until("status"))["online"] is True
-            edge.socket.transport.abort()
-            assert (await azure.until("status"))["online"] is False
+    async with consumer(node.ws, user) as azure, relay(node.ws, user) as edge:
+        assert (await azure.until("status"))["online"] is True
+        edge.socket.transport.abort()
+        assert (await azure.until("status"))["online"] is False
 
 
 async def test_predictions_reach_the_relay_and_the_other_consumers(node: Node, user: str) -> None:
@@ -299,9 +301,7 @@ async def test_a_hundred_relays_at_once_keep_their_samples_apart(node: Node, use
     await asyncio.gather(*(stream(f"{user}-{n}", n) for n in range(100)))
 
 
-async def test_the_connection_ends_when_the_peer_says_nothing(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_connection_ends_when_the_peer_says_nothing(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zander.routes.socket.AUTH_SECONDS", 0.05)
     async with connect(f"{node.ws}/stream") as socket:
         peer = Peer(socket)

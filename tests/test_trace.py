@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zander.trace import Window, draw
+from zander.terminal.trace import Window, draw
 
 
 def _samples(start: int, end: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

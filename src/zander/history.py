@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from zander.wire import Note
+from zander.messages import Note
 
 MAX_BYTES = 1 << 20  # per session and kind: a prediction may be as long as a message, a count alone bounds nothing
 

@@ -9,75 +9,22 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from time import monotonic, time
-from typing import Any, Literal, Protocol
+from typing import Any
 from uuid import uuid4
 
 from zander.chunk import Chunk, RawIn
 from zander.errors import CloseCode
+from zander.messages import Auth, DeviceInfo, Features, Gap, Note, Status
+from zander.neighbours import Broadcast, Recorder
 from zander.outbox import Outbox
+from zander.pile import PredictionRecord, SessionRecord
 from zander.query import Answer, Query, answer
-from zander.recorder import PredictionRecord, SessionRecord
 from zander.session import Session
 from zander.stream import Stream, StreamSummary
-from zander.wire import (
-    Auth,
-    DeviceInfo,
-    Features,
-    Gap,
-    Note,
-    Status,
-    decode_fields,
-    decode_prediction,
-    dumps,
-    to_us,
-)
-
-LinkState = Literal["off", "up", "down"]
+from zander.wire import decode_fields, decode_prediction, dumps, to_us
 
 EDGE_PREDICTION_TYPE = "workload_edge"
 EDGE_CLASSIFIER = "edge_relay"
-
-
-class Recorder(Protocol):
-    """What the hub needs of whoever stores; none of it waits."""
-
-    def record_session(self, record: SessionRecord) -> None: ...
-    def record_chunk(self, chunk: Chunk) -> bool: ...
-    def record_prediction(self, record: PredictionRecord) -> bool: ...
-
-
-class Broadcast(Protocol):
-    """What the hub needs of the other nodes; `state` tells whether they can be reached."""
-
-    @property
-    def state(self) -> LinkState: ...
-
-    @property
-    def n_peers(self) -> int: ...
-
-    def attach(self, hub: Hub) -> None:
-        """Learn whom to tell of what happens elsewhere."""
-
-    def announce(self, user_id: str, stream: Stream | None) -> None:
-        """Tell the others that this node's stream of the user changed its status, or (None) is no more."""
-
-    def publish(self, stream: Stream, event: Chunk | Note) -> None:
-        """Pass an event on to the nodes that follow the user."""
-
-    def unfollow(self, user_id: str) -> None:
-        """Nobody here listens to the user any more."""
-
-    async def subscribe(self, outbox: Outbox, last: int) -> None:
-        """Call `hub.listen` once what the owning node has buffered is at hand."""
-
-    async def ask(self, query: Query) -> Answer:
-        """Let the owning node answer; NotFound without one, Unavailable when it doesn't answer."""
-
-    async def predict(self, user_id: str, text: str, sender: str) -> bool:
-        """Let the owning node take a prediction; errors as for `ask`."""
-
-    async def streams(self) -> list[StreamSummary]:
-        """Return the streams online on the other nodes."""
 
 
 def now_us() -> int:
@@ -103,7 +50,6 @@ class Hub:
         self.n_bad_messages = 0
         self._gone = asyncio.Event()  # set while nobody is connected
         self._gone.set()
-        broadcast.attach(self)
 
     # Relays.
 
@@ -127,10 +73,10 @@ class Hub:
 
     def supersede(self, user_id: str) -> None:
         """Give up the user's stream, here, because a newer relay has it."""
-        if stream := self.holds.pop(user_id, None):
-            if stream.relay:
-                stream.relay.close(CloseCode.TAKEN_OVER)
-                self._end(stream)
+        stream = self.holds.pop(user_id, None)
+        if stream and stream.relay:
+            stream.relay.close(CloseCode.TAKEN_OVER)
+            self._end(stream)
 
     def ingest(self, stream: Stream, raw: RawIn) -> None:
         """Take raw in: positions, buffer, consumers, other nodes, database. BadMessage when it breaks a rule.
@@ -275,7 +221,7 @@ class Hub:
                 outbox.close(CloseCode.TOO_SLOW)
 
     async def close_all(self, seconds: float) -> None:
-        """Close everybody with 1012, relays first so that consumers get their last samples; wait for it, not for ever."""
+        """Close everybody with 1012 and wait for it, not for ever; relays first, so consumers get the last samples."""
         for stream in list(self.holds.values()):
             if stream.relay:
                 stream.relay.close(CloseCode.RESTART)

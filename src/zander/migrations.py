@@ -19,6 +19,7 @@ from zander.errors import StorageError
 
 Connection = Any  # asyncpg has no types of its own
 
+CONNECT_SECONDS = 10.0
 LOCK = 0x5A616E64  # "Zand": any number that nobody else is likely to take
 EXPIRY_LOCK = LOCK + 1
 PATIENCE_S = 3600.0  # moving the rows of a large plain table into a hypertable takes its time
@@ -71,6 +72,18 @@ def migrations() -> list[Migration]:
         if match := re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name):
             found.append(Migration(int(match[1]), match[2], file.read_text(encoding="utf-8")))
     return sorted(found)
+
+
+async def migrate_at(dsn: str) -> list[str]:
+    """Connect, and apply what is missing; StorageError when the database cannot be reached or refuses."""
+    try:
+        connection = await asyncpg.connect(dsn, timeout=CONNECT_SECONDS)
+        try:
+            return await migrate(connection)
+        finally:
+            await connection.close()
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise StorageError(f"the database cannot be migrated: {error or type(error).__name__}") from None
 
 
 async def migrate(connection: Connection) -> list[str]:

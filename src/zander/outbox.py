@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 
 from zander.chunk import MAX_CHUNK_BYTES, Chunk, join
 from zander.errors import CloseCode
-from zander.wire import KINDS, Gap, Kind, Note, dumps
+from zander.messages import KINDS, Gap, Kind, Note
+from zander.wire import dumps
 
 Format = Literal["json", "chunks", "binary"]
 FORMATS: tuple[Format, ...] = ("json", "chunks", "binary")

@@ -18,8 +18,8 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from zander.app import create_app
 from zander.errors import SettingsError
+from zander.messages import MAX_MESSAGE_BYTES
 from zander.settings import Settings
-from zander.wire import MAX_MESSAGE_BYTES
 
 CLOSE_SECONDS = 5.0  # of the 15 s that a stop may take, for the sockets; the database has its own in app.py
 CUT_SECONDS = 2  # then those that did not close are cut
@@ -41,7 +41,7 @@ def database(settings: Settings) -> Iterator[Settings]:
     if settings.database_url:
         yield settings
         return
-    from zander.embedded import Postgres  # noqa: PLC0415 - not everywhere, and not needed with a DATABASE_URL
+    from zander.local.embedded import Postgres  # noqa: PLC0415 - not everywhere, and not needed with a DATABASE_URL
 
     with Postgres(settings.data_dir) as postgres:
         yield msgspec.structs.replace(settings, database_url=postgres.dsn)
@@ -99,7 +99,7 @@ class Server(uvicorn.Server):
         for server in self.servers:
             server.close()
         await self._app.state.service.hub.close_all(CLOSE_SECONDS)
-        while self._closing() and monotonic() - began < CLOSE_SECONDS:
+        while self._closing() and monotonic() - began < CLOSE_SECONDS:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.02)
         await super().shutdown(sockets)
         log.info("stopped in %.1f s", monotonic() - began)

@@ -18,7 +18,7 @@ import numpy as np
 
 from zander.chunk import MAX_POSITION, Chunk, Origin, RawIn, Times
 from zander.errors import BadMessage
-from zander.wire import MAX_CHANNELS, DeviceInfo
+from zander.messages import MAX_CHANNELS, DeviceInfo
 
 MAX_AHEAD_US = 86_400_000_000  # a day: milliseconds sent as seconds would pin every later sample to the far future
 

@@ -17,6 +17,8 @@ from msgspec import Meta, Struct
 
 from zander.errors import SettingsError
 
+ENV_FILE = Path(".env")
+
 Keys = tuple[str, ...]
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 DatabaseUrl = Annotated[str, Meta(pattern=r"^postgres(ql)?(\+asyncpg)?://")]
@@ -89,24 +91,31 @@ class Settings(Struct, frozen=True, kw_only=True):
         return self.consumer_api_key or self.edge_api_key
 
 
-def load(environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")) -> Settings:
+def load(environ: Mapping[str, str] | None = None, env_file: Path | None = ENV_FILE) -> Settings:
     """Read the settings; the environment goes before `.env`, and an empty value is an unset one.
 
     SettingsError names the first variable that is wrong and says what it takes.
     """
-    file = dotenv_values(env_file) if env_file and env_file.is_file() else {}
     given = {}
     for field in Settings.__struct_fields__:
-        for source in (os.environ if environ is None else environ, file):
-            if value := (source.get(field.upper()) or "").strip():
-                given[field] = _parse(field, value)
-                break
+        if value := first_value(field.upper(), environ=environ, env_file=env_file):
+            given[field] = _parse(field, value)
     try:
         settings = msgspec.convert(given, Settings, strict=False, dec_hook=_path)
     except msgspec.ValidationError as error:
         raise SettingsError(_sentence(str(error))) from None
     _refuse_open_door(settings)
     return settings
+
+
+def first_value(*variables: str, environ: Mapping[str, str] | None = None, env_file: Path | None = ENV_FILE) -> str:
+    """Return the first variable that is set to something, in the environment or else in `.env`; "" when none is."""
+    file = dotenv_values(env_file, interpolate=False) if env_file and env_file.is_file() else {}
+    for variable in variables:
+        for source in (os.environ if environ is None else environ, file):
+            if value := (source.get(variable) or "").strip():
+                return value
+    return ""
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -130,7 +139,7 @@ def _path(kind: type, value: Any) -> Any:
 
 
 def _sentence(error: str) -> str:
-    """Turn msgspec's `… - at `$.port`` into a sentence that names the variable and never shows the value: it may be a key."""
+    """Turn msgspec's `… - at `$.port`` into a sentence that names the variable; never the value, it may be a key."""
     problem, _, path = error.partition(" - at `$.")
     field = path.rstrip("`").split("[")[0]
     if problem.startswith("Invalid enum value"):

@@ -10,10 +10,10 @@ import msgspec
 
 from zander.chunk import Chunk
 from zander.history import History
+from zander.messages import Note, Status
 from zander.outbox import Outbox
 from zander.ring import Ring, Run
 from zander.session import Session
-from zander.wire import Note, Status
 
 SampleType = Literal["features", "raw", "prediction"]
 RATE_SECONDS = 5  # over which a rate is taken

@@ -17,8 +17,8 @@ import time
 import msgspec
 
 from zander.app import create_app
-from zander.child import Child
 from zander.errors import SettingsError
+from zander.local.child import Child
 from zander.server import Server, configure_logging, database, greeting, listen
 from zander.settings import Settings, environment, load
 

@@ -7,8 +7,8 @@ from functools import cache
 from starlette.requests import Request
 from starlette.responses import Response
 
-from zander.openapi import Json, document
 from zander.routes import page as _page
+from zander.routes.openapi import Json, document
 from zander.routes.reference import REFERENCE
 from zander.wire import dumps
 

@@ -9,7 +9,7 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from zander.hub import LinkState
+from zander.neighbours import LinkState
 from zander.recorder import RecorderStats
 from zander.routes.context import require_consumer, service
 from zander.stream import StreamSummary

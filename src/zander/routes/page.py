@@ -11,8 +11,8 @@ from importlib.resources import files
 from re import split
 from string import Template
 
-from zander.openapi import Json
 from zander.routes.meanings import EXAMPLE
+from zander.routes.openapi import Json
 
 SCHEMAS = "#/components/schemas/"
 

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from zander.errors import BadMessage
-from zander.wire import USER_ID_IS, UserId, to_us
+from zander.messages import USER_ID_IS, UserId
+from zander.wire import to_us
 
 T = TypeVar("T", bound=str)
 

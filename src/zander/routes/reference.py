@@ -10,15 +10,15 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from zander import wire
+from zander import messages
 from zander.errors import CloseCode
-from zander.openapi import Channel, Endpoint, Parameter, Reference
+from zander.messages import Features, Kind, Microvolts, Position, Prediction, Seconds
 from zander.outbox import Format
 from zander.query import AnswerFormat
 from zander.routes import health, meanings
+from zander.routes.openapi import Channel, Endpoint, Parameter, Reference
 from zander.routes.socket import AUTH_SECONDS, MAX_BAD_MESSAGES
 from zander.stream import SampleType, StreamStats
-from zander.wire import Features, Kind, Microvolts, Position, Prediction, Seconds
 
 # What the server writes by hand or merges from what came, as Structs. Tests hold them against the real messages.
 
@@ -126,7 +126,7 @@ ENDPOINTS = {
 }
 
 PATH_PARAMETERS = {
-    "user_id": Parameter("user_id", wire.UserId, "the user, as the relay named them"),
+    "user_id": Parameter("user_id", messages.UserId, "the user, as the relay named them"),
     "n": Parameter("n", Annotated[int, Meta(ge=1)], "how many, at most what is buffered (BUFFER_SAMPLES)"),
 }
 
@@ -138,9 +138,9 @@ CHANNELS = {
             "The newest relay of a user wins: the one before it is closed with 4509.",
             f"A bad message is answered with an Error and dropped; after {MAX_BAD_MESSAGES} the connection is closed.",
         ),
-        first=wire.Auth,
-        receives=(wire.Raw, wire.Features, wire.Ping),
-        sends=(wire.AuthOk, PredictionEvent, wire.Pong, wire.Error),
+        first=messages.Auth,
+        receives=(messages.Raw, messages.Features, messages.Ping),
+        sends=(messages.AuthOk, PredictionEvent, messages.Pong, messages.Error),
         binary=("receives",),
         close_codes=tuple(CloseCode),
     ),
@@ -153,11 +153,11 @@ CHANNELS = {
             "When you read too slowly the oldest raw is dropped, and the hole announced as a Gap.",
             "A Prediction is stored and goes to the user's relay and other consumers, as a PredictionEvent.",
         ),
-        first=wire.ConsumerAuth,
-        receives=(wire.Prediction,),
+        first=messages.ConsumerAuth,
+        receives=(messages.Prediction,),
         sends=(
-            *(wire.Status, RawSample, RawChunk, FeaturesEvent, PredictionEvent),
-            *(wire.Gap, wire.PredictionAck, wire.Error),
+            *(messages.Status, RawSample, RawChunk, FeaturesEvent, PredictionEvent),
+            *(messages.Gap, messages.PredictionAck, messages.Error),
         ),
         binary=("sends",),
         close_codes=tuple(code for code in CloseCode if code is not CloseCode.TAKEN_OVER),
@@ -170,7 +170,7 @@ CHANNELS = {
 }
 
 CLOSE_CODES = {
-    CloseCode.TOO_BIG: f"a message over {wire.MAX_MESSAGE_BYTES >> 20} MiB",
+    CloseCode.TOO_BIG: f"a message over {messages.MAX_MESSAGE_BYTES >> 20} MiB",
     CloseCode.RESTART: "the server restarts",
     CloseCode.AUTH_TIMEOUT: f"no first message within {AUTH_SECONDS:g} s",
     CloseCode.TOO_SLOW: "read too slowly for too long",
@@ -186,7 +186,7 @@ REFERENCE = Reference(
     channels=CHANNELS,
     path_parameters=PATH_PARAMETERS,
     error=ErrorAnswer,
-    structs=(wire.DeviceInfo,),
+    structs=(messages.DeviceInfo,),
     fields=meanings.FIELDS,
     examples=meanings.EXAMPLES,
     close_codes=CLOSE_CODES,

@@ -10,9 +10,10 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from zander.errors import BadMessage, ClientError, CloseCode, TooMany, Unauthorized
+from zander.messages import Error
 from zander.outbox import Outbox
 from zander.routes.context import Service, service
-from zander.wire import Error, dumps, message_type
+from zander.wire import dumps, message_type
 
 AUTH_SECONDS = 10.0
 FLUSH_SECONDS = 2.0  # that a connection has, once it is to be closed, for what still waits and for the close itself

@@ -8,11 +8,12 @@ from starlette.websockets import WebSocket
 
 from zander import auth
 from zander.chunk import RawIn
+from zander.messages import AuthOk, Features, Pong
 from zander.outbox import Outbox
 from zander.routes.context import Service
 from zander.routes.socket import Message, connection, converse, first_message
 from zander.stream import Stream
-from zander.wire import AuthOk, Features, Pong, decode_auth, decode_fields, decode_relay, dumps
+from zander.wire import decode_auth, decode_fields, decode_relay, dumps
 
 
 async def stream(socket: WebSocket) -> None:

@@ -8,11 +8,12 @@ from uuid import uuid4
 from starlette.websockets import WebSocket
 
 from zander import auth
+from zander.messages import KINDS, Prediction, PredictionAck
 from zander.outbox import FORMATS, Outbox
 from zander.routes.context import Service
 from zander.routes.parameters import choice, choices, number, user_id
 from zander.routes.socket import Message, connection, converse, first_message
-from zander.wire import KINDS, Prediction, PredictionAck, decode_consumer, decode_consumer_auth, dumps
+from zander.wire import decode_consumer, decode_consumer_auth, dumps
 
 
 async def subscribe(socket: WebSocket) -> None:

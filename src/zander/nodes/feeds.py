@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from zander import peers
-from zander.calls import Calls
 from zander.chunk import Chunk, Origin
-from zander.directory import Directory, Owner
 from zander.errors import ClientError
 from zander.hub import Hub, now_us
+from zander.messages import Gap, Note, Status
+from zander.nodes import peers
+from zander.nodes.calls import Calls
+from zander.nodes.directory import Directory, Owner
 from zander.outbox import Outbox
-from zander.wire import Gap, Note, Status, dumps
+from zander.wire import dumps
 
 
 class Feed:

@@ -6,9 +6,9 @@ from time import monotonic, time
 from typing import Any
 
 from zander.client import Raw
-from zander.meter import Meter
-from zander.terminal import count
-from zander.trace import Window
+from zander.terminal.meter import Meter
+from zander.terminal.screen import count
+from zander.terminal.trace import Window
 
 TRACE_S = 12.0  # what the widest terminal shows
 MIN_TRACE_SAMPLES = 1024

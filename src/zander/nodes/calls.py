@@ -7,9 +7,9 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, TypeVar
 
-from zander import peers
 from zander.broadcast import RedisLink
 from zander.errors import ClientError, Unavailable
+from zander.nodes import peers
 
 CALL_SECONDS = 2.0
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import numpy as np
 from msgspec import Struct
 
 from zander.chunk import Chunk, Origin
-from zander.directory import Holding
 from zander.errors import ClientError
+from zander.messages import Kind, Note
+from zander.nodes.directory import Holding
 from zander.query import Answer, Query
 from zander.stream import StreamSummary
-from zander.wire import Kind, Note
 
 
 class _Message(Struct, tag=True, array_like=True):
@@ -175,7 +173,10 @@ def encode(message: Message) -> bytes:
 
 def decode(data: bytes) -> Message:
     """Read a message; msgspec.DecodeError when it is none."""
-    return _decoder.decode(data)
+    try:
+        return _decoder.decode(data)
+    except (UnicodeError, RecursionError) as error:  # msgspec leaves these as they are
+        raise msgspec.DecodeError(str(error)) from None
 
 
 def to_event(event: Chunk | Note) -> Event:

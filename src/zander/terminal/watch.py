@@ -7,9 +7,9 @@ import sys
 from typing import NamedTuple
 
 from zander.client import ConnectionLost, Consumer
-from zander.picture import picture
-from zander.terminal import Screen, clean
-from zander.view import View, report, summary
+from zander.terminal.picture import picture
+from zander.terminal.screen import Screen, clean
+from zander.terminal.view import View, report, summary
 
 REDRAW_S = 0.1
 REPORT_S = 1.0

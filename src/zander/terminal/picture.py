@@ -7,9 +7,21 @@ from time import monotonic
 
 import numpy as np
 
-from zander.terminal import BOLD, DIM, GREEN, PLAIN, RED, YELLOW, Span, clean, describe_prediction, duration, paint
-from zander.trace import DOTS_ACROSS, Window, draw
-from zander.view import View, counts, describe_features, device
+from zander.terminal.screen import (
+    BOLD,
+    DIM,
+    GREEN,
+    PLAIN,
+    RED,
+    YELLOW,
+    Span,
+    clean,
+    describe_prediction,
+    duration,
+    paint,
+)
+from zander.terminal.trace import DOTS_ACROSS, Window, draw
+from zander.terminal.view import View, counts, describe_features, device
 
 MAX_TRACE_LINES = 8
 DOTS_PER_S = 50  # across: alpha waves have five to a period, and can be seen

@@ -1,4 +1,4 @@
-"""Several nodes as one: the hub's Broadcast over a RedisLink, and the null object of a node that is alone.
+"""Several nodes as one: the hub's Broadcast over a RedisLink.
 
 Who holds which user is in `directory.py`, what nodes say in `peers.py`. A node that has consumers of a user whom
 another node holds follows that user there (`feeds.py`): it gets what is buffered and, from then on, every event. Both
@@ -9,23 +9,29 @@ where they stood.
 from __future__ import annotations
 
 import asyncio
+import logging
 from time import monotonic
 from typing import assert_never
 
-from zander import peers
+import msgspec
+
 from zander.broadcast import RedisLink
-from zander.calls import Calls
 from zander.chunk import Chunk
-from zander.directory import Directory, Holding, Owner, Peer
 from zander.errors import NotFound
-from zander.feeds import Feeds
-from zander.hub import Hub, LinkState
+from zander.hub import Hub
+from zander.messages import Note
+from zander.neighbours import LinkState
+from zander.nodes import peers
+from zander.nodes.calls import Calls
+from zander.nodes.directory import Directory, Holding, Peer
+from zander.nodes.feeds import Feeds
 from zander.outbox import Outbox
 from zander.query import Answer, Query, answer
 from zander.stream import Stream, StreamSummary
-from zander.wire import Note, Status
 
 BEAT_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
 
 
 class Cluster:
@@ -39,6 +45,7 @@ class Cluster:
         self._mine: dict[str, Holding] = {}
         self._link_n = 0
         self._n_changes = 0
+        self._heard_nonsense = False  # logged once
         self._followers: dict[str, set[str]] = {}  # the nodes that follow a user held here
         self._outgoing: dict[Stream, list[Chunk | Note]] = {}  # what happened in this turn of the loop
 
@@ -126,7 +133,13 @@ class Cluster:
     # What the others say.
 
     def _receive(self, data: bytes) -> None:
-        message = peers.decode(data)
+        try:
+            message = peers.decode(data)
+        except msgspec.DecodeError as error:
+            if not self._heard_nonsense:
+                log.error("something on Redis is not for us, is a node of another version there? %s", error)
+            self._heard_nonsense = True
+            return
         if message.node_id == self._me:
             return
         match message:
@@ -249,40 +262,3 @@ class Cluster:
             message = peers.Events(self._me, session.user_id, session.session_id, packed)
             for node_id in self._followers.get(session.user_id, ()):
                 self._calls.send(message, node_id)
-
-
-class Alone:
-    """The Broadcast of a node that has no Redis."""
-
-    state: LinkState = "off"
-    n_peers = 0
-
-    def attach(self, hub: Hub) -> None:
-        self._hub = hub
-
-    async def run(self) -> None:
-        """Have nobody to talk to."""
-
-    async def close(self) -> None:
-        """Have nobody to take leave of."""
-
-    def announce(self, user_id: str, stream: Stream | None) -> None:
-        pass
-
-    def publish(self, stream: Stream, event: Chunk | Note) -> None:
-        pass
-
-    def unfollow(self, user_id: str) -> None:
-        pass
-
-    async def subscribe(self, outbox: Outbox, last: int) -> None:
-        self._hub.listen(outbox, Status(outbox.user_id, online=False), [], [])
-
-    async def ask(self, query: Query) -> Answer:
-        raise NotFound(f"no stream of user {query.user_id}")
-
-    async def predict(self, user_id: str, text: str, sender: str) -> bool:
-        raise NotFound(f"no stream of user {user_id}")
-
-    async def streams(self) -> list[StreamSummary]:
-        return []

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
-from zander.child import Account, Child
+from zander.local.child import Account, Child
 
 NAME = "zander"  # of the database and of its owner
 START_PATIENCE_S = 60.0  # crash recovery of a large cluster takes its time

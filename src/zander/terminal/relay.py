@@ -13,10 +13,10 @@ import numpy as np
 
 from zander.chunk import Samples
 from zander.client import ConnectionLost, Rejected, Relay
-from zander.features import WINDOW_S, features
-from zander.meter import Meter
-from zander.recording import Recording
-from zander.terminal import StatusLine, count, describe_prediction, duration
+from zander.terminal.features import WINDOW_S, features
+from zander.terminal.meter import Meter
+from zander.terminal.recording import Recording
+from zander.terminal.screen import StatusLine, count, describe_prediction, duration
 
 CHUNKS_PER_S = 16  # about what headsets put into one packet
 REDRAW_S = 0.2

@@ -1,0 +1,49 @@
+"""A node that has no Redis: the null object in the place of the others."""
+
+from __future__ import annotations
+
+from zander.chunk import Chunk
+from zander.errors import NotFound
+from zander.hub import Hub
+from zander.messages import Note, Status
+from zander.neighbours import LinkState
+from zander.outbox import Outbox
+from zander.query import Answer, Query
+from zander.stream import Stream, StreamSummary
+
+
+class Alone:
+    """The Broadcast of a node that has no Redis."""
+
+    state: LinkState = "off"
+    n_peers = 0
+
+    def attach(self, hub: Hub) -> None:
+        self._hub = hub
+
+    async def run(self) -> None:
+        """Have nobody to talk to."""
+
+    async def close(self) -> None:
+        """Have nobody to take leave of."""
+
+    def announce(self, user_id: str, stream: Stream | None) -> None:
+        pass
+
+    def publish(self, stream: Stream, event: Chunk | Note) -> None:
+        pass
+
+    def unfollow(self, user_id: str) -> None:
+        pass
+
+    async def subscribe(self, outbox: Outbox, last: int) -> None:
+        self._hub.listen(outbox, Status(outbox.user_id, online=False), [], [])
+
+    async def ask(self, query: Query) -> Answer:
+        raise NotFound(f"no stream of user {query.user_id}")
+
+    async def predict(self, user_id: str, text: str, sender: str) -> bool:
+        raise NotFound(f"no stream of user {user_id}")
+
+    async def streams(self) -> list[StreamSummary]:
+        return []
