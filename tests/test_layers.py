@@ -70,7 +70,8 @@ routes:            routes.buffer routes.docs routes.health routes.stream routes.
 
 app:         broadcast errors hub nodes.alone nodes.cluster recorder routes routes.context settings storage |
      starlette
-server:      app errors local.embedded messages settings | msgspec starlette uvicorn
+protocol:    | uvicorn
+server:      app errors local.embedded messages protocol settings | msgspec starlette uvicorn
 workers:     app errors local.child server settings | msgspec
 local:
 local.launcher:
@@ -172,7 +173,7 @@ def test_no_room_leads_back_to_itself() -> None:
     [
         ("asyncpg", {"storage", "migrations"}),
         ("redis", {"broadcast"}),
-        ("uvicorn", {"server"}),
+        ("uvicorn", {"protocol", "server"}),
         ("websockets", {"line", "client"}),
         ("dotenv", {"settings"}),
         ("pyedflib", {"terminal.recording"}),

@@ -78,6 +78,8 @@ class Chunk:
         """A message per sample, in the original form."""
         frame, position = self.origin.frame, self.position
         times_us = self.times_us.tolist()
+        if len(times_us) == 1:  # the usual case, and a microsecond less
+            return [frame(position, times_us[0], "channels", self.samples[0])]
         return [frame(position + i, times_us[i], "channels", self.samples[i]) for i in range(len(times_us))]
 
     @cached_property
@@ -92,9 +94,9 @@ class Chunk:
 
     def pieces(self) -> list[Chunk]:
         """Cut into chunks of at most MAX_CHUNK_BYTES, and at least one sample."""
-        n = max(1, MAX_CHUNK_BYTES // self.samples[0].nbytes)
-        if len(self) <= n:
+        if self.samples.nbytes <= MAX_CHUNK_BYTES:
             return [self]
+        n = max(1, MAX_CHUNK_BYTES // self.samples[0].nbytes)
         return [
             Chunk(self.origin, self.position + i, self.times_us[i : i + n], self.samples[i : i + n])
             for i in range(0, len(self), n)
