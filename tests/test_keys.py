@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from websockets.asyncio.client import connect
+from websockets.typing import Origin
 
 from clients import Peer, relay
 from nodes import Node
@@ -90,3 +91,28 @@ async def test_without_a_consumer_key_the_relays_key_opens_rest(
     node = start_node(edge_api_key=(EDGE,))
     assert node.get("/streams")[0] == 401
     assert node.get("/streams", X_API_Key=EDGE)[0] == 200
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example", "http://[::1"])
+async def test_without_keys_a_web_page_of_another_site_is_refused(node: Node, user: str, origin: str) -> None:
+    assert node.get("/streams", Origin=origin)[0] == 401
+    for path in ("/stream", f"/subscribe/{user}"):
+        async with connect(node.ws + path, origin=Origin(origin)) as socket:
+            assert await Peer(socket).close_code() == 4501
+
+
+@pytest.mark.parametrize("host", ["evil.example:8000", "evil.example"])
+def test_without_keys_a_site_whose_name_was_made_to_point_here_is_refused(node: Node, host: str) -> None:
+    assert node.get("/streams", Host=host)[0] == 401
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:3000", "http://127.0.0.1", "http://[::1]:8000"])
+async def test_a_web_page_of_this_machine_may_listen(node: Node, user: str, origin: str) -> None:
+    assert node.get("/streams", Origin=origin)[0] == 200
+    async with connect(f"{node.ws}/subscribe/{user}", origin=Origin(origin)) as socket:
+        assert (await Peer(socket).receive())["type"] == "status"
+
+
+def test_with_keys_any_page_may_that_has_one(locked: Node) -> None:
+    key = AZURE.encode().decode("latin-1")
+    assert locked.get("/streams", Origin="https://dashboard.example", X_API_Key=key)[0] == 200

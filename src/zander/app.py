@@ -26,7 +26,7 @@ from zander.settings import Settings
 from zander.storage import Postgres
 
 CANCEL_SECONDS = 1.0
-DRAIN_SECONDS = 6.0  # for the database, of the 15 s that a stop may take
+DRAIN_SECONDS = 5.0  # for the database, of the 15 s that a stop may take
 
 log = logging.getLogger(__name__)
 

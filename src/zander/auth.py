@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hmac import compare_digest
+from urllib.parse import urlsplit
 
 from zander.errors import Unauthorized
-from zander.settings import Keys
+from zander.settings import Keys, is_loopback
 
 
 def given_key(headers: Mapping[str, str]) -> str | None:
@@ -17,6 +18,25 @@ def given_key(headers: Mapping[str, str]) -> str | None:
         return given and given.encode("latin-1").decode()  # servers read headers as latin-1, most clients send UTF-8
     except UnicodeError:
         return given
+
+
+def refuse_strangers(headers: Mapping[str, str]) -> None:
+    """Raise Unauthorized for a web page of another site: where no key is needed, only this machine is let in.
+
+    A browser on this machine would carry such a page's requests here; `Origin` gives it away, or, where the page's
+    own name was made to point here, `Host`.
+    """
+    for name, prefix in (("origin", ""), ("host", "//")):
+        given = headers.get(name)
+        if given and not is_loopback(_hostname(prefix + given)):
+            raise Unauthorized(f"expected a request of this machine, or a key, got {name} {given}")
+
+
+def _hostname(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def require(keys: Keys, given: str | None) -> None:

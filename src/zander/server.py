@@ -6,10 +6,11 @@ import asyncio
 import gc
 import logging
 import logging.config
+import resource
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic
 
 import msgspec
@@ -32,8 +33,16 @@ log = logging.getLogger(__name__)
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; SettingsError when the port cannot be had."""
     configure_logging(settings)
+    raise_file_limit()
     with listen(settings.host, settings.port) as listener, database(settings) as complete:
         Server(create_app(complete), greeting(settings, listener)).run([listener])
+
+
+def raise_file_limit() -> None:
+    """Let this process hold as many sockets as it may: shells usually give 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS says "unlimited" and means less
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager

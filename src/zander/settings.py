@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -156,6 +157,13 @@ def descriptions() -> dict[str, str]:
 
 
 def _refuse_open_door(settings: Settings) -> None:
-    if settings.edge_api_key or settings.host in ("127.0.0.1", "::1", "localhost"):
-        return
-    raise SettingsError(f"EDGE_API_KEY: without it only loopback is served, and HOST is {settings.host}")
+    if not settings.edge_api_key and not is_loopback(settings.host):
+        raise SettingsError(f"EDGE_API_KEY: without it only loopback is served, and HOST is {settings.host}")
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a name or address means this machine alone."""
+    try:
+        return host.lower() == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -24,6 +24,7 @@ from zander.recorder import Batch
 
 CONNECT_SECONDS = 5.0
 COMMAND_SECONDS = 30.0
+CLOSE_SECONDS = 1.0  # a stop may take 15 s in all
 PING_SECONDS = 5.0
 EXPIRE_EVERY_SECONDS = 3600.0
 
@@ -130,7 +131,7 @@ class Postgres:
         connection, self._connection = self._connection, None
         if connection:
             with suppress(*FAILURES):
-                await connection.close(timeout=CONNECT_SECONDS)
+                await connection.close(timeout=CLOSE_SECONDS)
 
     async def _connect(self) -> Connection:
         try:

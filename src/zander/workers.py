@@ -19,7 +19,7 @@ import msgspec
 from zander.app import create_app
 from zander.errors import SettingsError
 from zander.local.child import Child
-from zander.server import Server, configure_logging, database, greeting, listen
+from zander.server import Server, configure_logging, database, greeting, listen, raise_file_limit
 from zander.settings import Settings, environment, load
 
 STOP_SECONDS = 15.0
@@ -52,6 +52,7 @@ def work() -> None:
     """Be one of the workers: serve with the supervisor's settings, on a port that is shared."""
     settings = load(env_file=None)
     configure_logging(settings)
+    raise_file_limit()
     with listen(settings.host, settings.port, shared=True) as listener:
         Server(create_app(settings)).run([listener])
 

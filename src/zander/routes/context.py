@@ -26,8 +26,15 @@ def service(connection: HTTPConnection) -> Service:
     return cast(Service, connection.app.state.service)
 
 
+def refuse_strangers(connection: HTTPConnection) -> None:
+    """Raise Unauthorized for a web page of another site where no key is needed."""
+    if not service(connection).settings.edge_api_key:
+        auth.refuse_strangers(connection.headers)
+
+
 def require_consumer(connection: HTTPConnection) -> Service:
     """Return the service; Unauthorized without a consumer's key in the headers."""
     found = service(connection)
+    refuse_strangers(connection)
     auth.require(found.settings.consumer_keys, auth.given_key(connection.headers))
     return found

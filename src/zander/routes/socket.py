@@ -12,7 +12,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from zander.errors import BadMessage, ClientError, CloseCode, TooMany, Unauthorized
 from zander.messages import Error
 from zander.outbox import Outbox
-from zander.routes.context import Service, service
+from zander.routes.context import Service, refuse_strangers, service
 from zander.wire import dumps, message_type
 
 AUTH_SECONDS = 10.0
@@ -34,6 +34,7 @@ async def connection(socket: WebSocket) -> AsyncIterator[Service]:
         await socket.accept()
         if n_connections > context.settings.max_connections:
             raise TooMany(f"expected at most {context.settings.max_connections} connections")
+        refuse_strangers(socket)
         yield context
     except ClientError as error:
         with suppress(WebSocketDisconnect):
