@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from clock import Clock
 from databases import any_database_url, database_url, postgres, timescale_url  # noqa: F401 - fixtures
 from nodes import Node
 from services import PostgresServer, ValkeyServer, eventually
@@ -39,6 +40,15 @@ def start_node(database_url: str) -> Iterator[Callable[..., Node]]:  # noqa: F81
             return nodes.enter_context(Node(**settings))
 
         yield start
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the rooms that look at one."""
+    clock = Clock()
+    for room in ("hub", "outbox", "stream"):
+        monkeypatch.setattr(f"zander.{room}.monotonic", clock)
+    return clock
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hypothesis_profile  # noqa: F401
+from clock import Clock
 from zander import hub as room
 from zander.chunk import Chunk, RawIn
 from zander.errors import BadMessage, CloseCode, NotFound
@@ -106,24 +107,6 @@ def build(**options: Any) -> House:
 @pytest.fixture
 async def house() -> House:
     return build()
-
-
-class Clock:
-    """A clock that stands still until it is told."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(room, "monotonic", clock)
-    monkeypatch.setattr("zander.outbox.monotonic", clock)
-    return clock
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hypothesis_profile  # noqa: F401
+from clock import Clock
 from zander import outbox as room
 from zander.chunk import MAX_CHUNK_BYTES, Chunk, Origin, decode_binary
 from zander.errors import CloseCode
@@ -194,23 +195,6 @@ async def test_it_is_closed_once() -> None:
     outbox.close(CloseCode.TAKEN_OVER)
     outbox.close(CloseCode.RESTART)
     assert outbox.closed.result() == CloseCode.TAKEN_OVER
-
-
-class Clock:
-    """A clock that stands still until it is told."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(room, "monotonic", clock)
-    return clock
 
 
 async def test_it_is_stalled_when_something_has_waited_for_a_minute(clock: Clock) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zander import stream as stream_room
+from clock import Clock
 from zander.chunk import RawIn, decode_binary
 from zander.errors import BadMessage, NotFound
 from zander.messages import DeviceInfo, Kind, Note, Status
@@ -60,23 +60,6 @@ def ask_npy(stream: Stream, **fields: Any) -> tuple[Any, Answer]:
 
 def names(texts: list[dict[str, Any]]) -> list[str]:
     return [text["name"] for text in texts]
-
-
-class Clock:
-    """A clock that stands still until it is told."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(stream_room, "monotonic", clock)
-    return clock
 
 
 # The stream.

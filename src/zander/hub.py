@@ -107,18 +107,7 @@ class Hub:
         who = {"user_id": session.user_id, "session_id": session.session_id, "timestamp": time_us / 1e6}
         note = Note("features", time_us, dumps({"type": "features"} | data | who))
         self._share(stream, note)
-        self.recorder.record_prediction(
-            PredictionRecord(
-                time_us=time_us,
-                session_id=session.session_id,
-                user_id=session.user_id,
-                prediction_type=EDGE_PREDICTION_TYPE,
-                classifier_name=EDGE_CLASSIFIER,
-                data=dumps(data),
-                confidence=features.confidence,
-                classifier_version=None,
-            )
-        )
+        self._record(session, time_us, EDGE_PREDICTION_TYPE, EDGE_CLASSIFIER, data, features.confidence, None)
 
     # Consumers.
 
@@ -177,18 +166,8 @@ class Hub:
         if stream.relay:
             stream.relay.say(note.text)
         self._share(stream, note)
-        self.recorder.record_prediction(
-            PredictionRecord(
-                time_us=time_us,
-                session_id=session.session_id,
-                user_id=session.user_id,
-                prediction_type=prediction.prediction_type,
-                classifier_name=prediction.classifier_name,
-                data=dumps(prediction.data),
-                confidence=prediction.confidence,
-                classifier_version=prediction.version,
-            )
-        )
+        kind, classifier, version = prediction.prediction_type, prediction.classifier_name, prediction.version
+        self._record(session, time_us, kind, classifier, prediction.data, prediction.confidence, version)
         return stream.online
 
     # Dashboards.
@@ -258,6 +237,29 @@ class Hub:
 
     def _deliver_gap(self, stream: Stream, gap: tuple[int, int]) -> None:
         self._share(stream, Note("gap", now_us(), dumps(Gap(stream.session.session_id, *gap, "relay"))))
+
+    def _record(
+        self,
+        session: Session,
+        time_us: int,
+        prediction_type: str,
+        classifier_name: str,
+        data: dict[str, Any],
+        confidence: float | None,
+        classifier_version: str | None,
+    ) -> None:
+        self.recorder.record_prediction(
+            PredictionRecord(
+                time_us=time_us,
+                session_id=session.session_id,
+                user_id=session.user_id,
+                prediction_type=prediction_type,
+                classifier_name=classifier_name,
+                data=dumps(data),
+                confidence=confidence,
+                classifier_version=classifier_version,
+            )
+        )
 
     def _record_session(self, session: Session, end_us: int | None) -> None:
         self.recorder.record_session(
