@@ -107,7 +107,8 @@ class Hub:
         who = {"user_id": session.user_id, "session_id": session.session_id, "timestamp": time_us / 1e6}
         note = Note("features", time_us, dumps({"type": "features"} | data | who))
         self._share(stream, note)
-        self._record(session, time_us, EDGE_PREDICTION_TYPE, EDGE_CLASSIFIER, data, features.confidence, None)
+        what = (EDGE_PREDICTION_TYPE, EDGE_CLASSIFIER, dumps(data), features.confidence, None)
+        self.recorder.record_prediction(PredictionRecord(time_us, session.session_id, session.user_id, *what))
 
     # Consumers.
 
@@ -166,8 +167,9 @@ class Hub:
         if stream.relay:
             stream.relay.say(note.text)
         self._share(stream, note)
-        kind, classifier, version = prediction.prediction_type, prediction.classifier_name, prediction.version
-        self._record(session, time_us, kind, classifier, prediction.data, prediction.confidence, version)
+        kind, classifier = prediction.prediction_type, prediction.classifier_name
+        what = (kind, classifier, dumps(prediction.data), prediction.confidence, prediction.version)
+        self.recorder.record_prediction(PredictionRecord(time_us, session.session_id, session.user_id, *what))
         return stream.online
 
     # Dashboards.
@@ -237,29 +239,6 @@ class Hub:
 
     def _deliver_gap(self, stream: Stream, gap: tuple[int, int]) -> None:
         self._share(stream, Note("gap", now_us(), dumps(Gap(stream.session.session_id, *gap, "relay"))))
-
-    def _record(
-        self,
-        session: Session,
-        time_us: int,
-        prediction_type: str,
-        classifier_name: str,
-        data: dict[str, Any],
-        confidence: float | None,
-        classifier_version: str | None,
-    ) -> None:
-        self.recorder.record_prediction(
-            PredictionRecord(
-                time_us=time_us,
-                session_id=session.session_id,
-                user_id=session.user_id,
-                prediction_type=prediction_type,
-                classifier_name=classifier_name,
-                data=dumps(data),
-                confidence=confidence,
-                classifier_version=classifier_version,
-            )
-        )
 
     def _record_session(self, session: Session, end_us: int | None) -> None:
         self.recorder.record_session(
