@@ -140,18 +140,25 @@ class Feeds:
         feed.stand(reply)
 
     def _join(self, outbox: Outbox, owner: Owner, reply: peers.Followed) -> None:
+        """Let a consumer listen from where the reply ends; a feed that is not there yet brings it all by itself."""
         user_id = outbox.user_id
         feed = self._feeds.get(user_id)
         if feed is None:
             feed = self._feeds[user_id] = Feed(owner)
             feed.origin = Origin(user_id, reply.session_id, reply.period_us)
             feed.stand(reply)
-        events = [peers.from_event(event, feed.origin) for event in reply.events]
+        will_come = not feed.synced or feed.origin.session_id != reply.session_id
+        events = [] if will_come else [peers.from_event(event, feed.origin) for event in reply.events]
         notes = [event for event in events if isinstance(event, Note)]
         self._listen(outbox, notes, [event for event in events if isinstance(event, Chunk)])
 
     def _listen(self, outbox: Outbox, notes: list[Note], chunks: list[Chunk]) -> None:
-        status = self._told[outbox.user_id] = self._status(outbox.user_id)
+        user_id = outbox.user_id
+        if stream := self._hub.holds.get(user_id):  # the relay came here while we asked elsewhere
+            self.leave(user_id)
+            status, notes, chunks = stream.status(), stream.notes_since(0), stream.chunks(stream.ring.since(0))
+        else:
+            status = self._told[user_id] = self._status(user_id)
         self._hub.listen(outbox, status, notes, chunks)
 
     def _deliver(self, feed: Feed, packed: peers.Event) -> None:
