@@ -53,4 +53,4 @@ def require(keys: Keys, given: str | None) -> None:
 
 
 def _bytes(key: str) -> bytes:
-    return key.encode(errors="surrogateescape")  # the environment may hold bytes that are not UTF-8
+    return key.encode(errors="surrogatepass")  # the environment may hold bytes that are not UTF-8
