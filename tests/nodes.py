@@ -47,11 +47,13 @@ class Http:
 class Node(Http):
     """One node in a thread, from construction to `stop`."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, ws: str | None = None, **settings: Any) -> None:
+        """Serve with the settings; `ws` names another WebSocket class of uvicorn's than ours."""
         self.settings = Settings(port=0, **settings)
         listener = listen(self.settings.host, 0)
         self.http = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._server = Server(create_app(self.settings))
+        self._server.config.ws = ws or self._server.config.ws
         self._thread = threading.Thread(target=self._server.run, args=([listener],))
         self._thread.start()
         eventually(lambda: self._server.started)

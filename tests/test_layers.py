@@ -55,9 +55,9 @@ nodes.cluster:     broadcast chunk errors hub messages neighbours nodes.calls no
 
 routes.context:    auth hub recorder settings | starlette
 routes.parameters: errors messages wire | msgspec
-routes.socket:     errors messages outbox routes.context wire | starlette
-routes.stream:     auth chunk messages outbox routes.context routes.socket stream wire | starlette
-routes.subscribe:  auth messages outbox routes.context routes.parameters routes.socket wire | starlette
+routes.socket:     errors messages outbox protocol routes.context wire | starlette
+routes.stream:     auth chunk messages outbox protocol routes.context routes.socket stream wire | starlette
+routes.subscribe:  auth messages outbox protocol routes.context routes.parameters routes.socket wire | starlette
 routes.buffer:     errors query routes.context routes.parameters stream | starlette
 routes.health:     neighbours recorder routes.context stream wire | msgspec starlette
 routes.openapi:    errors | msgspec starlette
@@ -70,7 +70,7 @@ routes:            routes.buffer routes.docs routes.health routes.stream routes.
 
 app:         broadcast errors hub nodes.alone nodes.cluster recorder routes routes.context settings storage |
      starlette
-protocol:    | uvicorn
+protocol:    | uvicorn websockets
 server:      app errors local.embedded messages protocol settings | msgspec starlette uvicorn
 workers:     app errors local.child server settings | msgspec
 local:
@@ -174,7 +174,7 @@ def test_no_room_leads_back_to_itself() -> None:
         ("asyncpg", {"storage", "migrations"}),
         ("redis", {"broadcast"}),
         ("uvicorn", {"protocol", "server"}),
-        ("websockets", {"line", "client"}),
+        ("websockets", {"line", "client", "protocol"}),
         ("dotenv", {"settings"}),
         ("pyedflib", {"terminal.recording"}),
     ],

@@ -1,30 +1,88 @@
-"""uvicorn's WebSocket protocol, with reading paused only when messages pile up."""
+"""uvicorn's WebSocket protocol, with a way past its queue and its send: half of what a message costs otherwise.
+
+The way is offered as `DIRECT` in the scope's extensions. Another ASGI server does not offer it; the endpoints then go
+message by message, with the same results.
+"""
 
 from __future__ import annotations
 
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from collections.abc import Callable
+from struct import Struct
+from typing import Any, cast
 
-MAX_QUEUED = 64  # messages read but not taken yet, from which on a peer has to wait
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
+
+DIRECT = "zander.direct"
+MAX_QUEUED = 64  # messages read but not taken yet, from which on a peer has to wait; uvicorn pauses for each one
+
+Message = str | bytes
+
+_LENGTH_16 = Struct("!BBH").pack
+_LENGTH_64 = Struct("!BBQ").pack
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """Like uvicorn's, which pauses and resumes the transport around every single message: 5 µs each."""
+    """Like uvicorn's, but an endpoint may take messages as they are read, and send many in one write."""
+
+    _take: Callable[[Message], None] | None = None
+
+    def handle_connect(self, event: Request) -> None:
+        """Begin as uvicorn does; the endpoint runs in a later turn of the loop and finds the way in its scope."""
+        super().handle_connect(event)
+        if not self.handshake_complete:
+            cast(Any, self.scope)["extensions"][DIRECT] = self
+
+    def divert(self, take: Callable[[Message], None]) -> None:
+        """Hand over what is queued and all that comes; the queue is left with the disconnect."""
+        events: list[Any] = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
+        for event in events:
+            if event["type"] == "websocket.receive":
+                text = event.get("text")
+                take(event["bytes"] if text is None else text)
+            else:
+                self.queue.put_nowait(event)
+        self._take = take
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    async def send_all(self, messages: list[Message]) -> None:
+        """Send messages in one write, once the transport takes more; OSError when the peer is gone."""
+        await self.writable.wait()
+        if self.disconnected or self.close_sent:
+            raise ClientDisconnected
+        self.transport.write(b"".join([frame(message) for message in messages]))
 
     def send_receive_event_to_app(self) -> None:
-        """Queue a whole message for the endpoint."""
+        """Pass a whole message on. Text that is not UTF-8 closes with 1007, without uvicorn's traceback in the log."""
         data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
         self.frames = []
         if self.close_sent:
             return  # the endpoint is gone; reading goes on for the peer's close
-        if self.curr_msg_data_type == "bytes":
-            self.queue.put_nowait({"type": "websocket.receive", "bytes": data})
-        else:
-            try:
-                self.queue.put_nowait({"type": "websocket.receive", "text": data.decode()})
-            except UnicodeDecodeError:  # the peer's mistake; uvicorn would log a traceback of it
-                self.conn.send_close(1007)
-                self.handle_parser_exception()
-                return
+        is_text = self.curr_msg_data_type == "text"
+        try:
+            message: Message = data.decode() if is_text else bytes(data)
+        except UnicodeDecodeError:
+            self.conn.send_close(1007)
+            self.handle_parser_exception()
+            return
+        if self._take:
+            self._take(message)
+            return
+        self.queue.put_nowait(cast(Any, {"type": "websocket.receive", "text" if is_text else "bytes": message}))
         if self.queue.qsize() >= MAX_QUEUED and not self.read_paused:
             self.read_paused = True
             self.transport.pause_reading()
+
+
+def frame(message: Message) -> bytes:
+    """Write a message as one frame of a server, unmasked (RFC 6455, 5.2)."""
+    first, payload = (0x81, message.encode()) if isinstance(message, str) else (0x82, message)
+    n_bytes = len(payload)
+    if n_bytes < 126:
+        return bytes((first, n_bytes)) + payload
+    if n_bytes < 1 << 16:
+        return _LENGTH_16(first, 126, n_bytes) + payload
+    return _LENGTH_64(first, 127, n_bytes) + payload

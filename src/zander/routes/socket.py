@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from inspect import iscoroutinefunction
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -12,14 +13,13 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from zander.errors import BadMessage, ClientError, CloseCode, TooMany, Unauthorized
 from zander.messages import Error
 from zander.outbox import Outbox
+from zander.protocol import DIRECT, Message, WebSocketProtocol
 from zander.routes.context import Service, refuse_strangers, service
 from zander.wire import dumps, message_type
 
 AUTH_SECONDS = 10.0
 FLUSH_SECONDS = 2.0  # that a connection has, once it is to be closed, for what still waits and for the close itself
 MAX_BAD_MESSAGES = 100
-
-Message = str | bytes
 
 
 @asynccontextmanager
@@ -58,57 +58,83 @@ async def first_message(socket: WebSocket) -> str:
     return message
 
 
-async def converse(
-    socket: WebSocket,
-    outbox: Outbox,
-    take: Callable[[Message], Awaitable[None]],
-    count_bad: Callable[[], int],
-) -> None:
-    """Give what comes to `take` and send what the outbox holds, until the peer goes or the outbox is closed.
+class Conversation:
+    """Gives what comes to `take` and sends what the outbox holds, until the peer goes or the outbox is closed.
 
-    A ClientError of `take` is answered; a bad message is counted too, and `count_bad` says how many there were.
+    A ClientError of `take` is answered; a bad message is counted too, and `count_bad` says how many there were. A
+    `take` that never waits is called in the very turn in which its message is read, where the server can do that.
     """
-    reader = asyncio.create_task(_read(socket, outbox, take, count_bad))
-    writer = asyncio.create_task(_write(socket, outbox))
-    try:
-        await _first(reader, writer, outbox.closed)
-        if outbox.closed.done():
-            await asyncio.wait({writer}, timeout=FLUSH_SECONDS)
-            with suppress(TimeoutError, WebSocketDisconnect):
-                await asyncio.wait_for(socket.close(outbox.closed.result()), FLUSH_SECONDS)
-    finally:
-        tasks = [task for task in (reader, writer) if not task.cancel()]
-        await asyncio.wait({reader, writer})
-    for task in tasks:
-        task.result()  # raises what went wrong here
+
+    def __init__(
+        self,
+        socket: WebSocket,
+        outbox: Outbox,
+        take: Callable[[Message], Awaitable[None] | None],
+        count_bad: Callable[[], int],
+    ) -> None:
+        self._socket = socket
+        self._outbox = outbox
+        self._take = take
+        self._count_bad = count_bad
+        self._direct: WebSocketProtocol | None = socket.scope.get("extensions", {}).get(DIRECT)
+
+    async def run(self) -> None:
+        """Talk to the end, and close with the outbox's code if it was ours."""
+        if self._direct and not iscoroutinefunction(self._take):
+            self._direct.divert(self._take_now)
+        closed = self._outbox.closed
+        reader, writer = asyncio.create_task(self._read()), asyncio.create_task(self._write())
+        try:
+            await _first(reader, writer, closed)
+            if closed.done():
+                await asyncio.wait({writer}, timeout=FLUSH_SECONDS)
+                with suppress(TimeoutError, WebSocketDisconnect):
+                    await asyncio.wait_for(self._socket.close(closed.result()), FLUSH_SECONDS)
+        finally:
+            ended = [task for task in (reader, writer) if not task.cancel()]
+            await asyncio.wait({reader, writer})
+        for task in ended:
+            task.result()  # raises what went wrong here
+
+    def _take_now(self, message: Message) -> None:
+        if not self._outbox.closed.done():
+            try:
+                self._take(message)
+            except ClientError as error:
+                self._complain(error)
+
+    def _complain(self, error: ClientError) -> None:
+        self._outbox.say(dumps(Error(error.code, error.message)))
+        if isinstance(error, BadMessage) and self._count_bad() >= MAX_BAD_MESSAGES:
+            self._outbox.close(CloseCode.BAD_MESSAGES)
+
+    async def _read(self) -> None:
+        while not self._outbox.closed.done():
+            try:
+                taken = self._take(await _receive(self._socket))
+                if taken is not None:
+                    await taken
+            except WebSocketDisconnect:
+                return
+            except ClientError as error:
+                self._complain(error)
+
+    async def _write(self) -> None:
+        send_all = self._direct.send_all if self._direct else self._send_each
+        with suppress(WebSocketDisconnect, OSError):
+            while self._outbox.waits or not self._outbox.closed.done():
+                await self._outbox.ready.wait()
+                await send_all(self._outbox.take())
+
+    async def _send_each(self, messages: list[Message]) -> None:
+        for message in messages:
+            await self._socket.send(
+                {"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message}
+            )
 
 
 async def _first(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-
-
-async def _read(
-    socket: WebSocket, outbox: Outbox, take: Callable[[Message], Awaitable[None]], count_bad: Callable[[], int]
-) -> None:
-    while not outbox.closed.done():
-        try:
-            await take(await _receive(socket))
-        except WebSocketDisconnect:
-            return
-        except ClientError as error:
-            outbox.say(dumps(Error(error.code, error.message)))
-            if isinstance(error, BadMessage) and count_bad() >= MAX_BAD_MESSAGES:
-                outbox.close(CloseCode.BAD_MESSAGES)
-
-
-async def _write(socket: WebSocket, outbox: Outbox) -> None:
-    try:
-        while outbox.waits or not outbox.closed.done():
-            await outbox.ready.wait()
-            for frame in outbox.take():
-                await socket.send({"type": "websocket.send", "text" if isinstance(frame, str) else "bytes": frame})
-    except WebSocketDisconnect:
-        pass
 
 
 async def _receive(socket: WebSocket) -> Message:

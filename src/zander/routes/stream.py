@@ -10,8 +10,9 @@ from zander import auth
 from zander.chunk import RawIn
 from zander.messages import AuthOk, Features, Pong
 from zander.outbox import Outbox
+from zander.protocol import Message
 from zander.routes.context import Service
-from zander.routes.socket import Message, connection, converse, first_message
+from zander.routes.socket import Conversation, connection, first_message
 from zander.stream import Stream
 from zander.wire import decode_auth, decode_fields, decode_relay, dumps
 
@@ -22,7 +23,7 @@ async def stream(socket: WebSocket) -> None:
         hub = context.hub
         relay, connected = await _connect(socket, context)
 
-        async def take(message: Message) -> None:
+        def take(message: Message) -> None:
             received = time()
             incoming = decode_relay(message)
             if isinstance(incoming, RawIn):
@@ -37,7 +38,7 @@ async def stream(socket: WebSocket) -> None:
             return connected.session.count_bad()
 
         try:
-            await converse(socket, relay, take, count_bad)
+            await Conversation(socket, relay, take, count_bad).run()
         finally:
             hub.disconnect(connected)
 

@@ -10,9 +10,10 @@ from starlette.websockets import WebSocket
 from zander import auth
 from zander.messages import KINDS, Prediction, PredictionAck
 from zander.outbox import FORMATS, Outbox
+from zander.protocol import Message
 from zander.routes.context import Service
 from zander.routes.parameters import choice, choices, number, user_id
-from zander.routes.socket import Message, connection, converse, first_message
+from zander.routes.socket import Conversation, connection, first_message
 from zander.wire import decode_consumer, decode_consumer_auth, dumps
 
 
@@ -37,7 +38,7 @@ async def subscribe(socket: WebSocket) -> None:
 
         try:
             await hub.subscribe(outbox, last)
-            await converse(socket, outbox, take, count_bad)
+            await Conversation(socket, outbox, take, count_bad).run()
         finally:
             hub.unsubscribe(outbox)
 
