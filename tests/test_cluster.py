@@ -279,3 +279,63 @@ async def test_a_redis_that_hangs_is_noticed_and_nobody_waits_for_it(start_node:
             finally:
                 redis.resume()
             await until(lambda: two.get("/health/ready")[1]["redis"] == "up")
+
+
+async def test_links_that_break_again_and_again_leave_no_hole(start_node: StartNode, user: str) -> None:
+    with ValkeyServer() as redis:
+        one, two = (start_node(redis_url=redis.url, buffer_samples=10_000) for _ in range(2))
+        _acquainted(one, two)
+        async with (
+            relay(one.ws, user) as edge,
+            consumer(two.ws, user, "?types=raw,status") as there,
+            Redis.from_url(redis.url) as client,
+        ):
+            reading = asyncio.create_task(_positions(there, 5000))
+            for i in range(5000):
+                await edge.send({"type": "raw", "channels": [i, 0]})
+                if i % 700 == 600:
+                    await client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+                if i % 10 == 0:
+                    await client.ping()  # what paces this, so that the links have the time to come back meanwhile
+            assert await reading == list(range(5000))
+
+
+async def test_a_consumer_that_comes_while_the_last_other_one_goes_is_served(
+    pair: tuple[Node, Node], user: str
+) -> None:
+    one, two = pair
+    async with relay(one.ws, user) as edge:
+        _everywhere(user, two)
+        before = consumer(two.ws, user)
+        await before.__aenter__()
+        for i in range(20):
+            after = consumer(two.ws, user, "?last=0")
+            _, there = await asyncio.gather(before.__aexit__(None, None, None), after.__aenter__())
+            await edge.send({"type": "raw", "channels": [i, 0]})
+            assert (await there.until("raw"))["channels"] == [i, 0]
+            before = after
+        await before.__aexit__(None, None, None)
+
+
+async def test_after_an_outage_gaps_are_announced_in_their_place_however_much_was_said(
+    start_node: StartNode, user: str
+) -> None:
+    with ValkeyServer() as redis:
+        one, two = start_node(redis_url=redis.url), start_node(redis_url=redis.url)
+        _acquainted(one, two)
+        async with relay(one.ws, user) as edge, consumer(two.ws, user, "?types=raw,gap,status") as there:
+            await edge.send({"type": "raw", "channels": [0, 0]})
+            assert await _positions(there, 1) == [0]
+            redis.stop()
+            await until(lambda: two.get("/health/ready")[1]["redis"] == "down")
+            await edge.send({"type": "raw", "channels": [1, 0]})
+            await edge.send({"type": "raw", "channels": [100, 0], "position": 100})
+            for i in range(300):
+                await edge.send({"type": "features", "workload": i})
+            await edge.send({"type": "ping", "t0": 0})
+            await edge.until("pong")
+            redis.start()
+            assert (await there.until("raw"))["position"] == 1
+            gap = await there.receive()
+            assert (gap["type"], gap["from"], gap["to"], gap["reason"]) == ("gap", 2, 100, "relay")
+            assert (await there.receive())["position"] == 100

@@ -31,7 +31,7 @@ ring:        | numpy
 history:     messages
 session:     chunk errors messages | numpy
 outbox:      chunk errors messages wire
-stream:      chunk history messages outbox ring session | msgspec
+stream:      chunk history messages outbox ring session wire | msgspec
 query:       chunk errors stream wire | msgspec numpy
 neighbours:  chunk messages outbox pile query stream
 hub:         chunk errors messages neighbours outbox pile query session stream wire

@@ -153,7 +153,7 @@ async def test_a_note_without_a_sender_reaches_an_outbox_without_a_consumer() ->
 @pytest.mark.parametrize("format", FORMATS)
 async def test_what_was_buffered_comes_first_and_does_not_count(format: Format) -> None:
     outbox = Outbox("me", format=format, max_bytes=1024)
-    outbox.preload([note("status", "status"), note("features", n_bytes=5000)], [chunk(0, 300), chunk(305, 300)])
+    outbox.preload([note("status", "status"), note("features", n_bytes=5000), chunk(0, 300), chunk(305, 300)])
     assert outbox.nbytes == 0
     outbox.note(note("live"))
     outbox.offer(chunk(605, 1))
@@ -168,13 +168,13 @@ async def test_what_was_buffered_comes_first_and_does_not_count(format: Format) 
 
 async def test_of_what_was_buffered_a_consumer_gets_the_types_it_asked_for() -> None:
     outbox = Outbox("me", types=["raw"])
-    outbox.preload([note("status", "status")], [chunk(0)])
+    outbox.preload([note("status", "status"), chunk(0)])
     assert seen(outbox.take()) == raws("a", range(1))
 
 
 async def test_an_outbox_with_nothing_preloaded_is_not_ready() -> None:
     outbox = Outbox("me", types=["raw"])
-    outbox.preload([note("status", "status")], [])
+    outbox.preload([note("status", "status")])
     assert not outbox.ready.is_set()
 
 
@@ -435,7 +435,7 @@ async def test_every_sample_comes_once_or_is_in_one_announced_hole(
     with patch.object(room, "TAKE_BYTES", take_bytes):
         if n_buffered:
             offered.append("buffered")
-            outbox.preload([note("buffered")], [next_chunk(Offer(1, 5)) for _ in range(n_buffered)])
+            outbox.preload([note("buffered"), *(next_chunk(Offer(1, 5)) for _ in range(n_buffered))])
         for operation in operations:
             match operation:
                 case Offer():

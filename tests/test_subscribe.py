@@ -217,3 +217,15 @@ async def test_a_consumer_that_reads_nothing_at_all_is_given_up_with_4413(
         await edge.receive()
         eventually(lambda: own.get("/stats")[1]["consumers"] == 0)
     stuck.socket.transport.abort()
+
+
+async def test_a_hole_among_the_last_n_is_announced_in_its_place(node: Node, user: str) -> None:
+    async with relay(node.ws, user) as edge:
+        await edge.send({"type": "raw", "samples": [[0, 0], [1, 0]]})
+        await edge.send({"type": "raw", "channels": [7, 0], "position": 7})
+        await edge.send({"type": "ping", "t0": 0})
+        await edge.receive()
+        async with consumer(node.ws, user, "?types=raw,gap&last=3") as azure:
+            messages = [await azure.receive() for _ in range(4)]
+            assert [message.get("position") for message in messages] == [0, 1, None, 7]
+            assert (messages[2]["from"], messages[2]["to"], messages[2]["reason"]) == (2, 7, "relay")

@@ -64,9 +64,10 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
     )
     broadcast.attach(hub)
     app.state.service = Service(settings, hub, recorder, monotonic())
-    async with _running(recorder.run()), _running(broadcast.run()), _running(_tick(hub)):
-        yield
-        await broadcast.close()
+    async with _running(recorder.run()), _running(_tick(hub)):
+        async with _running(broadcast.run()):
+            yield
+            await broadcast.close()
         await recorder.drain(DRAIN_SECONDS)
     await storage.close()
 

@@ -115,14 +115,13 @@ class Hub:
     async def subscribe(self, outbox: Outbox, last: int) -> None:
         """Begin to deliver to a consumer: its user's status, the last samples, then everything live."""
         if stream := self.holds.get(outbox.user_id):
-            chunks = stream.chunks(stream.ring.last(last))
-            self.listen(outbox, stream.status(), stream.last_notes(last), chunks)
+            self.listen(outbox, stream.status(), stream.last_events(last))
         else:
             await self.broadcast.subscribe(outbox, last)
 
-    def listen(self, outbox: Outbox, status: Status, notes: list[Note], chunks: list[Chunk]) -> None:
+    def listen(self, outbox: Outbox, status: Status, history: list[Chunk | Note]) -> None:
         """Add a consumer, with what it gets first."""
-        outbox.preload([_status_note(status), *notes], chunks)
+        outbox.preload([_status_note(status), *history])
         self.audience.setdefault(outbox.user_id, set()).add(outbox)
 
     def unsubscribe(self, outbox: Outbox) -> None:

@@ -78,11 +78,14 @@ class Outbox:
         self._say(text)
         self._bound()
 
-    def preload(self, notes: list[Note], chunks: list[Chunk]) -> None:
-        """Queue what was buffered before the consumer came. It is bounded by the buffers, and does not count."""
-        self._notes.extend((self._next(), 0, note.text) for note in notes if note.kind in self.types)
-        if "raw" in self.types:
-            self._raw.extend((self._next(), 0, chunk) for chunk in chunks)
+    def preload(self, events: list[Chunk | Note]) -> None:
+        """Queue what was buffered before, in its order. It is bounded by the buffers, and does not count."""
+        for event in events:
+            if isinstance(event, Chunk):
+                if "raw" in self.types:
+                    self._raw.append((self._next(), 0, event))
+            elif event.kind in self.types:
+                self._notes.append((self._next(), 0, event.text))
         if self.waits:
             self._wake()
 

@@ -48,12 +48,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.read_paused = False
             self.transport.resume_reading()
 
-    async def send_all(self, messages: list[Message]) -> None:
-        """Send messages in one write, once the transport takes more; OSError when the peer is gone."""
+    async def send_all(self, waiting: Callable[[], list[Message]]) -> None:
+        """Send what waits in one write, once the transport takes more; OSError when the peer is gone."""
         await self.writable.wait()
         if self.disconnected or self.close_sent:
             raise ClientDisconnected
-        self.transport.write(b"".join([frame(message) for message in messages]))
+        self.transport.write(b"".join([frame(message) for message in waiting()]))
 
     def send_receive_event_to_app(self) -> None:
         """Pass a whole message on. Text that is not UTF-8 closes with 1007, without uvicorn's traceback in the log."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from time import monotonic
 from typing import Any, Literal
 
@@ -10,10 +11,11 @@ import msgspec
 
 from zander.chunk import Chunk
 from zander.history import History
-from zander.messages import Note, Status
+from zander.messages import Gap, Note, Status
 from zander.outbox import Outbox
 from zander.ring import Ring, Run
 from zander.session import Session
+from zander.wire import dumps
 
 SampleType = Literal["features", "raw", "prediction"]
 RATE_SECONDS = 5  # over which a rate is taken
@@ -113,17 +115,31 @@ class Stream:
         elif note.kind == "prediction":
             self.predictions.write(note)
 
-    def notes_since(self, n: int) -> list[Note]:
-        """Return what was noted after the first `n`, of the last RECENT_NOTES."""
-        return list(self._recent)[max(0, len(self._recent) - (self.n_notes - n)) :]
-
     def chunks(self, runs: list[Run]) -> list[Chunk]:
         """Make chunks of what was read from the ring."""
         return [piece for run in runs for piece in Chunk(self.session.origin, *run).pieces()]
 
-    def last_notes(self, n: int) -> list[Note]:
-        """Return the last `n` features and the last `n` predictions, by time."""
-        return sorted(self.features.last(n) + self.predictions.last(n), key=lambda note: note.time_us)
+    def last_events(self, n: int) -> list[Chunk | Note]:
+        """Return the last `n` features and predictions, by time, then the last `n` samples with the holes between."""
+        notes = sorted(self.features.last(n) + self.predictions.last(n), key=lambda note: note.time_us)
+        return [*notes, *self._announced(self.chunks(self.ring.last(n)), None)]
+
+    def events_since(self, position: int, n_notes: int) -> list[Chunk | Note]:
+        """Return what came after the first `n_notes`, of the last RECENT_NOTES, and the samples from `position` on."""
+        notes = list(self._recent)[max(0, len(self._recent) - (self.n_notes - n_notes)) :]
+        chunks = self.chunks(self.ring.since(position))
+        expected = max(position, self.ring.first_position)
+        return [*(note for note in notes if note.kind != "gap"), *self._announced(chunks, expected)]
+
+    def _announced(self, chunks: list[Chunk], expected: int | None) -> Iterator[Chunk | Note]:
+        """Put a gap before each chunk that does not begin where the one before it ends."""
+        session_id = self.session.session_id
+        for chunk in chunks:
+            if expected is not None and chunk.position > expected:
+                gap = Gap(session_id, expected, chunk.position, "relay")
+                yield Note("gap", int(chunk.times_us[0]), dumps(gap))
+            yield chunk
+            expected = chunk.end
 
     def status(self) -> Status:
         """Say whether the relay is connected, and with what."""

@@ -37,7 +37,7 @@ class Alone:
         pass
 
     async def subscribe(self, outbox: Outbox, last: int) -> None:
-        self._hub.listen(outbox, Status(outbox.user_id, online=False), [], [])
+        self._hub.listen(outbox, Status(outbox.user_id, online=False), [])
 
     async def ask(self, query: Query) -> Answer:
         raise NotFound(f"no stream of user {query.user_id}")

@@ -40,6 +40,8 @@ class Calls:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
         def resolve(reply: peers.Reply) -> None:
+            if future.done():  # it came in the very turn in which we stopped waiting
+                return
             if isinstance(reply, peers.Failed):
                 future.set_exception(reply.error())
             else:

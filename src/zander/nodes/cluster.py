@@ -13,8 +13,6 @@ import logging
 from time import monotonic
 from typing import assert_never
 
-import msgspec
-
 from zander.broadcast import RedisLink
 from zander.chunk import Chunk
 from zander.errors import NotFound
@@ -23,7 +21,7 @@ from zander.messages import Note
 from zander.neighbours import LinkState
 from zander.nodes import peers
 from zander.nodes.calls import Calls
-from zander.nodes.directory import Directory, Holding, Peer
+from zander.nodes.directory import Directory, Holding, Owner, Peer
 from zander.nodes.feeds import Feeds
 from zander.outbox import Outbox
 from zander.query import Answer, Query, answer
@@ -94,7 +92,7 @@ class Cluster:
             self._outgoing.setdefault(stream, []).append(event)
 
     def unfollow(self, user_id: str) -> None:
-        self._feeds.leave(user_id)
+        self._feeds.release(user_id)
 
     async def subscribe(self, outbox: Outbox, last: int) -> None:
         await self._feeds.subscribe(outbox, last)
@@ -133,13 +131,15 @@ class Cluster:
     # What the others say.
 
     def _receive(self, data: bytes) -> None:
+        """Take what came; nothing on the channel may end this node: one of another version may be there."""
         try:
-            message = peers.decode(data)
-        except msgspec.DecodeError as error:
+            self._take(peers.decode(data))
+        except Exception as error:
             if not self._heard_nonsense:
-                log.error("something on Redis is not for us, is a node of another version there? %s", error)
+                log.error("something on Redis is not for us, is a node of another version there?", exc_info=error)
             self._heard_nonsense = True
-            return
+
+    def _take(self, message: peers.Message) -> None:
         if message.node_id == self._me:
             return
         match message:
@@ -182,7 +182,7 @@ class Cluster:
         """Act on what another node now holds, or holds no more."""
         mine, owner = self._mine.get(user_id), self._directory.owner(user_id)
         if mine and owner:
-            if (owner.holding.rank, owner.node_id) > (mine.rank, self._me):
+            if owner.order > Owner(self._me, mine).order:
                 self._hub.supersede(user_id)
                 self.announce(user_id, None)
             else:
@@ -192,11 +192,13 @@ class Cluster:
     def _lose(self, node_id: str) -> None:
         for followers in self._followers.values():
             followers.discard(node_id)
+        self._feeds.suspend(node_id)
         for user_id in self._directory.remove(node_id):
             self._moved(user_id)
 
     def _opened(self) -> None:
         self._link_n += 1
+        self._feeds.suspend()
         self._calls.send(peers.Hello(self._me))
         self._calls.send(self._state())
 
@@ -208,7 +210,7 @@ class Cluster:
             self._calls.send(peers.Beat(self._me, self._link_n, self._n_changes))
             for node_id in self._directory.silent(monotonic()):
                 self._lose(node_id)
-            self._feeds.retry()
+            self._feeds.attend_all()
             await asyncio.sleep(BEAT_SECONDS)
 
     # What we do for the others.
@@ -238,12 +240,11 @@ class Cluster:
         self._followers.setdefault(question.user_id, set()).add(question.node_id)
         session = stream.session
         if question.last is not None:
-            notes, runs = stream.last_notes(question.last), stream.ring.last(question.last)
+            events = stream.last_events(question.last)
         elif question.session_id == session.session_id:
-            notes, runs = stream.notes_since(question.n_notes), stream.ring.since(question.position)
+            events = stream.events_since(question.position, question.n_notes)
         else:
-            notes, runs = stream.notes_since(0), stream.ring.since(0)
-        buffered: list[Chunk | Note] = [*notes, *stream.chunks(runs)]
+            events = stream.events_since(0, 0)
         return peers.Followed(
             self._me,
             session_id=session.session_id,
@@ -251,7 +252,7 @@ class Cluster:
             first_position=stream.ring.first_position,
             next_position=session.next_position,
             n_notes=stream.n_notes,
-            events=[peers.to_event(event) for event in buffered],
+            events=[peers.to_event(event) for event in events],
         )
 
     def _flush(self) -> None:

@@ -31,6 +31,11 @@ class Owner(NamedTuple):
     node_id: str
     holding: Holding
 
+    @property
+    def order(self) -> tuple[int, str]:
+        """The greatest wins: the newest session."""
+        return self.holding.rank, self.node_id
+
 
 class Peer:
     """What is known of another node."""
@@ -89,4 +94,4 @@ class Directory:
         owners = [
             Owner(node_id, peer.holdings[user_id]) for node_id, peer in self.peers.items() if user_id in peer.holdings
         ]
-        return max(owners, key=lambda owner: (owner.holding.rank, owner.node_id), default=None)
+        return max(owners, key=lambda owner: owner.order, default=None)

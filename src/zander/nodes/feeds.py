@@ -1,4 +1,9 @@
-"""The users whom this node follows on other nodes, because it has consumers of theirs."""
+"""The users whom this node follows on other nodes, because it has consumers of theirs.
+
+A feed is there while somebody here listens or is about to. It is live from the reply to a Follow on, until something
+may have been lost: a link that broke, a node that was silent, a session that moved. Then it catches up from where it
+stands, and what comes meanwhile is not counted: it comes again with the reply.
+"""
 
 from __future__ import annotations
 
@@ -15,30 +20,44 @@ from zander.nodes.directory import Directory, Owner
 from zander.outbox import Outbox
 from zander.wire import dumps
 
+UNHEARD_US = 3_000_000  # a session may be so old before every node has heard of it
+
 
 class Feed:
-    """One user followed: at which node, where we stand, and whether events go on from there."""
+    """One user followed: where, and where we stand in the session there."""
 
-    def __init__(self, owner: Owner, before: Feed | None = None) -> None:
-        """Begin at the start of the owner's session, or where `before` stands if that was the same session."""
-        user_id, session_id = owner.holding.user_id, owner.holding.session_id
-        self.node_id = owner.node_id
-        self.origin = Origin(user_id, session_id, 0.0)  # the owner tells the period
+    def __init__(self, user_id: str) -> None:
+        self.since_us = now_us()
+        self.node_id = ""
+        self.origin = Origin(user_id, "", 0.0)
         self.next_position = 0
         self.n_notes = 0
-        self.synced = False
-        if before and before.origin.session_id == session_id:
-            self.origin, self.next_position, self.n_notes = before.origin, before.next_position, before.n_notes
+        self.stands = False  # whether anything of this session was taken over
+        self.live = False
+        self.n_joining = 0
+        self.last = 0  # the most that was asked for by a consumer whose owner was not known yet
+        self.told: Status | None = None  # what our consumers know of the relay
+        self.task: asyncio.Task[None] | None = None
 
     def follows(self, owner: Owner) -> bool:
         """Say whether this is a feed of the owner's session."""
         return (self.node_id, self.origin.session_id) == (owner.node_id, owner.holding.session_id)
 
+    def move(self, owner: Owner) -> None:
+        """Follow another node; in another session, from its start."""
+        self.live = False
+        self.node_id = owner.node_id
+        if self.origin.session_id != owner.holding.session_id:
+            self.origin = Origin(owner.holding.user_id, owner.holding.session_id, 0.0)
+            self.next_position = self.n_notes = 0
+            self.stands = False
+
     def stand(self, reply: peers.Followed) -> None:
         """Stand where the reply ends; events go on from there."""
+        self.origin.period_us = reply.period_us
         self.next_position = reply.next_position
         self.n_notes = reply.n_notes
-        self.synced = True
+        self.stands = self.live = True
 
 
 class Feeds:
@@ -50,127 +69,148 @@ class Feeds:
         self._directory = directory
         self._hub = hub
         self._feeds: dict[str, Feed] = {}
-        self._told: dict[str, Status] = {}  # what our consumers of a user know of the relay
-        self._catching_up: dict[str, asyncio.Task[None]] = {}
 
     async def subscribe(self, outbox: Outbox, last: int) -> None:
         """Let a consumer listen, from the last samples on where the owner of its user can be asked."""
         user_id = outbox.user_id
-        owner = self._directory.owner(user_id)
-        if owner:
-            with suppress(ClientError):
-                await self._ready(user_id)
-                follow = peers.Follow(self._me, user_id, last)
-                await self._calls.ask(owner.node_id, follow, lambda reply: self._join(outbox, owner, reply))
-                return
-        self._listen(outbox, [], [])
+        feed = self._feeds.setdefault(user_id, Feed(user_id))
+        feed.n_joining += 1
+        try:
+            await self._join(outbox, last, feed)
+        except ClientError:
+            feed.last = max(feed.last, last)
+            self._listen(outbox, feed, [])
+        finally:
+            feed.n_joining -= 1
+            self.release(user_id)
         self.attend(user_id)
 
     def attend(self, user_id: str) -> None:
         """Follow the user where it is now, and tell our consumers if its relay came or went."""
         if user_id not in self._hub.audience or user_id in self._hub.holds:
             return
-        told, status = self._told.get(user_id), self._status(user_id)
-        self._told[user_id] = status
-        if status != told and (told is None or told.online or status.online):
-            self._hub.tell_status(status)
-        feed, owner = self._feeds.get(user_id), self._directory.owner(user_id)
-        if owner is None or (feed and feed.synced and feed.follows(owner)):
+        feed = self._feeds.setdefault(user_id, Feed(user_id))
+        self._tell(feed, self._status(user_id))
+        owner = self._directory.owner(user_id)
+        if owner is None or feed.task or (feed.live and feed.follows(owner)):
             return
-        if user_id not in self._catching_up:
-            task = self._catching_up[user_id] = asyncio.create_task(self._catch_up(user_id, owner))
-            task.add_done_callback(lambda _: self._catching_up.pop(user_id, None))
+        if not feed.follows(owner):
+            feed.move(owner)
+        feed.task = asyncio.create_task(self._catch_up(feed, owner))
+
+    def suspend(self, node_id: str | None = None) -> None:
+        """Count nothing more from a node (None: from any) before it is followed anew: something may be lost."""
+        for feed in self._feeds.values():
+            if node_id in (None, feed.node_id):
+                feed.live = False
 
     def refollow(self, node_id: str) -> None:
-        """Follow anew what a node has: events of it may have been lost."""
-        for user_id, feed in self._feeds.items():
-            if feed.node_id == node_id:
-                feed.synced = False
-                self.attend(user_id)
+        """Follow anew what a node has."""
+        self.suspend(node_id)
+        self.attend_all()
 
-    def retry(self) -> None:
-        """Attend to every feed that does not run."""
+    def attend_all(self) -> None:
+        """Attend to every user that somebody here listens to."""
         for user_id in list(self._hub.audience):
             self.attend(user_id)
 
+    def release(self, user_id: str) -> None:
+        """Follow a user no more, if nobody here listens or is about to."""
+        feed = self._feeds.get(user_id)
+        if feed and not feed.n_joining and user_id not in self._hub.audience:
+            self.leave(user_id)
+
     def leave(self, user_id: str) -> None:
-        """Follow a user no more."""
-        self._told.pop(user_id, None)
+        """Follow a user no more: nobody listens, or the relay is here now."""
         if feed := self._feeds.pop(user_id, None):
-            self._calls.send(peers.Unfollow(self._me, user_id), feed.node_id)
+            if feed.task:
+                feed.task.cancel()
+            if feed.node_id:
+                self._calls.send(peers.Unfollow(self._me, user_id), feed.node_id)
 
     def take(self, events: peers.Events) -> None:
-        """Deliver what happened to a user, unless it will come again with what we asked for."""
+        """Deliver what happened to a user."""
         feed = self._feeds.get(events.user_id)
-        if feed is None and events.user_id not in self._catching_up:
+        if feed is None:
             self._calls.send(peers.Unfollow(self._me, events.user_id), events.node_id)
-        elif feed and feed.synced and (feed.node_id, feed.origin.session_id) == (events.node_id, events.session_id):
-            for event in events.events:
-                self._deliver(feed, event)
+        elif feed.live and (feed.node_id, feed.origin.session_id) == (events.node_id, events.session_id):
+            for event in self._new(feed, events.events):
+                self._hub.deliver(events.user_id, event)
 
-    async def _ready(self, user_id: str) -> None:
-        """Wait until a feed that is catching up runs: what it still has to deliver must not come twice."""
-        self.attend(user_id)
-        if task := self._catching_up.get(user_id):
-            await asyncio.wait({task})
+    async def _join(self, outbox: Outbox, last: int, feed: Feed) -> None:
+        """Ask for the last samples once the feed of those who listen already is live; ClientError without an owner."""
+        self.attend(outbox.user_id)
+        if feed.task:
+            await asyncio.wait({feed.task})
+        owner = self._directory.owner(outbox.user_id)
+        if owner is None:
+            raise ClientError("not_found", "no node has this user")
+        if not feed.node_id:
+            feed.move(owner)
+        follow = peers.Follow(self._me, outbox.user_id, last)
+        await self._calls.ask(owner.node_id, follow, lambda reply: self._joined(outbox, feed, owner, reply))
 
-    async def _catch_up(self, user_id: str, owner: Owner) -> None:
-        feed = self._feeds.get(user_id)
-        if feed is None or not feed.follows(owner):
-            feed = self._feeds[user_id] = Feed(owner, feed)
-        follow = peers.Follow(
-            self._me,
-            user_id,
-            session_id=feed.origin.session_id,
-            position=feed.next_position,
-            n_notes=feed.n_notes,
-        )
-        with suppress(ClientError):  # `retry` comes by every second
-            await self._calls.ask(owner.node_id, follow, lambda reply: self._caught_up(feed, reply))
+    def _joined(self, outbox: Outbox, feed: Feed, owner: Owner, reply: peers.Followed) -> None:
+        """Let a consumer listen from where the reply ends; a feed that has to catch up brings all by itself."""
+        alone = outbox.user_id not in self._hub.audience
+        if alone and reply.session_id == owner.holding.session_id:
+            feed.move(owner)
+            feed.stand(reply)
+        fits = feed.live and feed.origin.session_id == reply.session_id
+        events = [peers.from_event(event, feed.origin) for event in reply.events] if fits else []
+        self._listen(outbox, feed, events)
 
-    def _caught_up(self, feed: Feed, reply: peers.Followed) -> None:
-        if self._feeds.get(feed.origin.user_id) is not feed or feed.origin.session_id != reply.session_id:
+    def _listen(self, outbox: Outbox, feed: Feed, events: list[Chunk | Note]) -> None:
+        if stream := self._hub.holds.get(outbox.user_id):  # the relay came here while we asked elsewhere
+            self.leave(outbox.user_id)
+            self._hub.listen(outbox, stream.status(), stream.events_since(0, 0))
+        else:
+            feed.told = self._status(outbox.user_id)
+            self._hub.listen(outbox, feed.told, events)
+
+    async def _catch_up(self, feed: Feed, owner: Owner) -> None:
+        user_id, session_id = owner.holding.user_id, owner.holding.session_id
+        if feed.stands or owner.holding.rank > feed.since_us - UNHEARD_US:
+            follow = peers.Follow(self._me, user_id, None, session_id, feed.next_position, feed.n_notes)
+        else:  # it was on for long when the first consumer here came, who is not owed its beginning
+            follow = peers.Follow(self._me, user_id, feed.last)
+        try:
+            with suppress(ClientError):  # `attend_all` comes by every second
+                await self._calls.ask(owner.node_id, follow, lambda reply: self._caught_up(feed, follow, reply))
+        finally:
+            feed.task = None
+
+    def _caught_up(self, feed: Feed, follow: peers.Follow, reply: peers.Followed) -> None:
+        if feed.origin.session_id != reply.session_id or self._feeds.get(follow.user_id) is not feed:
             return
         feed.origin.period_us = reply.period_us
-        if reply.first_position > feed.next_position:
+        history: list[Chunk | Note] = []
+        if follow.last is None and reply.first_position > feed.next_position:
             gap = Gap(reply.session_id, feed.next_position, reply.first_position, "lost")
-            self._hub.deliver(feed.origin.user_id, Note("gap", now_us(), dumps(gap)))
-        for event in reply.events:
-            self._deliver(feed, event)
+            history.append(Note("gap", now_us(), dumps(gap)))
+        history += self._new(feed, reply.events)
+        for outbox in self._hub.audience.get(follow.user_id, ()):
+            outbox.preload(history)
         feed.stand(reply)
 
-    def _join(self, outbox: Outbox, owner: Owner, reply: peers.Followed) -> None:
-        """Let a consumer listen from where the reply ends; a feed that is not there yet brings it all by itself."""
-        user_id = outbox.user_id
-        feed = self._feeds.get(user_id)
-        if feed is None:
-            feed = self._feeds[user_id] = Feed(owner)
-            feed.origin = Origin(user_id, reply.session_id, reply.period_us)
-            feed.stand(reply)
-        will_come = not feed.synced or feed.origin.session_id != reply.session_id
-        events = [] if will_come else [peers.from_event(event, feed.origin) for event in reply.events]
-        notes = [event for event in events if isinstance(event, Note)]
-        self._listen(outbox, notes, [event for event in events if isinstance(event, Chunk)])
+    def _new(self, feed: Feed, packed: list[peers.Event]) -> list[Chunk | Note]:
+        """Unpack events and leave out samples that came before."""
+        events: list[Chunk | Note] = []
+        for event in (peers.from_event(event, feed.origin) for event in packed):
+            if isinstance(event, Note):
+                feed.n_notes += 1
+                events.append(event)
+            elif event.end > feed.next_position:
+                events.append(event.since(feed.next_position))
+                feed.next_position = event.end
+        return events
 
-    def _listen(self, outbox: Outbox, notes: list[Note], chunks: list[Chunk]) -> None:
-        user_id = outbox.user_id
-        if stream := self._hub.holds.get(user_id):  # the relay came here while we asked elsewhere
-            self.leave(user_id)
-            status, notes, chunks = stream.status(), stream.notes_since(0), stream.chunks(stream.ring.since(0))
-        else:
-            status = self._told[user_id] = self._status(user_id)
-        self._hub.listen(outbox, status, notes, chunks)
-
-    def _deliver(self, feed: Feed, packed: peers.Event) -> None:
-        event = peers.from_event(packed, feed.origin)
-        if isinstance(event, Chunk):
-            if event.end <= feed.next_position:
-                return
-            event = event.since(feed.next_position)
-            feed.next_position = event.end
-        else:
-            feed.n_notes += 1
-        self._hub.deliver(feed.origin.user_id, event)
+    def _tell(self, feed: Feed, status: Status) -> None:
+        """Tell of a relay that came or went; that an absent relay's buffer is gone is no news."""
+        is_news = feed.told is None or feed.told.online or status.online
+        if is_news and status != feed.told:
+            self._hub.tell_status(status)
+        feed.told = status
 
     def _status(self, user_id: str) -> Status:
         owner = self._directory.owner(user_id)

@@ -124,10 +124,10 @@ class Conversation:
         with suppress(WebSocketDisconnect, OSError):
             while self._outbox.waits or not self._outbox.closed.done():
                 await self._outbox.ready.wait()
-                await send_all(self._outbox.take())
+                await send_all(self._outbox.take)
 
-    async def _send_each(self, messages: list[Message]) -> None:
-        for message in messages:
+    async def _send_each(self, waiting: Callable[[], list[Message]]) -> None:
+        for message in waiting():
             await self._socket.send(
                 {"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message}
             )
