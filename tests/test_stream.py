@@ -309,9 +309,14 @@ async def test_the_connection_ends_when_the_peer_says_nothing(node: Node, monkey
         assert await peer.close_code() == 4408
 
 
-async def test_more_connections_than_allowed_are_closed_with_4429(start_node: Callable[..., Node], user: str) -> None:
+async def test_more_connections_than_allowed_are_closed_with_4429(
+    start_node: Callable[..., Node], user: str, caplog: pytest.LogCaptureFixture
+) -> None:
     small = start_node(max_connections=1)
+    caplog.clear()
     async with relay(small.ws, user), connect(f"{small.ws}/stream") as socket:
         assert await Peer(socket).close_code() == 4429
+        await asyncio.to_thread(small.stop)
+    assert "Exception in ASGI application" not in caplog.text
     with pytest.raises(ConnectionClosed):
         await socket.recv()

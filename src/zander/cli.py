@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -43,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
         options.command(options)
     except KeyboardInterrupt:
         return 0
+    except BrokenPipeError:  # `zander watch | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except SettingsError as error:
         return _complain(str(error), 2)
     except Failure as failure:
@@ -74,6 +78,8 @@ def _serve(options: argparse.Namespace) -> None:
             supervise(settings, options.workers)
     except EmbeddedPostgresError as error:
         raise Failure(str(error), 2) from None
+    except OSError as error:
+        raise Failure(f"cannot start: {error}", 2) from None
 
 
 def _relay(options: argparse.Namespace) -> None:

@@ -134,13 +134,13 @@ def greeting(settings: Settings, listener: socket.socket) -> str:
     """Say where the data is, which keys are in force, and what to try next."""
     port = listener.getsockname()[1]
     own = f"a PostgreSQL of its own in {settings.data_dir.resolve()}"
-    keys = f"{len(settings.edge_api_key)} for relays, {len(settings.consumer_keys)} for consumers"
+    keys = f"{len(settings.edge_api_key) or 'none'} for relays, {len(settings.consumer_keys)} for consumers"
     url = f"http://{'localhost' if settings.host == '127.0.0.1' else settings.host}:{port}"
     option = "" if port == 8000 else f" --url ws://localhost:{port}"
     return f"""
   Zander serves {url}   (API: {url}/docs)
   Data   {"the database of DATABASE_URL" if settings.database_url else own}
-  Keys   {keys if settings.edge_api_key else "none: everybody on this machine may, nobody else can"}
+  Keys   {keys if settings.consumer_keys else "none: everybody on this machine may, nobody else can"}
   Nodes  {"joined over REDIS_URL" if settings.redis_url else "this one alone"}
   Try    zander relay --sample --user me{option}
          zander watch me{option}

@@ -21,6 +21,7 @@ from zander.errors import SettingsError
 ENV_FILE = Path(".env")
 
 Keys = tuple[str, ...]
+Sources = tuple[Mapping[str, str | None], ...]
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 DatabaseUrl = Annotated[str, Meta(pattern=r"^postgres(ql)?(\+asyncpg)?://")]
 Positive = Annotated[float, Meta(gt=0, le=1e6)]
@@ -97,9 +98,10 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path | None = ENV_F
 
     SettingsError names the first variable that is wrong and says what it takes.
     """
+    sources = _sources(environ, env_file)
     given = {}
     for field in Settings.__struct_fields__:
-        if value := first_value(field.upper(), environ=environ, env_file=env_file):
+        if value := first_value(field.upper(), sources=sources):
             given[field] = _parse(field, value)
     try:
         settings = msgspec.convert(given, Settings, strict=False, dec_hook=_path)
@@ -109,14 +111,18 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path | None = ENV_F
     return settings
 
 
-def first_value(*variables: str, environ: Mapping[str, str] | None = None, env_file: Path | None = ENV_FILE) -> str:
+def first_value(*variables: str, sources: Sources | None = None) -> str:
     """Return the first variable that is set to something, in the environment or else in `.env`; "" when none is."""
-    file = dotenv_values(env_file, interpolate=False) if env_file and env_file.is_file() else {}
     for variable in variables:
-        for source in (os.environ if environ is None else environ, file):
+        for source in sources or _sources(None, ENV_FILE):
             if value := (source.get(variable) or "").strip():
                 return value
     return ""
+
+
+def _sources(environ: Mapping[str, str] | None, env_file: Path | None) -> Sources:
+    file = dotenv_values(env_file, interpolate=False) if env_file and env_file.is_file() else {}
+    return (os.environ if environ is None else environ, file)
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -131,7 +137,10 @@ def environment(settings: Settings) -> dict[str, str]:
 
 def _parse(field: str, value: str) -> str | Keys:
     if field.endswith("api_key"):
-        return tuple(key for part in value.split(",") if (key := part.strip()))
+        keys = tuple(key for part in value.split(",") if (key := part.strip()))
+        if not keys:
+            raise SettingsError(f"{field.upper()}: expected keys, comma-separated, got only commas")
+        return keys
     return value.upper() if field == "log_level" else value
 
 

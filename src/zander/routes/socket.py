@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from functools import wraps
 from inspect import iscoroutinefunction
 from typing import Any
 
@@ -20,30 +21,37 @@ from zander.wire import dumps, message_type
 AUTH_SECONDS = 10.0
 FLUSH_SECONDS = 2.0  # that a connection has, once it is to be closed, for what still waits and for the close itself
 MAX_BAD_MESSAGES = 100
+GONE = (WebSocketDisconnect, OSError, RuntimeError)  # the last is uvicorn's for a socket it has closed meanwhile
 
 
-@asynccontextmanager
-async def connection(socket: WebSocket) -> AsyncIterator[Service]:
+def door(
+    endpoint: Callable[[WebSocket, Service], Coroutine[Any, Any, None]],
+) -> Callable[[WebSocket], Coroutine[Any, Any, None]]:
     """Accept a peer and hold its place; one that is refused is told why before the close code.
 
-    A peer may vanish at any moment: that ends the block quietly.
+    A peer may vanish at any moment: that ends the endpoint quietly.
     """
-    context = service(socket)
-    n_connections = context.hub.enter()
-    try:
-        await socket.accept()
-        if n_connections > context.settings.max_connections:
-            raise TooMany(f"expected at most {context.settings.max_connections} connections")
-        refuse_strangers(socket)
-        yield context
-    except ClientError as error:
-        with suppress(WebSocketDisconnect):
-            await socket.send_text(dumps(Error(error.code, error.message)))
-            await socket.close(error.close)
-    except WebSocketDisconnect:
-        pass
-    finally:
-        context.hub.leave()
+
+    @wraps(endpoint)
+    async def opened(socket: WebSocket) -> None:
+        context = service(socket)
+        n_connections = context.hub.enter()
+        try:
+            await socket.accept()
+            if n_connections > context.settings.max_connections:
+                raise TooMany(f"expected at most {context.settings.max_connections} connections")
+            refuse_strangers(socket)
+            await endpoint(socket, context)
+        except ClientError as error:
+            with suppress(*GONE):
+                await socket.send_text(dumps(Error(error.code, error.message)))
+                await socket.close(error.close)
+        except WebSocketDisconnect:
+            pass
+        finally:
+            context.hub.leave()
+
+    return opened
 
 
 async def first_message(socket: WebSocket) -> str:
@@ -88,7 +96,7 @@ class Conversation:
             await _first(reader, writer, closed)
             if closed.done():
                 await asyncio.wait({writer}, timeout=FLUSH_SECONDS)
-                with suppress(TimeoutError, WebSocketDisconnect):
+                with suppress(TimeoutError, *GONE):
                     await asyncio.wait_for(self._socket.close(closed.result()), FLUSH_SECONDS)
         finally:
             ended = [task for task in (reader, writer) if not task.cancel()]
@@ -121,7 +129,7 @@ class Conversation:
 
     async def _write(self) -> None:
         send_all = self._direct.send_all if self._direct else self._send_each
-        with suppress(WebSocketDisconnect, OSError):
+        with suppress(*GONE):
             while self._outbox.waits or not self._outbox.closed.done():
                 await self._outbox.ready.wait()
                 await send_all(self._outbox.take)

@@ -12,35 +12,35 @@ from zander.messages import AuthOk, Features, Pong
 from zander.outbox import Outbox
 from zander.protocol import Message
 from zander.routes.context import Service
-from zander.routes.socket import Conversation, connection, first_message
+from zander.routes.socket import Conversation, door, first_message
 from zander.stream import Stream
 from zander.wire import decode_auth, decode_fields, decode_relay, dumps
 
 
-async def stream(socket: WebSocket) -> None:
+@door
+async def stream(socket: WebSocket, context: Service) -> None:
     """Greet a relay, then take in what it sends."""
-    async with connection(socket) as context:
-        hub = context.hub
-        relay, connected = await _connect(socket, context)
+    hub = context.hub
+    relay, connected = await _connect(socket, context)
 
-        def take(message: Message) -> None:
-            received = time()
-            incoming = decode_relay(message)
-            if isinstance(incoming, RawIn):
-                hub.ingest(connected, incoming)
-            elif isinstance(incoming, Features):
-                hub.take_features(connected, incoming, decode_fields(message))
-            else:
-                relay.say(dumps(Pong(incoming.t0, received, time())))
+    def take(message: Message) -> None:
+        received = time()
+        incoming = decode_relay(message)
+        if isinstance(incoming, RawIn):
+            hub.ingest(connected, incoming)
+        elif isinstance(incoming, Features):
+            hub.take_features(connected, incoming, decode_fields(message))
+        else:
+            relay.say(dumps(Pong(incoming.t0, received, time())))
 
-        def count_bad() -> int:
-            hub.n_bad_messages += 1
-            return connected.session.count_bad()
+    def count_bad() -> int:
+        hub.n_bad_messages += 1
+        return connected.session.count_bad()
 
-        try:
-            await Conversation(socket, relay, take, count_bad).run()
-        finally:
-            hub.disconnect(connected)
+    try:
+        await Conversation(socket, relay, take, count_bad).run()
+    finally:
+        hub.disconnect(connected)
 
 
 async def _connect(socket: WebSocket, context: Service) -> tuple[Outbox, Stream]:

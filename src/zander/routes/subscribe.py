@@ -13,34 +13,34 @@ from zander.outbox import FORMATS, Outbox
 from zander.protocol import Message
 from zander.routes.context import Service
 from zander.routes.parameters import choice, choices, number, user_id
-from zander.routes.socket import Conversation, connection, first_message
+from zander.routes.socket import Conversation, door, first_message
 from zander.wire import decode_consumer, decode_consumer_auth, dumps
 
 
-async def subscribe(socket: WebSocket) -> None:
+@door
+async def subscribe(socket: WebSocket, context: Service) -> None:
     """Greet a consumer, then send it what happens and take its predictions."""
-    async with connection(socket) as context:
-        hub = context.hub
-        outbox, last = await _admit(socket, context)
+    hub = context.hub
+    outbox, last = await _admit(socket, context)
 
-        async def take(message: Message) -> None:
-            incoming = decode_consumer(message)
-            if isinstance(incoming, Prediction):  # else an auth that was not needed
-                delivered = await hub.predict(outbox.user_id, str(message), outbox.consumer_id)
-                if incoming.id is not None:
-                    outbox.say(dumps(PredictionAck(incoming.id, delivered)))
+    async def take(message: Message) -> None:
+        incoming = decode_consumer(message)
+        if isinstance(incoming, Prediction):  # else an auth that was not needed
+            delivered = await hub.predict(outbox.user_id, str(message), outbox.consumer_id)
+            if incoming.id is not None:
+                outbox.say(dumps(PredictionAck(incoming.id, delivered)))
 
-        numbers = count(1)
+    numbers = count(1)
 
-        def count_bad() -> int:
-            hub.n_bad_messages += 1
-            return next(numbers)
+    def count_bad() -> int:
+        hub.n_bad_messages += 1
+        return next(numbers)
 
-        try:
-            await hub.subscribe(outbox, last)
-            await Conversation(socket, outbox, take, count_bad).run()
-        finally:
-            hub.unsubscribe(outbox)
+    try:
+        await hub.subscribe(outbox, last)
+        await Conversation(socket, outbox, take, count_bad).run()
+    finally:
+        hub.unsubscribe(outbox)
 
 
 async def _admit(socket: WebSocket, context: Service) -> tuple[Outbox, int]:
