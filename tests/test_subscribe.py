@@ -129,9 +129,10 @@ async def test_each_bad_prediction_gets_its_error_and_disturbs_nothing(node: Nod
         assert await azure.close_code() == 4500
 
 
-async def test_a_prediction_for_a_user_nobody_knows_is_an_error(node: Node, user: str) -> None:
+async def test_a_prediction_for_a_user_nobody_knows_is_not_delivered_and_an_error(node: Node, user: str) -> None:
     async with consumer(node.ws, user) as azure:
         await azure.send({"type": "prediction", "prediction_type": "a", "classifier_name": "b", "data": {}, "id": 1})
+        assert await azure.receive() == {"type": "prediction_ack", "id": 1, "delivered": False}
         assert (await azure.receive())["code"] == "not_found"
 
 

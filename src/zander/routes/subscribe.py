@@ -25,8 +25,12 @@ async def subscribe(socket: WebSocket, context: Service) -> None:
 
     async def take(message: Message) -> None:
         incoming = decode_consumer(message)
-        if isinstance(incoming, Prediction):  # else an auth that was not needed
+        if not isinstance(incoming, Prediction):
+            return  # an auth that was not needed
+        delivered = False
+        try:
             delivered = await hub.predict(outbox.user_id, str(message), outbox.consumer_id)
+        finally:  # an error is told besides
             if incoming.id is not None:
                 outbox.say(dumps(PredictionAck(incoming.id, delivered)))
 
