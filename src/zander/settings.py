@@ -113,8 +113,9 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path | None = ENV_F
 
 def first_value(*variables: str, sources: Sources | None = None) -> str:
     """Return the first variable that is set to something, in the environment or else in `.env`; "" when none is."""
+    sources = sources or _sources(None, ENV_FILE)
     for variable in variables:
-        for source in sources or _sources(None, ENV_FILE):
+        for source in sources:
             if value := (source.get(variable) or "").strip():
                 return value
     return ""

@@ -11,7 +11,7 @@ import asyncio
 from contextlib import suppress
 
 from zander.chunk import Chunk, Origin
-from zander.errors import ClientError
+from zander.errors import ClientError, NotFound
 from zander.hub import Hub, now_us
 from zander.messages import Gap, Note, Status
 from zander.nodes import peers
@@ -144,7 +144,7 @@ class Feeds:
             await asyncio.wait({feed.task})
         owner = self._directory.owner(outbox.user_id)
         if owner is None:
-            raise ClientError("not_found", "no node has this user")
+            raise NotFound(f"no stream of user {outbox.user_id}")
         if not feed.node_id:
             feed.move(owner)
         follow = peers.Follow(self._me, outbox.user_id, last)
