@@ -45,13 +45,13 @@ class Peer:
 
 @asynccontextmanager
 async def relay(ws: str, user: str, device: dict[str, Any] | None = None, **fields: Any) -> AsyncIterator[Peer]:
-    """A relay that has been let in; its `auth_ok` is `greeting`."""
+    """A relay that has been let in."""
     async with connect(f"{ws}/stream") as socket:
         peer = Peer(socket)
         await peer.send({"type": "auth", "user_id": user, "device_info": DEVICE if device is None else device} | fields)
         greeting = await peer.receive()
         assert greeting["type"] == "auth_ok", greeting
-        peer.session_id = greeting["session_id"]
+        peer.session_id, peer.next_position = greeting["session_id"], greeting["next_position"]
         yield peer
 
 

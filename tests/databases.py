@@ -13,7 +13,7 @@ import pytest
 
 from services import PostgresServer
 from timescale_server import TimescaleUnavailable, fresh_schema, timescale_server
-from zander.storage import Postgres
+from zander.database.storage import Postgres
 
 
 @pytest.fixture(scope="session")

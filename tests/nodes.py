@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any, Self
 
 from services import eventually
@@ -49,7 +51,8 @@ class Node(Http):
 
     def __init__(self, ws: str | None = None, **settings: Any) -> None:
         """Serve with the settings; `ws` names another WebSocket class of uvicorn's than ours."""
-        self.settings = Settings(port=0, **settings)
+        self._folder = tempfile.TemporaryDirectory(prefix="zander-data-")
+        self.settings = Settings(**{"port": 0, "data_dir": Path(self._folder.name)} | settings)
         listener = listen(self.settings.host, 0)
         self.http = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._server = Server(create_app(self.settings))
@@ -68,3 +71,4 @@ class Node(Http):
         """Drain and end, as SIGTERM does."""
         self._server.should_exit = True
         self._thread.join()
+        self._folder.cleanup()

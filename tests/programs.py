@@ -20,7 +20,8 @@ class Program(Http):
 
     def __init__(self, *arguments: str, **variables: Any) -> None:
         self._log = tempfile.NamedTemporaryFile(prefix="zander-log-")  # noqa: SIM115 - lives as long as the program
-        given = {name.upper(): str(value) for name, value in variables.items()}
+        self._folder = tempfile.TemporaryDirectory(prefix="zander-data-")
+        given = {"DATA_DIR": self._folder.name} | {name.upper(): str(value) for name, value in variables.items()}
         self._child = Child(
             [sys.executable, "-m", "zander", "serve", *arguments],
             orphan_signal=signal.SIGKILL,
@@ -35,6 +36,7 @@ class Program(Http):
     def __exit__(self, *_: object) -> None:
         self.kill()
         self._log.close()
+        self._folder.cleanup()
 
     @property
     def log(self) -> str:
@@ -51,6 +53,10 @@ class Program(Http):
     @property
     def pid(self) -> int:
         return self._child.pid
+
+    @property
+    def has_ended(self) -> bool:
+        return self._child.ended.is_set()
 
     def terminate(self, patience_s: float = 15.0) -> int:
         """Send SIGTERM, wait for the end, and return the exit code."""

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -69,14 +70,29 @@ class PostgresServer:
 
     def kill(self) -> None:
         """End all its processes at once, like a power cut."""
-        assert self._postgres.pid is not None, "it does not run"
-        postmaster = psutil.Process(self._postgres.pid)
-        postmaster.suspend()  # so that it starts no others meanwhile
-        backends = postmaster.children(recursive=True)
+        backends, postmaster = self.pause()
         for process in (*backends, postmaster):
             process.kill()
         eventually(lambda: all(map(has_ended, backends)))
         self._postgres.stop()
+
+    def pause(self) -> tuple[list[psutil.Process], psutil.Process]:
+        """Freeze all its processes and return them: connections stay open and nobody answers."""
+        assert self._postgres.pid is not None, "it does not run"
+        postmaster = psutil.Process(self._postgres.pid)
+        postmaster.suspend()  # first, so that it starts no others meanwhile
+        backends = postmaster.children(recursive=True)
+        for process in backends:
+            with suppress(psutil.NoSuchProcess):  # it was just ending
+                process.suspend()
+        return backends, postmaster
+
+    def resume(self) -> None:
+        """Let all its processes go on."""
+        assert self._postgres.pid is not None, "it does not run"
+        postmaster = psutil.Process(self._postgres.pid)
+        for process in (*postmaster.children(recursive=True), postmaster):
+            process.resume()
 
     def create_database(self) -> str:
         """Create an empty database and give its address."""

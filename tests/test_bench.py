@@ -32,6 +32,7 @@ LOAD = Load(
 )
 GOOD = Figures(
     latency_ms={"p50": 1.0, "p99": 5.0, "p99.9": 9.0, "max": 20.0},
+    ack_ms={},
     generator_lag_ms={"p50": 0.1, "p99": 1.0, "p99.9": 2.0, "max": 3.0},
     samples_per_s=12_800.0,
     server_us_per_sample=60.0,
@@ -41,6 +42,7 @@ GOOD = Figures(
     lost_samples=0,
     lost_features=0,
     sent_samples=1000,
+    unacked_samples=0,
     lost_rows=0,
     closed=[],
     strange=[],

@@ -11,15 +11,18 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import numpy as np
 import pytest
 from pyedflib import EdfWriter
 
+from databases import connected
 from nodes import Node
+from programs import Program
 from services import PostgresServer, eventually
 from zander.client import Consumer
 
@@ -106,7 +109,7 @@ def test_every_sample_of_a_recording_arrives_in_microvolts(
     said = ended.stdout.splitlines()
     assert said[0] == "four-seconds.edf: 2 channels at 128 Hz, 00:04"
     assert said[1] == "left out: SpO2, at 1 Hz instead of 128 Hz"
-    assert re.fullmatch(r"sent 512 samples in \d+\.\d s, received no predictions", said[-1])
+    assert re.fullmatch(r"sent 512 samples in \d+\.\d s, all stored, received no predictions", said[-1])
     _, answer = node.get(f"/buffer/{user}/last/{N_SAMPLES}?sample_type=raw")
     first = [message["channels"][0] for message in answer["samples"]]
     np.testing.assert_allclose(first, np.arange(N_SAMPLES) * 100, atol=1000 * STEP)
@@ -156,7 +159,7 @@ def test_a_loop_goes_on_until_ctrl_c_and_ends_with_the_summary(
         program.send_signal(signal.SIGINT)
         out, err = program.communicate(timeout=20)
     assert (program.returncode, err) == (0, "")
-    assert re.search(r"sent [\d,]+ samples in \d+\.\d s, received no predictions\n$", out)
+    assert re.search(r"sent [\d,]+ samples in \d+\.\d s, all stored, received no predictions\n$", out)
 
 
 async def test_predictions_that_come_back_are_shown(zander: Zander, node: Node, user: str, recording: Path) -> None:
@@ -235,6 +238,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(zander: Zander, tmp_path: Pa
         ["relay", "--sample", "--speed", "nan"],
         ["relay", "--sample", "--url", "localhost:8000"],
         ["relay", "--sample", "--format", "xml"],
+        ["relay", "--sample", "--spool-mib", "0"],
         ["watch", "me", "--types", "raw,everything"],
         ["watch", "me", "--last", "1.5"],
         ["serve", "--workers", "0"],
@@ -244,6 +248,133 @@ def test_a_wrong_command_line_is_refused(zander: Zander, arguments: list[str]) -
     ended = zander(*arguments)
     assert ended.returncode == 2
     assert ended.stderr.startswith("usage: zander")
+
+
+# relay --spool
+
+
+@pytest.fixture
+def place(database_url: str, unused_tcp_port: int, tmp_path: Path) -> dict[str, Any]:
+    """Where a server can be killed and started again."""
+    return {"database_url": database_url, "port": unused_tcp_port, "data_dir": tmp_path / "data"}
+
+
+async def stored(url: str, user: str) -> list[tuple[str, int, float]]:
+    """What the database has of a user: session, position and first channel, by position."""
+    async with connected(url) as database:
+        rows = await database.fetch(
+            "SELECT session_id::text, position, channels[1] FROM raw_eeg WHERE user_id = $1 ORDER BY position", user
+        )
+    return [tuple(row) for row in rows]
+
+
+def check_stored(rows: list[tuple[str, int, float]], session_id: str, n_samples: int = N_SAMPLES) -> None:
+    """Every sample of the recording is there once, where it belongs, in one session."""
+    assert [position for _, position, _ in rows] == list(range(n_samples))
+    expected = np.arange(n_samples) % N_SAMPLES * 100
+    np.testing.assert_allclose([value for _, _, value in rows], expected, atol=1000 * STEP)
+    assert {session for session, _, _ in rows} == {session_id}
+
+
+def session_in(text: str) -> str:
+    found = re.search(r"session (\S+) of", text)
+    assert found, text
+    return found[1]
+
+
+async def test_a_relay_that_is_killed_goes_on_where_it_was(
+    zander: Zander, node: Node, user: str, recording: Path
+) -> None:
+    arguments = ["relay", recording, "--user", user, "--url", node.ws, "--spool", "spool"]
+    with zander.started(*arguments) as program:
+        session_id = session_in(read_until(program, "session"))
+        eventually(lambda: node.get(f"/buffer/{user}/stats")[1].get("next_position", 0) > 100)
+        program.kill()
+        program.communicate(timeout=20)
+    ended = zander(*arguments, "--speed", "20")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert re.search(rf"session {session_id} of {user} goes on at sample \d\d\d", ended.stdout), ended.stdout
+    assert ", all stored, " in ended.stdout
+    check_stored(await stored(node.settings.database_url, user), session_id)
+
+
+def test_a_recording_that_is_stored_to_its_end_begins_a_new_session_the_next_time(
+    zander: Zander, node: Node, user: str, recording: Path
+) -> None:
+    arguments = ["relay", recording, "--user", user, "--url", node.ws, "--spool", "spool", "--speed", "50"]
+    first, second = zander(*arguments), zander(*arguments)
+    assert "sent 512 samples" in first.stdout
+    assert "sent 512 samples" in second.stdout
+    assert session_in(first.stdout) != session_in(second.stdout)
+
+
+async def test_a_server_that_is_killed_costs_nothing_even_if_the_relay_is_stopped_meanwhile(
+    zander: Zander, place: dict[str, Any], user: str, recording: Path
+) -> None:
+    url = f"ws://127.0.0.1:{place['port']}"
+    arguments = ["relay", recording, "--user", user, "--url", url, "--spool", "spool"]
+    with Program(**place) as server, zander.started(*arguments) as program:
+        session_id = session_in(read_until(program, "session"))
+        eventually(lambda: server.get(f"/buffer/{user}/stats")[1].get("next_position", 0) > 50)
+        server.kill()
+        read_until(program, "trying again")
+        program.send_signal(signal.SIGINT)
+        out, err = program.communicate(timeout=20)
+        assert (program.returncode, err) == (0, "")
+        assert re.search(r", \d+ not known to be stored, ", out), out
+    with Program(**place):
+        ended = zander(*arguments, "--speed", "20")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert re.search(rf"session {session_id} .* not known to be stored: sent first", ended.stdout), ended.stdout
+    check_stored(await stored(place["database_url"], user), session_id)
+
+
+async def test_a_relay_without_a_folder_outlives_its_server(
+    zander: Zander, place: dict[str, Any], user: str, recording: Path
+) -> None:
+    url = f"ws://127.0.0.1:{place['port']}"
+    with ExitStack() as programs:
+        server = programs.enter_context(Program(**place))
+        relay = programs.enter_context(zander.started("relay", recording, "--user", user, "--url", url))
+        session_id = session_in(read_until(relay, "session"))
+        eventually(lambda: server.get(f"/buffer/{user}/stats")[1].get("next_position", 0) > 50)
+        server.kill()
+        read_until(relay, "trying again")
+        programs.enter_context(Program(**place))
+        assert session_in(read_until(relay, "connected again")) == session_id
+        out, err = relay.communicate(timeout=30)
+    assert (relay.returncode, err) == (0, "")
+    assert "sent 512 samples in " in out
+    assert ", all stored, " in out
+    check_stored(await stored(place["database_url"], user), session_id)
+
+
+def test_a_spool_that_is_full_drops_its_oldest_and_says_so(
+    zander: Zander, start_node: Callable[..., Node], user: str, recording: Path
+) -> None:
+    node = start_node()
+    arguments = ["relay", recording, "--user", user, "--url", node.ws, "--loop", "--spool-mib", "0.001"]
+    with zander.started(*arguments) as program:
+        read_until(program, "session")
+        node.stop()
+        assert re.search(r"dropped the samples [\d,]+ to [\d,]+", read_until(program, "the spool is full"))
+        program.send_signal(signal.SIGINT)
+        out, _ = program.communicate(timeout=20)
+    assert program.returncode == 0
+    assert re.search(r"\d+ not known to be stored, \d+ dropped, received", out)
+
+
+def test_a_spool_is_one_relays_and_one_users(zander: Zander, node: Node, user: str, recording: Path) -> None:
+    arguments = ["relay", recording, "--url", node.ws, "--spool", "spool", "--loop"]
+    with zander.started(*arguments, "--user", user) as program:
+        read_until(program, "session")
+        second = zander(*arguments, "--user", user)
+        assert (second.returncode, second.stderr) == (2, "zander: spool: another relay uses this spool now\n")
+        program.send_signal(signal.SIGINT)
+        program.communicate(timeout=20)
+    third = zander(*arguments, "--user", "another")
+    assert third.returncode == 2
+    assert third.stderr.startswith(f"zander: spool: keeps samples of {user} on ")
 
 
 # watch

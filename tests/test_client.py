@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -12,43 +14,19 @@ import orjson
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
+from databases import connected
 from nodes import Node
-from zander import line
+from programs import Program
+from scripted import auth_ok, closing, greet, served, storing
 from zander.chunk import RawIn, encode_binary
-from zander.client import ConnectionLost, Consumer, Raw, Rejected, Relay
+from zander.client import ConnectionLost, Consumer, Cursor, Raw, Rejected, Relay, line
 
 DEVICE = {"device_type": "test", "sampling_rate": 128, "channel_names": ["C3", "C4"], "channel_count": 2}
-AUTH_OK = '{"type":"auth_ok","session_id":"s","user_id":"u","next_position":0,"server_time":0.0}'
-Behaviour = Callable[[ServerConnection], Awaitable[None]]
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line, "FIRST_PAUSE_S", 0.01)
-
-
-@asynccontextmanager
-async def served(*behaviours: Behaviour) -> AsyncIterator[str]:
-    """Serve each connection in its own way, in order; the last way is for all that follow."""
-    waiting = list(behaviours)
-
-    async def behave(socket: ServerConnection) -> None:
-        await (waiting.pop(0) if len(waiting) > 1 else waiting[0])(socket)
-
-    async with serve(behave, "127.0.0.1", 0) as server:
-        yield f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
-
-
-def closing(code: int, *messages: str) -> Behaviour:
-    """Take the first message, say something, close."""
-
-    async def behave(socket: ServerConnection) -> None:
-        await socket.recv()
-        for message in messages:
-            await socket.send(message)
-        await socket.close(code)
-
-    return behave
 
 
 async def until(consumer: Consumer, kind: str) -> dict[str, Any]:
@@ -156,11 +134,11 @@ async def test_an_http_address_will_do(node: Node, user: str) -> None:
 async def test_a_relay_that_is_taken_over_is_told_so(node: Node, user: str) -> None:
     async with Relay(node.ws, user, DEVICE) as old, Relay(node.ws, user, DEVICE):
         with pytest.raises(Rejected, match=r"another relay took over this user \(4509\)") as rejected:
-            await _send_until_refused(old)
+            await send_until_refused(old)
         assert rejected.value.code == 4509
 
 
-async def _send_until_refused(relay: Relay) -> None:
+async def send_until_refused(relay: Relay) -> None:
     while True:
         await relay.send_sample([1, 2])
         await asyncio.sleep(0)
@@ -192,7 +170,7 @@ async def test_keys_go_in_the_header_and_never_in_the_url() -> None:
     async def look(socket: ServerConnection) -> None:
         assert socket.request is not None
         seen.append((socket.request.path, socket.request.headers.get("Authorization")))
-        await socket.send(AUTH_OK)
+        await socket.send(auth_ok())
         await socket.wait_closed()
 
     async with served(look) as url:
@@ -200,25 +178,20 @@ async def test_keys_go_in_the_header_and_never_in_the_url() -> None:
             pass
         async with Consumer(url, "u", "secret", types=["raw", "gap"], last=3) as consumer:
             await anext(consumer)
-    paths = ["/stream", "/subscribe/u?format=binary&types=raw%2Cgap&last=3"]
+    paths = ["/stream", "/subscribe/u?format=binary&types=raw%2Cgap%2Cstatus&last=3"]
     assert seen == [(path, "Bearer secret") for path in paths]
 
 
-@pytest.mark.parametrize("code", [1001, 1011, 1012, 4408, 4413, 4429, 4499])
+@pytest.mark.parametrize("code", [1001, 1011, 1012, 1013, 4408, 4413, 4429, 4499])
 async def test_a_relay_comes_back_after_codes_that_allow_it(code: int) -> None:
     losses: list[tuple[int | None, float]] = []
-    async with served(closing(code), closing(code), _greeting) as url:
+    async with served(closing(code), closing(code), storing) as url:
         relay = Relay(url, "u", DEVICE, on_lost=lambda error, pause_s: losses.append((error.code, pause_s)))
         async with relay:
             await relay.send_sample([1, 2])
+            assert await relay.drain(10)
     assert [found for found, _ in losses] == [code, code]
     assert 0.005 <= losses[0][1] <= 0.01 <= losses[1][1] <= 0.02, "pauses grow, and are not all the same"
-
-
-async def _greeting(socket: ServerConnection) -> None:
-    await socket.recv()
-    await socket.send(AUTH_OK)
-    await socket.wait_closed()
 
 
 @pytest.mark.parametrize("code", [1009, 4500, 4501, 4503, 4509, 4999])
@@ -231,22 +204,6 @@ async def test_neither_end_comes_back_after_codes_that_forbid_it(code: int) -> N
         assert (await until(consumer, "error"))["message"] == "the reason"
         with pytest.raises(Rejected, match=rf"\({code}\): the reason"):
             await anext(consumer)
-
-
-async def test_a_relay_that_is_cut_while_it_sends_goes_on_when_it_is_told_to() -> None:
-    async def cut(socket: ServerConnection) -> None:
-        await socket.recv()
-        await socket.send(AUTH_OK)
-        await socket.recv()
-        socket.transport.abort()
-
-    async with served(cut, _greeting) as url, Relay(url, "u", DEVICE) as relay:
-        with pytest.raises(ConnectionLost, match="the connection broke"):
-            await _send_until_refused(relay)
-        with pytest.raises(ConnectionLost):
-            await relay.send_sample([1, 2])
-        await relay.connect()
-        await relay.send_sample([1, 2])
 
 
 async def test_a_consumer_comes_back_by_itself_and_asks_for_the_past_only_once() -> None:
@@ -274,7 +231,7 @@ async def test_a_server_that_is_not_there_yet_is_waited_for(unused_tcp_port: int
     relay = Relay(f"ws://127.0.0.1:{unused_tcp_port}", "u", DEVICE, on_lost=lambda error, _: away.set())
     connecting = asyncio.create_task(relay.connect())
     await away.wait()
-    async with serve(_greeting, "127.0.0.1", unused_tcp_port):
+    async with serve(storing, "127.0.0.1", unused_tcp_port):
         await connecting
         await relay.close()
 
@@ -297,28 +254,57 @@ async def test_what_a_listener_raises_comes_out_of_the_relay() -> None:
         relay = Relay(url, "u", DEVICE, on_message=fail)
         await relay.connect()
         with pytest.raises(ZeroDivisionError, match="prediction"):
-            await _send_until_refused(relay)
+            await send_until_refused(relay)
         with pytest.raises(ZeroDivisionError):
             await relay.close()
 
 
 async def _greet_and_say(socket: ServerConnection, message: dict[str, Any]) -> None:
-    await socket.recv()
-    await socket.send(AUTH_OK)
+    await greet(socket)
     await socket.send(orjson.dumps(message).decode())
     await socket.wait_closed()
 
 
-async def test_connecting_again_begins_a_new_session_and_leaves_nothing_open(node: Node, user: str) -> None:
-    async with Relay(node.ws, user, DEVICE) as relay:
-        first = relay.session_id
-        await relay.connect()
-        await relay.send_sample([1, 2])
-        assert relay.session_id != first
-
-
-async def test_sending_before_connecting_is_an_error() -> None:
-    with pytest.raises(ConnectionLost, match="not connected"):
-        await Relay("ws://127.0.0.1:1", "u", DEVICE).send_sample([1])
+async def test_predictions_before_connecting_are_an_error() -> None:
     with pytest.raises(ConnectionLost, match="not connected"):
         await Consumer("ws://127.0.0.1:1", "u").send_prediction("a", "b", {})
+    with pytest.raises(ConnectionLost, match="not connected"):
+        await Relay("ws://127.0.0.1:1", "u", DEVICE).send_features({"workload": 0.5})
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+async def test_through_the_ends_of_a_server_every_sample_arrives_once_and_is_stored_once(
+    database_url: str, unused_tcp_port: int, user: str, end: signal.Signals
+) -> None:
+    place: dict[str, Any] = {"database_url": database_url, "port": unused_tcp_port}
+    url, found = f"ws://127.0.0.1:{unused_tcp_port}", []
+    with ExitStack() as programs:
+        place["data_dir"] = programs.enter_context(TemporaryDirectory())
+        server = programs.enter_context(Program(**place))
+        async with Relay(url, user, DEVICE) as relay, Consumer(url, user) as consumer:
+            await until(consumer, "status")
+            for _ in range(3):
+                await send(relay, 100)
+                found += await raw(consumer, 1)  # the rest of it may be anywhere
+                server.send(end)
+                await send(relay, 100)
+                await asyncio.to_thread(server.exit_code)
+                server = await asyncio.to_thread(lambda: programs.enter_context(Program(**place)))
+            assert await relay.drain(30)
+            found += await raw(consumer, relay.next_position - sum(len(event.samples) for event in found))
+            async with Consumer(url, user, cursor=Cursor(relay.session_id, 123)) as late:
+                again = await raw(late, 600 - 123)
+    assert relay.next_position == 600
+    values = np.arange(600)
+    np.testing.assert_array_equal(np.concatenate([event.samples for event in found])[:, 0], values)
+    np.testing.assert_array_equal(np.concatenate([event.samples for event in again])[:, 0], values[123:])
+    assert {event.session_id for event in found + again} == {relay.session_id}
+    async with connected(database_url) as database:
+        rows = await database.fetch("SELECT position, channels[1] FROM raw_eeg ORDER BY position")
+    assert [tuple(row) for row in rows] == [(position, position) for position in values]
+
+
+async def send(relay: Relay, n_samples: int) -> None:
+    """Send samples that say where they are."""
+    for _ in range(n_samples):
+        await relay.send_sample([relay.next_position, 0.5])

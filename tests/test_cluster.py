@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Callable, Iterator
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ def pair(postgres: PostgresServer, valkey: ValkeyServer) -> Iterator[tuple[Node,
 
 
 def _acquainted(*nodes: Node) -> None:
-    """Wait until every node has heard of every other."""
+    """Wait until every node has its database and has heard of every other."""
+    eventually(lambda: all(node.ready() for node in nodes))
     eventually(lambda: all(node.get("/stats")[1]["peers"] == len(nodes) - 1 for node in nodes))
 
 
@@ -339,3 +341,146 @@ async def test_after_an_outage_gaps_are_announced_in_their_place_however_much_wa
             gap = await there.receive()
             assert (gap["type"], gap["from"], gap["to"], gap["reason"]) == ("gap", 2, 100, "relay")
             assert (await there.receive())["position"] == 100
+
+
+# Resuming.
+
+
+async def _send(edge: Peer, positions: range) -> None:
+    """Send samples that say their position, and wait until they were taken."""
+    for start in range(positions.start, positions.stop, 100):
+        some = range(start, min(start + 100, positions.stop))
+        await edge.send({"type": "raw", "samples": [[n, 0] for n in some], "position": start})
+    await edge.send({"type": "ping", "t0": 0})
+    await edge.until("pong")
+
+
+@pytest.mark.parametrize("start", [0, 1500, 2500, 2999])
+async def test_a_consumer_goes_on_on_the_other_node_where_it_was(
+    pair: tuple[Node, Node], user: str, start: int
+) -> None:
+    one, two = pair
+    async with relay(one.ws, user) as edge:
+        await _send(edge, range(3000))
+        _everywhere(user, two)
+        query = f"?session_id={edge.session_id}&from={start}&types=raw,gap,status&format=chunks"
+        async with consumer(two.ws, user, query) as there, consumer(two.ws, user, "?types=raw,status") as live:
+            await _send(edge, range(3000, 3200))
+            assert await _positions(there, 3200) == list(range(start, 3200))
+            assert await _positions(live, 3200) == list(range(3000, 3200))
+
+
+@pytest.mark.parametrize("form", ["json", "binary"])
+async def test_a_session_that_moves_to_another_node_goes_on_for_every_consumer(
+    pair: tuple[Node, Node], user: str, form: str
+) -> None:
+    """Each node has a consumer; the relay goes from node to node and sends again from where it is told."""
+    one, two = pair
+    query = f"?format={form}&types=raw,gap,status"
+    async with consumer(one.ws, user, query) as here, consumer(two.ws, user, query) as there:
+        reading = [asyncio.create_task(_positions(peer, 2000)) for peer in (here, there)]
+        session_id, end = str(uuid4()), 0
+        for node in (one, two, one, two, two):
+            async with relay(node.ws, user, session_id=session_id, ack=True) as edge:
+                end += 400
+                assert edge.session_id == session_id
+                await _send(edge, range(edge.next_position, end))
+        for task in reading:
+            assert await task == list(range(2000))
+
+
+async def test_the_last_samples_before_a_relay_is_taken_over_elsewhere_come_to_a_third_node(
+    pair: tuple[Node, Node], start_node: StartNode, user: str
+) -> None:
+    one, two = pair
+    three = start_node(redis_url=one.settings.redis_url)
+    eventually(lambda: three.ready() and three.get("/stats")[1]["peers"] >= 2)
+    async with consumer(three.ws, user, "?types=raw,gap,status") as there:
+        for old, new in ((one, two), (two, one), (one, two)):
+            async with relay(old.ws, user) as edge:
+                await _send(edge, range(10))
+                assert await _positions(there, 10) == list(range(10))
+                await _send(edge, range(10, 3000))
+                async with relay(new.ws, user) as newer:
+                    await newer.send({"type": "raw", "channels": [0, 0]})
+                    assert await _positions(there, 3000) == list(range(10, 3000))
+                    assert await _positions(there, 1) == [0]
+
+
+async def test_who_listens_where_a_relay_was_taken_over_follows_it(pair: tuple[Node, Node], user: str) -> None:
+    one, two = pair
+    session_id = str(uuid4())
+    async with (
+        consumer(one.ws, user, "?types=raw,gap,status") as here,
+        relay(one.ws, user, session_id=session_id, ack=True) as old,
+    ):
+        await _send(old, range(300))
+        async with relay(two.ws, user, session_id=session_id, ack=True) as new:
+            assert await old.close_code() == 4509
+            await _send(new, range(new.next_position, 600))
+            assert await _positions(here, 600) == list(range(600))
+
+
+async def test_a_session_that_moved_while_redis_was_away_goes_on(start_node: StartNode, user: str) -> None:
+    with ValkeyServer() as redis:
+        one, two = start_node(redis_url=redis.url), start_node(redis_url=redis.url)
+        _acquainted(one, two)
+        session_id = str(uuid4())
+        async with consumer(one.ws, user, "?types=raw,gap,status") as here:
+            async with relay(one.ws, user, session_id=session_id, ack=True) as edge:
+                await _send(edge, range(300))
+                await edge.until("ack")
+                redis.stop()
+                await until(lambda: two.get("/health/ready")[1]["redis"] == "down")
+            async with relay(two.ws, user, session_id=session_id, ack=True) as edge:
+                await _send(edge, range(edge.next_position, 600))
+                redis.start()
+                await until(lambda: two.get("/health/ready")[1]["redis"] == "up")
+                await _send(edge, range(600, 700))
+                assert await _positions(here, 700) == list(range(700))
+
+
+async def test_a_session_that_went_on_elsewhere_while_redis_was_away_says_what_memory_has_no_more(
+    start_node: StartNode, user: str
+) -> None:
+    with ValkeyServer() as redis:
+        one, two = (start_node(redis_url=redis.url, buffer_samples=100) for _ in range(2))
+        _acquainted(one, two)
+        async with (
+            relay(one.ws, user) as edge,
+            consumer(two.ws, user, "?types=raw,gap,status") as there,
+        ):
+            await _send(edge, range(50))
+            assert await _positions(there, 50) == list(range(50))
+            redis.stop()
+            await until(lambda: two.get("/health/ready")[1]["redis"] == "down")
+            await _send(edge, range(60, 300))
+            redis.start()
+            gap = await there.until("gap")
+            assert (gap["from"], gap["to"], gap["reason"]) == (50, 200, "lost")
+            assert await _positions(there, 300) == list(range(200, 300))
+            query = f"?types=raw,gap,status&session_id={edge.session_id}&from=50"
+            async with consumer(two.ws, user, query) as again:
+                gap = await again.until("gap")
+                assert (gap["from"], gap["to"], gap["reason"]) == (50, 60, "relay")
+                assert await _positions(again, 300) == list(range(60, 300))
+
+
+async def test_while_redis_is_away_a_consumer_goes_on_from_the_database(start_node: StartNode, user: str) -> None:
+    with ValkeyServer() as redis:
+        one, two = (start_node(redis_url=redis.url, buffer_samples=100) for _ in range(2))
+        _acquainted(one, two)
+        async with relay(one.ws, user) as edge:
+            await _send(edge, range(300))
+            _everywhere(user, two)
+            query = f"?types=raw,gap,status&session_id={edge.session_id}&from=50"
+            redis.stop()
+            await until(lambda: two.get("/health/ready")[1]["redis"] == "down")
+            async with consumer(two.ws, user, query) as there:
+                assert await _positions(there, 300) == list(range(50, 300))
+                await _send(edge, range(300, 310))
+                assert await _positions(there, 310) == list(range(300, 310))
+                redis.start()
+                await until(lambda: two.get("/health/ready")[1]["redis"] == "up")
+                await _send(edge, range(310, 320))
+                assert await _positions(there, 320) == list(range(310, 320))

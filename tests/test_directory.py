@@ -54,6 +54,17 @@ def test_a_change_that_does_not_is_not_taken() -> None:
     assert directory.change("a", 6, "me", holding(), 1.0)
 
 
+def test_a_node_holds_a_session_until_it_gives_it_up() -> None:
+    directory = Directory()
+    assert not directory.holds("a", "me", "s")
+    directory.replace("a", peer(holding()))
+    assert directory.holds("a", "me", "s")
+    assert not directory.holds("a", "me", "t")
+    assert not directory.holds("a", "you", "s")
+    directory.change("a", 6, "me", None, 1.0)
+    assert not directory.holds("a", "me", "s")
+
+
 def test_a_beat_tells_whether_something_was_missed() -> None:
     directory = Directory()
     assert not directory.beat("a", 1, 5, 0.0)

@@ -25,7 +25,7 @@ from zander import errors, messages
 from zander.chunk import Chunk, Origin, RawIn, encode_binary
 from zander.errors import CloseCode
 from zander.query import Answer
-from zander.routes import ROUTES, docs, health, meanings, page, reference
+from zander.routes import ROUTES, docs, health, meanings, page, reference, sessions
 from zander.routes.openapi import BINARY_TYPES, document
 from zander.routes.reference import REFERENCE
 
@@ -78,7 +78,7 @@ class TestDocument:
             document([Route("/new", docs.page)], REFERENCE)
 
     @pytest.mark.parametrize(
-        "kind", structs(messages) + structs(health) + structs(reference), ids=lambda it: it.__name__
+        "kind", structs(messages) + structs(health) + structs(sessions) + structs(reference), ids=lambda it: it.__name__
     )
     def test_it_has_every_struct_of_the_wire_and_of_the_endpoints(self, api: dict[str, Any], kind: type) -> None:
         assert kind.__name__ in api["components"]["schemas"]
@@ -127,7 +127,7 @@ class TestDocument:
     def test_every_close_code_has_a_reason(self, api: dict[str, Any]) -> None:
         listed = {it["code"]: it["comeBack"] for it in api["x-close-codes"]}
         assert sorted(listed) == sorted(CloseCode)
-        assert [code for code, come_back in listed.items() if come_back] == [1012, 4408, 4413, 4429]
+        assert [code for code, come_back in listed.items() if come_back] == [1012, 1013, 4408, 4413, 4429]
 
     def test_every_error_code_of_the_source_has_a_meaning(self, api: dict[str, Any]) -> None:
         text = "".join(path.read_text() for path in SOURCE.rglob("*.py"))
@@ -143,7 +143,7 @@ class TestTruth:
 
     @pytest.mark.parametrize("name", meanings.EXAMPLES)
     def test_an_example_is_what_its_struct_reads(self, name: str) -> None:
-        known = {it.__name__: it for module in (messages, health, reference) for it in structs(module)}
+        known = {it.__name__: it for module in (messages, health, sessions, reference) for it in structs(module)}
         kind = known.get(name) or vars(reference)[name]
         msgspec.json.decode(json.dumps(meanings.EXAMPLES[name]), type=kind)
         assert set(meanings.EXAMPLES[name]) - {"type"} <= set(kind.__struct_encode_fields__)
@@ -177,8 +177,10 @@ class TestTruth:
         assert np.frombuffer(data, "<f4", offset=values["offset"]).tolist() == [0, 1, 2, 3, 4, 5]
 
     def test_npy_has_the_headers_that_are_listed(self) -> None:
-        text = (SOURCE / "query.py").read_text()
-        assert set(re.findall(r'"(X-[\w-]+)"', text)) == set(reference.NPY_HEADERS)
+        rooms = ("answers.py", "query.py", "routes/history.py")
+        common, of_buffer, of_history = (set(re.findall(r'"(X-[\w-]+)"', (SOURCE / it).read_text())) for it in rooms)
+        assert common | of_buffer == set(reference.NPY_HEADERS)
+        assert common | of_history == set(reference.HISTORY_HEADERS)
         assert typing.get_type_hints(Answer)["headers"] == dict[str, str]
 
     def test_the_python_example_runs_as_it_is_printed(self, node: Node, capsys: pytest.CaptureFixture[str]) -> None:

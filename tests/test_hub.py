@@ -5,103 +5,34 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 import hypothesis_profile  # noqa: F401
 from clock import Clock
+from house import House, Sample, build
 from zander import hub as room
-from zander.chunk import Chunk, RawIn
+from zander.chunk import RawIn
 from zander.errors import BadMessage, CloseCode, NotFound
-from zander.hub import Hub
-from zander.messages import Auth, DeviceInfo, Features, Note
-from zander.nodes.alone import Alone
+from zander.journal.records import PredictionRecord, SessionRecord
+from zander.messages import Features
 from zander.outbox import STALLED_SECONDS, Format, Outbox
-from zander.pile import PredictionRecord, SessionRecord
 from zander.query import Query
 from zander.stream import Stream
 from zander.wire import decode_fields, decode_relay
 
 NOW_US = 1_764_000_000_000_000
-DEVICE = DeviceInfo(sampling_rate=128, channel_count=2)
 FEATURES = '{"type":"features","workload":0.65,"confidence":0.89,"band_powers":{"alpha":0.35},"model":"mine"}'
 PREDICTION = (
     '{"type":"prediction","prediction_type":"workload_azure_lstm","classifier_name":"azure_ml_lstm_v2",'
     '"version":"v2.1.0","data":{"workload_prediction":0.72,"confidence":0.94},"note":"kept"}'
 )
-
-
-class Sample(NamedTuple):
-    """One recorded sample."""
-
-    session_id: str
-    position: int
-
-
-class Listed(list[Any]):
-    """A recorder that is a list of records; a chunk is listed sample by sample."""
-
-    def record_session(self, record: SessionRecord) -> None:
-        self.append(record)
-
-    def record_chunk(self, chunk: Chunk) -> bool:
-        self += [Sample(chunk.origin.session_id, position) for position in range(chunk.position, chunk.end)]
-        return True
-
-    def record_prediction(self, record: PredictionRecord) -> bool:
-        self.append(record)
-        return True
-
-    def of(self, kind: type) -> list[Any]:
-        """The records of one kind."""
-        return [record for record in self if isinstance(record, kind)]
-
-
-class Overheard(Alone):
-    """A node without others that keeps what it would have told them."""
-
-    def __init__(self) -> None:
-        self.said: list[tuple[Any, ...]] = []
-
-    def announce(self, user_id: str, stream: Stream | None) -> None:
-        self.said.append(("announce", user_id, stream.online if stream else None))
-
-    def publish(self, stream: Stream, event: Chunk | Note) -> None:
-        what = event.kind if isinstance(event, Note) else range(event.position, event.end)
-        self.said.append(("publish", stream.session.user_id, what))
-
-    def unfollow(self, user_id: str) -> None:
-        self.said.append(("unfollow", user_id))
-
-
-class House(NamedTuple):
-    """A hub and who is around it."""
-
-    hub: Hub
-    recorder: Listed
-    broadcast: Overheard
-
-    def relay(self, user_id: str = "me", device: DeviceInfo = DEVICE) -> Stream:
-        """Connect a relay."""
-        return self.hub.connect(Auth(user_id, None, {"firmware": "7"}), device, Outbox(user_id, types=()))
-
-    async def consumer(self, user_id: str = "me", last: int = 0, **options: Any) -> Outbox:
-        """Connect a consumer."""
-        outbox = Outbox(user_id, **options)
-        await self.hub.subscribe(outbox, last)
-        return outbox
-
-
-def build(**options: Any) -> House:
-    recorder, broadcast = Listed(), Overheard()
-    settings: dict[str, Any] = {"buffer_samples": 10, "buffer_keep_seconds": 900.0} | options
-    hub = Hub(recorder, broadcast, **settings)
-    broadcast.attach(hub)
-    return House(hub, recorder, broadcast)
 
 
 @pytest.fixture
@@ -154,7 +85,7 @@ def everything(house: House, stream: Stream) -> tuple[Any, ...]:
     return (
         *(session.next_position, session.n_gaps, session.n_duplicates, session.n_channels, session.last_time_us),
         *(buffer.n_written for buffer in buffers),
-        *(stream.n_notes, house.hub.n_samples_in, house.hub.n_samples_out, len(house.recorder)),
+        *(stream.n_notes, house.hub.n_samples_in, house.hub.audience.n_samples_out, len(house.recorder)),
         len(house.broadcast.said),
     )
 
@@ -163,7 +94,7 @@ def everything(house: House, stream: Stream) -> tuple[Any, ...]:
 
 
 async def test_a_relay_begins_a_session_that_is_recorded_and_announced(house: House) -> None:
-    stream = house.relay()
+    stream = await house.relay()
     session_id = stream.session.session_id
     assert house.hub.holds == {"me": stream}
     assert house.recorder == [SessionRecord(session_id, "me", NOW_US, None, '{"firmware":"7"}')]
@@ -172,14 +103,14 @@ async def test_a_relay_begins_a_session_that_is_recorded_and_announced(house: Ho
 
 async def test_consumers_hear_of_a_relay_that_comes_and_goes(house: House) -> None:
     azure, other = await house.consumer(), await house.consumer("other")
-    stream = house.relay()
-    house.hub.disconnect(stream)
+    stream = await house.relay()
+    house.disconnect(stream)
     assert outline(azure) == ["offline", "online", "offline"]
     assert outline(other) == ["offline"]
 
 
 async def test_a_status_says_what_the_relay_said_of_its_device(house: House) -> None:
-    stream = house.relay()
+    stream = await house.relay()
     [status] = messages(await house.consumer())
     assert status == {
         "type": "status",
@@ -191,9 +122,10 @@ async def test_a_status_says_what_the_relay_said_of_its_device(house: House) -> 
 
 
 async def test_a_relay_that_goes_ends_its_session_once(house: House) -> None:
-    stream = house.relay()
-    house.hub.disconnect(stream)
-    house.hub.disconnect(stream)
+    stream = await house.relay()
+    relay = stream.relay
+    house.disconnect(stream, relay)
+    house.disconnect(stream, relay)
     session_id = stream.session.session_id
     assert house.recorder[1:] == [SessionRecord(session_id, "me", NOW_US, NOW_US, '{"firmware":"7"}')]
     assert house.broadcast.said == [("announce", "me", True), ("announce", "me", False)]
@@ -203,10 +135,10 @@ async def test_a_relay_that_goes_ends_its_session_once(house: House) -> None:
 
 async def test_a_newer_relay_takes_over(house: House) -> None:
     azure = await house.consumer()
-    old = house.relay()
+    old = await house.relay()
     old_outbox = old.relay
     house.hub.ingest(old, raw(3))
-    new = house.relay()
+    new = await house.relay()
     assert old_outbox
     assert old_outbox.closed.result() == CloseCode.TAKEN_OVER
     assert not old.online
@@ -220,11 +152,12 @@ async def test_a_newer_relay_takes_over(house: House) -> None:
 
 
 async def test_the_old_relay_that_then_goes_changes_nothing(house: House) -> None:
-    old = house.relay()
-    new = house.relay()
+    old = await house.relay()
+    relay = old.relay
+    new = await house.relay()
     azure = await house.consumer()
     before = list(house.recorder), list(house.broadcast.said)
-    house.hub.disconnect(old)
+    house.disconnect(old, relay)
     assert (list(house.recorder), house.broadcast.said) == before
     assert house.hub.holds == {"me": new}
     assert outline(azure) == ["online"]
@@ -232,8 +165,8 @@ async def test_the_old_relay_that_then_goes_changes_nothing(house: House) -> Non
 
 async def test_what_still_comes_from_the_old_relay_reaches_nobody(house: House) -> None:
     """Its socket is closed a turn of the loop later; until then a message of it may be read."""
-    old = house.relay()
-    new = house.relay()
+    old = await house.relay()
+    new = await house.relay()
     azure = await house.consumer()
     before = everything(house, new)
     house.hub.ingest(old, raw(1))
@@ -243,7 +176,7 @@ async def test_what_still_comes_from_the_old_relay_reaches_nobody(house: House) 
 
 
 async def test_a_user_that_is_superseded_elsewhere_is_given_up(house: House) -> None:
-    stream = house.relay()
+    stream = await house.relay()
     relay = stream.relay
     house.hub.supersede("me")
     house.hub.supersede("nobody")
@@ -254,27 +187,27 @@ async def test_a_user_that_is_superseded_elsewhere_is_given_up(house: House) -> 
 
 
 async def test_a_sample_is_buffered_delivered_published_and_recorded(house: House) -> None:
-    stream, azure = house.relay(), await house.consumer()
+    stream, azure = await house.relay(), await house.consumer()
     house.hub.ingest(stream, raw(3))
     house.hub.ingest(stream, raw(1, first=3))
     assert outline(azure) == ["online", 0, 1, 2, 3]
     assert [run.position for run in stream.ring.last(4)] == [0]
     assert house.broadcast.said[1:] == [("publish", "me", range(3)), ("publish", "me", range(3, 4))]
     assert house.recorder.of(Sample) == [Sample(stream.session.session_id, position) for position in range(4)]
-    assert (house.hub.n_samples_in, house.hub.n_samples_out) == (4, 4)
+    assert (house.hub.n_samples_in, house.hub.audience.n_samples_out) == (4, 4)
 
 
 async def test_samples_reach_every_consumer_of_the_user_and_no_other(house: House) -> None:
-    stream = house.relay()
+    stream = await house.relay()
     mine, mine_too, other = await house.consumer(), await house.consumer(), await house.consumer("other")
     house.hub.ingest(stream, raw(2))
     assert outline(mine) == outline(mine_too) == ["online", 0, 1]
     assert outline(other) == ["offline"]
-    assert house.hub.n_samples_out == 4
+    assert house.hub.audience.n_samples_out == 4
 
 
 async def test_a_gap_is_announced_before_the_samples_after_it(house: House) -> None:
-    stream, azure = house.relay(), await house.consumer()
+    stream, azure = await house.relay(), await house.consumer()
     house.hub.ingest(stream, raw(2, 0))
     house.hub.ingest(stream, raw(2, 5))
     read = messages(azure)
@@ -283,13 +216,12 @@ async def test_a_gap_is_announced_before_the_samples_after_it(house: House) -> N
     assert [message.get("position") for message in read[1:]] == [0, 1, None, 5, 6]
     assert house.broadcast.said[1:] == [
         ("publish", "me", range(2)),
-        ("publish", "me", "gap"),
         ("publish", "me", range(5, 7)),
     ]
 
 
 async def test_duplicates_reach_nobody(house: House) -> None:
-    stream, azure = house.relay(), await house.consumer()
+    stream, azure = await house.relay(), await house.consumer()
     house.hub.ingest(stream, raw(3, 0))
     house.hub.ingest(stream, raw(3, 0))
     house.hub.ingest(stream, raw(3, 1))
@@ -299,7 +231,7 @@ async def test_duplicates_reach_nobody(house: House) -> None:
 
 
 async def test_a_long_chunk_is_cut_where_it_would_be_too_large_for_a_message(house: House) -> None:
-    stream, azure = house.relay(), await house.consumer(format="binary", types=["raw"])
+    stream, azure = await house.relay(), await house.consumer(format="binary", types=["raw"])
     house.hub.ingest(stream, raw(20_000))
     frames = [azure.take(), azure.take(), azure.take(), azure.take()]
     assert [len(taken) for taken in frames] == [1, 1, 1, 0]
@@ -316,7 +248,7 @@ async def test_a_long_chunk_is_cut_where_it_would_be_too_large_for_a_message(hou
     ],
 )
 async def test_bad_raw_changes_nothing(house: House, bad: RawIn) -> None:
-    stream, azure = house.relay(), await house.consumer()
+    stream, azure = await house.relay(), await house.consumer()
     house.hub.ingest(stream, raw(2))
     before = everything(house, stream)
     with pytest.raises(BadMessage):
@@ -326,7 +258,7 @@ async def test_bad_raw_changes_nothing(house: House, bad: RawIn) -> None:
 
 
 async def test_features_are_forwarded_with_all_their_fields(house: House) -> None:
-    stream, azure = house.relay(), await house.consumer()
+    stream, azure = await house.relay(), await house.consumer()
     take_features(house, stream)
     assert messages(azure)[1] == {
         "type": "features",
@@ -343,10 +275,10 @@ async def test_features_are_forwarded_with_all_their_fields(house: House) -> Non
 
 
 async def test_features_are_recorded_as_a_prediction_of_the_edge(house: House) -> None:
-    stream = house.relay()
+    stream = await house.relay()
     take_features(house, stream)
     [record] = house.recorder.of(PredictionRecord)
-    assert record._replace(data="") == PredictionRecord(
+    assert replace(record, data="") == PredictionRecord(
         time_us=NOW_US,
         session_id=stream.session.session_id,
         user_id="me",
@@ -361,7 +293,7 @@ async def test_features_are_recorded_as_a_prediction_of_the_edge(house: House) -
 
 
 async def test_features_keep_the_time_they_have(house: House) -> None:
-    stream, azure = house.relay(), await house.consumer()
+    stream, azure = await house.relay(), await house.consumer()
     take_features(house, stream, '{"type":"features","timestamp":1763999999.5}')
     assert messages(azure)[1]["timestamp"] == 1763999999.5
     [record] = house.recorder.of(PredictionRecord)
@@ -369,7 +301,7 @@ async def test_features_keep_the_time_they_have(house: House) -> None:
 
 
 async def test_a_relay_cannot_speak_for_another_user_or_session(house: House) -> None:
-    stream, azure = house.relay(), await house.consumer()
+    stream, azure = await house.relay(), await house.consumer()
     take_features(house, stream, '{"type":"features","user_id":"you","session_id":"forged"}')
     message = messages(azure)[1]
     assert (message["user_id"], message["session_id"]) == ("me", stream.session.session_id)
@@ -377,7 +309,7 @@ async def test_a_relay_cannot_speak_for_another_user_or_session(house: House) ->
 
 @pytest.mark.parametrize("timestamp", [-1, 1764100000, 1e12, 1e15])
 async def test_bad_features_change_nothing(house: House, timestamp: float) -> None:
-    stream, azure = house.relay(), await house.consumer()
+    stream, azure = await house.relay(), await house.consumer()
     before = everything(house, stream)
     with pytest.raises(BadMessage):
         take_features(house, stream, json.dumps({"type": "features", "timestamp": timestamp}))
@@ -396,13 +328,13 @@ async def test_a_consumer_of_nobody_waits(house: House) -> None:
 
 
 async def test_the_last_samples_come_first(house: House) -> None:
-    stream = house.relay()
+    stream = await house.relay()
     house.hub.ingest(stream, raw(15))
     take_features(house, stream)
     assert outline(await house.consumer(last=3)) == ["online", "features", 12, 13, 14]
     assert outline(await house.consumer(last=99)) == ["online", "features", *range(5, 15)]
     assert outline(await house.consumer()) == ["online"]
-    house.hub.disconnect(stream)
+    house.disconnect(stream)
     assert outline(await house.consumer(last=1)) == ["offline", "features", 14]
 
 
@@ -416,7 +348,7 @@ async def test_the_last_samples_and_the_live_ones_join_without_a_hole_or_a_repea
     formats: list[Format], moments: list[int], lengths: list[int], last: int
 ) -> None:
     house = build()
-    stream = house.relay()
+    stream = await house.relay()
     joined: list[tuple[Outbox, int]] = []
     n = 0
     for moment, length in enumerate([*lengths, 1]):
@@ -441,8 +373,65 @@ def positions(outbox: Outbox) -> list[int]:
     return found
 
 
+async def test_a_consumer_goes_on_where_it_stands_if_memory_reaches_back_there(house: House) -> None:
+    stream = await house.relay()
+    house.hub.ingest(stream, raw(15))
+    for position, first in ((5, None), (4, 5), (12, None), (20, None)):
+        azure = Outbox("me")
+        azure.stand(stream.session.session_id, position)
+        assert await house.hub.join(azure, False) == first
+        assert outline(azure) == ([] if first else ["online", *range(position, 15)])
+    house.hub.ingest(stream, raw(6, first=15))
+    assert outline(azure) == [20]  # it stands ahead
+
+
+async def test_at_a_loss_it_goes_on_with_what_memory_has(house: House) -> None:
+    stream, azure = await house.relay(), Outbox("me")
+    house.hub.ingest(stream, raw(15))
+    azure.stand(stream.session.session_id, 1)
+    assert await house.hub.join(azure, True) is None
+    assert outline(azure) == ["online", (1, 5), *range(5, 15)]
+
+
+async def test_it_does_not_go_on_in_another_session(house: House) -> None:
+    await house.relay()
+    azure = Outbox("me")
+    azure.stand("another", 0)
+    assert await house.hub.join(azure, True) == 0
+    assert not azure.waits
+
+
+async def test_a_hole_that_the_relay_left_reaches_every_consumer_as_one(house: House) -> None:
+    stream = await house.relay()
+    house.hub.ingest(stream, raw(2, 3))
+    first, later = Outbox("me"), Outbox("me")
+    for azure, position in ((first, 0), (later, 2)):
+        azure.stand(stream.session.session_id, position)
+        assert await house.hub.join(azure, False) is None
+    house.hub.ingest(stream, raw(1, 8))
+    assert outline(first) == ["online", (0, 3), 3, 4, (5, 8), 8]
+    assert outline(later) == ["online", (2, 3), 3, 4, (5, 8), 8]
+
+
+async def test_a_session_that_comes_back_goes_on_for_those_who_had_some_of_it(house: House) -> None:
+    """As when another node had it in between: its relay sends again from where the database is."""
+    session_id = str(uuid4())
+    azure, dashboard = await house.consumer(), await house.consumer()
+    house.hub.ingest(await house.relay(session_id=session_id), raw(7))
+    house.hub.unsubscribe(dashboard)
+    house.hub.supersede("me")
+    late = await house.consumer()
+    house.archive.sessions[session_id].durable_position = 5
+    stream = await house.relay(session_id=session_id)
+    house.hub.ingest(stream, raw(4, 5))
+    assert outline(azure) == ["offline", "online", *range(7), "online", 7, 8]
+    assert outline(late) == ["offline", "online", 5, 6, 7, 8]
+    dashboard.preload(stream.events_since(dashboard.position, stream.n_notes))
+    assert outline(dashboard) == ["offline", "online", *range(9)]
+
+
 async def test_a_consumer_that_has_gone_gets_nothing_more(house: House) -> None:
-    stream, azure, other = house.relay(), await house.consumer(), await house.consumer()
+    stream, azure, other = await house.relay(), await house.consumer(), await house.consumer()
     house.hub.unsubscribe(azure)
     assert house.broadcast.said == [("announce", "me", True)]
     house.hub.ingest(stream, raw(1))
@@ -450,13 +439,14 @@ async def test_a_consumer_that_has_gone_gets_nothing_more(house: House) -> None:
     assert outline(other) == ["online", 0]
     house.hub.unsubscribe(other)
     assert house.broadcast.said[-1] == ("unfollow", "me")
-    assert house.hub.audience == {}
+    assert "me" not in house.hub.audience
+    assert len(house.hub.audience) == 0
     house.hub.unsubscribe(other)
     assert house.broadcast.said.count(("unfollow", "me")) == 1
 
 
 async def test_a_slow_consumer_costs_nobody_else_a_sample(house: House) -> None:
-    stream = house.relay()
+    stream = await house.relay()
     slow, fast = await house.consumer(max_bytes=2000), await house.consumer()
     got = []
     for position in range(1000):
@@ -470,7 +460,7 @@ async def test_a_slow_consumer_costs_nobody_else_a_sample(house: House) -> None:
 
 
 async def test_a_prediction_goes_to_the_relay_and_to_all_consumers_but_its_sender(house: House) -> None:
-    stream = house.relay()
+    stream = await house.relay()
     sender, other = await house.consumer(consumer_id="azure"), await house.consumer(consumer_id="other")
     assert await house.hub.predict("me", PREDICTION, "azure") is True
     expected = json.loads(PREDICTION) | {"user_id": "me", "timestamp": NOW_US / 1e6}
@@ -483,7 +473,7 @@ async def test_a_prediction_goes_to_the_relay_and_to_all_consumers_but_its_sende
 
 
 async def test_a_prediction_is_recorded(house: House) -> None:
-    stream = house.relay()
+    stream = await house.relay()
     await house.hub.predict("me", PREDICTION, "azure")
     [record] = house.recorder.of(PredictionRecord)
     assert record == PredictionRecord(
@@ -499,8 +489,8 @@ async def test_a_prediction_is_recorded(house: House) -> None:
 
 
 async def test_a_prediction_is_stored_while_the_relay_is_away(house: House) -> None:
-    stream = house.relay()
-    house.hub.disconnect(stream)
+    stream = await house.relay()
+    house.disconnect(stream)
     assert await house.hub.predict("me", PREDICTION, "azure") is False
     assert len(house.recorder.of(PredictionRecord)) == 1
 
@@ -524,7 +514,7 @@ async def test_a_prediction_for_nobody_is_not_found(house: House) -> None:
     ],
 )
 async def test_a_bad_prediction_changes_nothing(house: House, text: str) -> None:
-    stream, azure = house.relay(), await house.consumer()
+    stream, azure = await house.relay(), await house.consumer()
     before = everything(house, stream)
     with pytest.raises(BadMessage):
         await house.hub.predict("me", text, "azure")
@@ -535,7 +525,7 @@ async def test_a_bad_prediction_changes_nothing(house: House, text: str) -> None
 
 
 async def test_a_prediction_with_a_number_beyond_every_type_is_taken_or_refused_as_a_whole(house: House) -> None:
-    stream = house.relay()
+    stream = await house.relay()
     assert stream.relay
     text, n_taken = PREDICTION.replace("0.94", "1" + "0" * 400), 0
     with suppress(BadMessage):
@@ -547,11 +537,11 @@ async def test_a_prediction_with_a_number_beyond_every_type_is_taken_or_refused_
 
 
 async def test_a_dashboard_is_answered_from_the_buffer(house: House) -> None:
-    stream = house.relay()
+    stream = await house.relay()
     house.hub.ingest(stream, raw(3))
     found = await house.hub.answer(Query("me", "latest", "raw"))
     assert json.loads(found.body)["position"] == 2
-    house.hub.disconnect(stream)
+    house.disconnect(stream)
     found = await house.hub.answer(Query("me", "last", "raw", n=2))
     assert json.loads(found.body)["n"] == 2
     with pytest.raises(NotFound):
@@ -560,8 +550,8 @@ async def test_a_dashboard_is_answered_from_the_buffer(house: House) -> None:
 
 async def test_who_is_online_is_listed_by_user(house: House) -> None:
     for user_id in ("c", "a", "b", "gone"):
-        stream = house.relay(user_id)
-    house.hub.disconnect(stream)
+        stream = await house.relay(user_id)
+    house.disconnect(stream)
     assert [summary.user_id for summary in await house.hub.streams()] == ["a", "b", "c"]
 
 
@@ -570,11 +560,11 @@ async def test_who_is_online_is_listed_by_user(house: House) -> None:
 
 async def test_a_buffer_is_kept_for_a_while_after_the_relay_has_gone(clock: Clock) -> None:
     house = build(buffer_keep_seconds=60.0)
-    stream = house.relay()
+    stream = await house.relay()
     house.hub.ingest(stream, raw(3))
     clock.now_s += 1000
     house.hub.tick()
-    house.hub.disconnect(stream)
+    house.disconnect(stream)
     clock.now_s += 60
     house.hub.tick()
     assert outline(await house.consumer(last=5)) == ["offline", 0, 1, 2]
@@ -587,16 +577,16 @@ async def test_a_buffer_is_kept_for_a_while_after_the_relay_has_gone(clock: Cloc
 
 async def test_a_relay_that_comes_back_begins_a_new_session_that_is_kept(clock: Clock) -> None:
     house = build(buffer_keep_seconds=60.0)
-    house.hub.disconnect(house.relay())
+    house.disconnect(await house.relay())
     clock.now_s += 59
-    stream = house.relay()
+    stream = await house.relay()
     clock.now_s += 59
     house.hub.tick()
     assert house.hub.holds == {"me": stream}
 
 
 async def test_a_consumer_that_reads_nothing_for_a_minute_is_closed(house: House, clock: Clock) -> None:
-    stream = house.relay()
+    stream = await house.relay()
     slow, idle = await house.consumer(), await house.consumer("nobody")
     slow.take()
     idle.take()
@@ -608,7 +598,7 @@ async def test_a_consumer_that_reads_nothing_for_a_minute_is_closed(house: House
 
 
 async def test_a_consumer_of_a_quiet_user_is_not_closed_at_the_first_sample(house: House, clock: Clock) -> None:
-    stream, azure = house.relay(), await house.consumer()
+    stream, azure = await house.relay(), await house.consumer()
     azure.take()
     clock.now_s += STALLED_SECONDS + 1
     house.hub.ingest(stream, raw(1))
@@ -617,7 +607,7 @@ async def test_a_consumer_of_a_quiet_user_is_not_closed_at_the_first_sample(hous
 
 
 async def test_when_the_server_stops_consumers_get_their_last_samples(house: House) -> None:
-    stream, azure = house.relay(), await house.consumer()
+    stream, azure = await house.relay(), await house.consumer()
     relay = stream.relay
     house.hub.ingest(stream, raw(1))
     await house.hub.close_all(0)
@@ -652,7 +642,7 @@ def act(house: House, stream: Stream) -> dict[str, Callable[[int], None]]:
 @given(st.lists(st.sampled_from(["sample", "chunk", "jump", "repeat", "features"]), max_size=30))
 async def test_consumers_the_ring_and_the_recorder_get_the_same_samples(acts: list[str]) -> None:
     house = build(buffer_samples=1000)
-    stream = house.relay()
+    stream = await house.relay()
     azure = await house.consumer()
     for name in acts:
         act(house, stream)[name](stream.session.next_position)

@@ -8,9 +8,9 @@ import pytest
 
 from databases import connected
 from services import PostgresServer
-from zander import migrations as migrations_module
+from zander.database import migrations as migrations_module
+from zander.database.migrations import TABLES, Migration, delete_expired, migrate, migrations, tune
 from zander.errors import StorageError
-from zander.migrations import TABLES, Migration, delete_expired, migrate, migrations, tune
 
 INSERT_RAW = """
 INSERT INTO raw_eeg
@@ -74,6 +74,9 @@ async def test_the_tables_have_the_columns_of_the_original(any_database_url: str
             ("start_time", "timestamp with time zone"),
             ("end_time", "timestamp with time zone"),
             ("device_info", "jsonb"),
+            ("durable_position", "bigint"),  # from here on ours
+            ("durable_time", "timestamp with time zone"),
+            ("fence", "bigint"),
         ]
         assert await columns(connection, "predictions") == [
             ("timestamp", "timestamp with time zone"),
@@ -90,6 +93,72 @@ async def test_the_tables_have_the_columns_of_the_original(any_database_url: str
             ("session_id", "uuid"),
             ("user_id", "character varying(100)"),
             ("data", "jsonb"),
+        ]
+
+
+async def test_sessions_of_version_1_are_durable_as_far_as_they_are_there(any_database_url: str) -> None:
+    """Also where the rows are in a hypertable, in columns already."""
+    async with connected(any_database_url) as connection:
+        await _migrate_to_1(connection)
+        await tune(connection, None, 24.0)
+        await connection.execute(OF_VERSION_1)
+        if await migrations_module._is_hypertable(connection, "raw_eeg"):
+            await connection.execute("SELECT compress_chunk(c) FROM show_chunks('raw_eeg') AS c")
+        assert await migrate(connection) == [migration.name for migration in migrations()[1:]]
+        rows = await connection.fetch(
+            "SELECT user_id, durable_position, durable_time = timestamptz '2025-11-24 00:00:05', fence"
+            " FROM sessions ORDER BY user_id"
+        )
+        assert [tuple(row) for row in rows] == [("empty", 0, None, 0), ("with samples", 6, True, 0)]
+        assert await connection.fetchval("SELECT count(*) FROM raw_eeg") == 5
+        assert await connection.fetchval("SELECT count(*) FROM writers") == 0
+
+
+OF_VERSION_1 = """
+INSERT INTO sessions VALUES (gen_random_uuid(), 'with samples', '2025-11-24', null, '{}');
+INSERT INTO sessions VALUES (gen_random_uuid(), 'empty', '2025-11-24', '2025-11-25', '{}');
+INSERT INTO raw_eeg
+SELECT timestamptz '2025-11-24' + n * interval '1 s', session_id, user_id, n, ARRAY[n]::real[]
+FROM sessions, generate_series(0, 5) AS n WHERE user_id = 'with samples' AND n <> 3;
+INSERT INTO writers VALUES (gen_random_uuid(), 7, now());
+"""
+
+
+async def _migrate_to_1(connection: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(migrations_module, "migrations", lambda: migrations()[:1])
+        assert await migrate(connection) == [migrations()[0].name]
+
+
+async def test_a_former_version_does_not_write_to_what_this_one_has_migrated(database_url: str) -> None:
+    async with connected(database_url) as connection:
+        await migrate(connection)
+        with pytest.raises(StorageError, match="schema version 2, this Zander knows 1: update it"):
+            await _migrate_to_1(connection)
+
+
+async def test_what_was_added_is_as_it_is_used(any_database_url: str) -> None:
+    async with connected(any_database_url) as connection:
+        await migrate(connection)
+        assert await columns(connection, "gaps") == [
+            ("session_id", "uuid"),
+            ("from_position", "bigint"),
+            ("to_position", "bigint"),
+            ("reason", "text"),
+            ("noticed_at", "timestamp with time zone"),
+        ]
+        assert await columns(connection, "dead_letters") == [
+            ("refused_at", "timestamp with time zone"),
+            ("table_name", "text"),
+            ("session_id", "uuid"),
+            ("position", "bigint"),
+            ("error", "text"),
+            ("record", "bytea"),
+        ]
+        assert await columns(connection, "writers") == [
+            ("writer_id", "uuid"),
+            ("position", "bigint"),
+            ("written_at", "timestamp with time zone"),
         ]
 
 

@@ -1,7 +1,8 @@
-"""What one consumer still has to get: in order, bounded, and every hole announced."""
+"""What one consumer still has to get: in order, once, bounded, and every hole announced."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -18,19 +19,21 @@ from zander import outbox as room
 from zander.chunk import MAX_CHUNK_BYTES, Chunk, Origin, decode_binary
 from zander.errors import CloseCode
 from zander.messages import Kind, Note
-from zander.outbox import FORMATS, MAX_DRIFT_US, STALLED_SECONDS, TAKE_BYTES, Format, Outbox
+from zander.outbox import FORMATS, MAX_DRIFT_US, MAX_SESSIONS, STALLED_SECONDS, TAKE_BYTES, Format, Outbox
 
 PERIOD_US = 10_000
 A, B = Origin("me", "a", PERIOD_US), Origin("me", "b", PERIOD_US)
 COALESCING: list[Format] = ["chunks", "binary"]
 
 
-def chunk(position: int, n: int = 1, origin: Origin = A, late_us: int = 0, n_channels: int = 2) -> Chunk:
+def chunk(
+    position: int, n: int = 1, origin: Origin = A, *, late_us: int = 0, n_channels: int = 2, expected: int | None = None
+) -> Chunk:
     """Samples whose first channel is their position and whose second is their session."""
     samples = np.full((n, n_channels), ord(origin.session_id), np.float32)
     samples[:, 0] = np.arange(position, position + n)
     times_us = np.arange(position, position + n) * PERIOD_US + late_us
-    return Chunk(origin, position, times_us, samples)
+    return Chunk(origin, position, times_us, samples, expected)
 
 
 def note(name: str, kind: Kind = "features", n_bytes: int = 0, sender: str = "") -> Note:
@@ -50,6 +53,7 @@ class Hole(NamedTuple):
     session_id: str
     start: int
     end: int
+    reason: str = "slow"
 
 
 Seen = Raw | Hole | str  # a str is the name of a note
@@ -74,8 +78,7 @@ def _seen(frame: str | bytes) -> list[Seen]:
             assert {event.session_id for event in events} == {message["session_id"]}
             return [*events]
         case "gap":
-            assert message["reason"] == "slow"
-            return [Hole(message["session_id"], message["from"], message["to"])]
+            return [Hole(message["session_id"], message["from"], message["to"], message["reason"])]
         case _:
             return [message["name"]]
 
@@ -157,13 +160,23 @@ async def test_what_was_buffered_comes_first_and_does_not_count(format: Format) 
     assert outbox.nbytes == 0
     outbox.note(note("live"))
     outbox.offer(chunk(605, 1))
-    expected = ["status", "features", *raws("a", range(300), range(305, 605)), "live", *raws("a", range(605, 606))]
+    expected = ["status", "features", *raws("a", range(300)), Hole("a", 300, 305, "lost"), *raws("a", range(305, 605))]
+    expected += ["live", *raws("a", range(605, 606))]
     taken = []
     while outbox.waits:
         taken += seen(outbox.take())
     assert taken == expected
     assert outbox.nbytes == 0
     assert outbox.n_dropped == 0
+
+
+@pytest.mark.parametrize("format", COALESCING)
+async def test_what_was_buffered_keeps_its_times(format: Format) -> None:
+    outbox = Outbox("me", format=format)
+    late = chunk(0, 4)
+    late.times_us[2:] += MAX_DRIFT_US + 1
+    outbox.preload([late])
+    assert [len(seen([frame])) for frame in outbox.take()] == [2, 2]
 
 
 async def test_of_what_was_buffered_a_consumer_gets_the_types_it_asked_for() -> None:
@@ -176,6 +189,112 @@ async def test_an_outbox_with_nothing_preloaded_is_not_ready() -> None:
     outbox = Outbox("me", types=["raw"])
     outbox.preload([note("status", "status")])
     assert not outbox.ready.is_set()
+
+
+# Where the consumer stands.
+
+
+@pytest.mark.parametrize("format", FORMATS)
+async def test_what_repeats_is_left_out(format: Format) -> None:
+    outbox = Outbox("me", format=format)
+    for positions in (range(3), range(3), range(1, 5), range(2), range(5, 6)):
+        outbox.offer(chunk(positions.start, len(positions)))
+    assert seen(outbox.take()) == raws("a", range(6))
+
+
+async def test_what_the_relay_sent_past_and_what_was_lost_are_told_apart() -> None:
+    outbox = Outbox("me")
+    outbox.offer(chunk(0))
+    outbox.offer(chunk(7, expected=4))
+    outbox.offer(chunk(10, expected=8))
+    outbox.offer(chunk(12))
+    assert seen(outbox.take()) == [
+        *raws("a", range(1)),
+        Hole("a", 1, 4, "lost"),
+        Hole("a", 4, 7, "relay"),
+        *raws("a", range(7, 8)),
+        Hole("a", 8, 10, "relay"),
+        *raws("a", range(10, 11)),
+        Hole("a", 11, 12, "lost"),
+        *raws("a", range(12, 13)),
+    ]
+
+
+async def test_a_session_is_expected_from_its_start_and_a_resumed_one_from_where_its_relay_is() -> None:
+    outbox = Outbox("me")
+    outbox.offer(chunk(2))
+    outbox.offer(chunk(7, origin=Origin("me", "b", PERIOD_US, 5)))
+    assert seen(outbox.take()) == [
+        Hole("a", 0, 2, "lost"),
+        *raws("a", range(2, 3)),
+        Hole("b", 5, 7, "lost"),
+        *raws("b", range(7, 8)),
+    ]
+
+
+async def test_a_consumer_gets_nothing_of_what_lies_before_where_it_stands() -> None:
+    outbox = Outbox("me")
+    outbox.stand("a", 4)
+    outbox.offer(chunk(0, 3))
+    outbox.preload([chunk(0, 4)])
+    assert not outbox.waits
+    outbox.offer(chunk(0, 6))
+    assert seen(outbox.take()) == raws("a", range(4, 6))
+
+
+async def test_it_may_stand_before_the_first_samples_of_what_comes() -> None:
+    outbox = Outbox("me")
+    outbox.stand_before("a", [note("one"), chunk(7), chunk(8)], 20)
+    assert (outbox.session_id, outbox.position) == ("a", 7)
+    outbox.stand_before("b", [note("one")], 20)
+    assert (outbox.session_id, outbox.position) == ("b", 20)
+
+
+async def test_in_a_session_that_goes_on_after_another_it_stands_where_it_stood() -> None:
+    outbox = Outbox("me")
+    outbox.offer(chunk(0, 5))
+    outbox.offer(chunk(0, 2, B))
+    assert (outbox.stands_in("a"), outbox.stands_in("b"), outbox.stands_in("c")) == (5, 2, None)
+    outbox.offer(chunk(3, 4, Origin("me", "a", PERIOD_US, 3)))
+    assert seen(outbox.take()) == [*raws("a", range(5)), *raws("b", range(2)), *raws("a", range(5, 7))]
+    assert outbox.stands_in("b") == 2
+
+
+async def test_it_does_not_remember_sessions_for_ever() -> None:
+    outbox = Outbox("me")
+    for n in range(MAX_SESSIONS + 2):
+        outbox.stand(str(n), 1)
+    assert (outbox.stands_in("0"), outbox.stands_in("1")) == (None, 1)
+
+
+async def test_a_consumer_of_gaps_alone_gets_them() -> None:
+    outbox = Outbox("me", types=["gap"])
+    outbox.offer(chunk(0))
+    outbox.offer(chunk(5, expected=1))
+    assert outbox.ready.is_set()
+    assert seen(outbox.take()) == [Hole("a", 1, 5, "relay")]
+
+
+async def test_what_is_skipped_is_announced_once() -> None:
+    outbox = Outbox("me")
+    outbox.stand("a", 3)
+    outbox.skip(3, "lost")
+    outbox.skip(8, "lost")
+    outbox.skip(5, "relay")
+    outbox.offer(chunk(8))
+    assert seen(outbox.take()) == [Hole("a", 3, 8, "lost"), *raws("a", range(8, 9))]
+
+
+async def test_one_may_wait_until_all_was_taken() -> None:
+    outbox = Outbox("me")
+    await outbox.emptied()
+    outbox.offer(chunk(0, 3000))
+    waiting = asyncio.create_task(outbox.emptied())
+    while outbox.waits:
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        outbox.take()
+    await waiting
 
 
 # Closing.
@@ -269,16 +388,17 @@ async def test_a_note_a_hole_a_session_or_a_pause_begins_a_new_message(format: F
     outbox.offer(chunk(5, 2))  # after a hole
     outbox.offer(chunk(7, 1, late_us=MAX_DRIFT_US))
     outbox.offer(chunk(8, 1, late_us=MAX_DRIFT_US + 1))  # from 5 on, it is too late
-    outbox.offer(chunk(9, 1, B))
+    outbox.offer(chunk(0, 1, B))
     frames = outbox.take()
     groups = [seen([frame]) for frame in frames]
     assert groups == [
         raws("a", range(3)),
         ["one"],
         raws("a", range(3, 4)),
+        [Hole("a", 4, 5, "lost")],
         raws("a", range(5, 8)),
         raws("a", range(8, 9)),
-        raws("b", range(9, 10)),
+        raws("b", range(1)),
     ]
 
 
@@ -360,6 +480,19 @@ async def test_a_hole_of_one_session_is_not_held_back_by_what_another_drops() ->
     assert taken[2:] == raws("b", range(taken[1].end, 140))
 
 
+async def test_a_hole_on_either_side_of_one_that_the_relay_left_is_announced_by_itself_and_in_order() -> None:
+    outbox = Outbox("me", format="binary", max_bytes=1000)
+    outbox.offer(chunk(0, 60))
+    outbox.offer(chunk(70, 60, expected=60))
+    outbox.offer(chunk(130, 90))
+    assert seen(outbox.take()) == [
+        Hole("a", 0, 60),
+        Hole("a", 60, 70, "relay"),
+        Hole("a", 70, 130),
+        *raws("a", range(130, 220)),
+    ]
+
+
 async def test_notes_alone_beyond_the_bound_close_it_as_too_slow() -> None:
     outbox = Outbox("me", max_bytes=1000)
     outbox.offer(chunk(0))
@@ -382,11 +515,12 @@ async def test_one_chunk_beyond_the_bound_is_a_hole() -> None:
 
 
 class Offer(NamedTuple):
-    """Samples, `jump` positions after the ones before, of the same session or a new one."""
+    """Samples of a session, `jump` positions after the ones before, or that much again; the relay left the hole."""
 
+    session: int
     jump: int
     n: int
-    is_new_session: bool = False
+    n_relay: int
 
 
 class Say(NamedTuple):
@@ -400,11 +534,38 @@ class Take(NamedTuple):
 
 
 OPERATIONS = st.lists(
-    st.builds(Offer, st.sampled_from([0, 0, 0, 0, 1, 3]), st.integers(1, 9), st.sampled_from([False] * 9 + [True]))
+    st.builds(
+        Offer,
+        st.sampled_from([0, 0, 0, 1, 2]),
+        st.sampled_from([0, 0, 0, 0, 1, 3, -1, -5]),
+        st.integers(1, 9),
+        st.integers(0, 2),
+    )
     | st.builds(Say, st.integers(0, 90))
     | st.builds(Take),
     max_size=60,
 )
+
+
+class Model:
+    """What was offered, as it came first."""
+
+    def __init__(self) -> None:
+        self.events: list[Raw | str] = []
+        self.ends = {"a": 0, "b": 0, "c": 0}
+
+    def chunk(self, offer: Offer) -> Chunk:
+        origin = Origin("me", "abc"[offer.session], PERIOD_US)
+        end = self.ends[origin.session_id]
+        position = max(0, end + offer.jump)
+        one = chunk(position, offer.n, origin, expected=max(0, position - offer.n_relay))
+        self.events += [Raw(origin.session_id, index) for index in range(max(position, end), one.end)]
+        self.ends[origin.session_id] = max(one.end, end)
+        return one
+
+    def note(self, n_bytes: int) -> Note:
+        self.events.append(f"note {len(self.events)}")
+        return note(self.events[-1], n_bytes=n_bytes)
 
 
 @given(
@@ -414,35 +575,20 @@ OPERATIONS = st.lists(
     n_buffered=st.integers(0, 2),
     operations=OPERATIONS,
 )
-async def test_every_sample_comes_once_or_is_in_one_announced_hole(
+async def test_every_sample_comes_once_and_in_order_or_is_in_one_announced_hole(
     format: Format, max_bytes: int, take_bytes: int, n_buffered: int, operations: list[Offer | Say | Take]
 ) -> None:
-    outbox = Outbox("me", format=format, max_bytes=max_bytes)
-    offered: list[Raw | str] = []
+    outbox, model = Outbox("me", format=format, max_bytes=max_bytes), Model()
     taken: list[Seen] = []
-    origins = [Origin("me", chr(code), PERIOD_US) for code in range(ord("a"), ord("a") + len(operations) + 1)]
-    origin, position = origins.pop(), 0
-
-    def next_chunk(offer: Offer) -> Chunk:
-        nonlocal origin, position
-        if offer.is_new_session:
-            origin, position = origins.pop(), 0
-        one = chunk(position + offer.jump, offer.n, origin)
-        position = one.end
-        offered.extend(Raw(origin.session_id, index) for index in range(one.position, one.end))
-        return one
-
     with patch.object(room, "TAKE_BYTES", take_bytes):
         if n_buffered:
-            offered.append("buffered")
-            outbox.preload([note("buffered"), *(next_chunk(Offer(1, 5)) for _ in range(n_buffered))])
+            outbox.preload([model.note(0), *(model.chunk(Offer(0, 1, 5, 1)) for _ in range(n_buffered))])
         for operation in operations:
             match operation:
                 case Offer():
-                    outbox.offer(next_chunk(operation))
+                    outbox.offer(model.chunk(operation))
                 case Say():
-                    offered.append(f"note {len(offered)}")
-                    outbox.note(note(str(offered[-1]), n_bytes=operation.n_bytes))
+                    outbox.note(model.note(operation.n_bytes))
                 case Take():
                     taken += seen(outbox.take())
             assert outbox.ready.is_set() == (outbox.waits or outbox.closed.done())
@@ -450,33 +596,28 @@ async def test_every_sample_comes_once_or_is_in_one_announced_hole(
                 assert outbox.closed.result() == CloseCode.TOO_SLOW
                 break
             assert outbox.nbytes <= max_bytes
-        assert outbox.waits == outbox.ready.is_set() or outbox.closed.done()
         while outbox.waits:
             taken += seen(outbox.take())
     assert outbox.nbytes == 0
-    judge(offered, taken, outbox.n_dropped)
+    judge(model, taken, outbox.n_dropped)
 
 
-def judge(offered: list[Raw | str], taken: list[Seen], n_dropped: int) -> None:
+def judge(model: Model, taken: list[Seen], n_dropped: int) -> None:
     """Hold what was taken against what was offered."""
     arrived = [event for event in taken if not isinstance(event, Hole)]
-    holes = [event for event in taken if isinstance(event, Hole)]
-    samples = [event for event in offered if isinstance(event, Raw)]
-    missing = [sample for sample in samples if any(sample.position in covers(hole, sample) for hole in holes)]
-    assert [event for event in offered if event not in set(missing)] == arrived  # nothing else is missing, all in order
-    assert len(missing) == n_dropped
-    for event in missing:
-        assert sum(event.position in covers(hole, event) for hole in holes) == 1
-    ends: dict[str, int] = {}
-    for event in taken:  # and what one session brings comes by position, its holes included
+    offered = {event for event in model.events if isinstance(event, Raw)}
+    dropped = offered - set(arrived)
+    assert [event for event in model.events if event not in dropped] == arrived  # nothing else is missing, all in order
+    assert len(dropped) == n_dropped
+    ends = dict.fromkeys(model.ends, 0)
+    for event in taken:
         match event:
             case Raw(session_id, position):
-                assert position >= ends.get(session_id, 0)
-                ends[session_id] = position + 1
-            case Hole(session_id, start, end):
-                assert ends.get(session_id, 0) <= start < end
+                assert position == ends[session_id]
+                ends[session_id] += 1
+            case Hole(session_id, start, end, reason):
+                assert ends[session_id] == start < end
+                hole = {Raw(session_id, position) for position in range(start, end)}
+                assert hole <= dropped if reason == "slow" else not hole & offered
                 ends[session_id] = end
-
-
-def covers(hole: Hole, sample: Raw) -> range:
-    return range(hole.start, hole.end) if hole.session_id == sample.session_id else range(0)
+    assert ends == model.ends

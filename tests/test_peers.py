@@ -23,7 +23,7 @@ from zander.wire import decode_auth
 ORIGIN = Origin("me", "s", 7812.5)
 HOLDING = Holding("me", "s", 3, True, {"sampling_rate": 128, "names": ["C3", None, "Zoë"], "nested": {"x": 1.5}})
 EVENTS: list[peers.Event] = [
-    peers.RawEvent(5, bytes(8), bytes(8)),
+    peers.RawEvent(3, 5, bytes(8), bytes(8)),
     peers.NoteEvent("features", 1_764_000_000_000_000, "{}", "azure"),
 ]
 SUMMARY = StreamSummary("me", "s", 1764000000.0, 128.0, 5, {"sampling_rate": 128})
@@ -36,10 +36,18 @@ MESSAGES: list[peers.Message] = [
     peers.Changed("node", 3, "me", None),
     peers.Bye("node"),
     peers.Follow("node", "me", 10, call=7),
-    peers.Follow("node", "me", session_id="s", position=(1 << 53) - 1, n_notes=4, call=7),
+    peers.Follow("node", "me", position=(1 << 53) - 1, n_notes=4, call=7),
     peers.Unfollow("node", "me"),
     peers.Followed(
-        "node", session_id="s", period_us=7812.5, first_position=1, next_position=6, n_notes=4, events=EVENTS, call=7
+        "node",
+        session_id="s",
+        period_us=7812.5,
+        base=1,
+        first_position=2,
+        next_position=6,
+        n_notes=4,
+        events=EVENTS,
+        call=7,
     ),
     peers.Events("node", "me", "s", EVENTS),
     peers.Ask("node", Query("me", "last", "raw", 5, 1, 2, "npy"), call=7),
@@ -103,12 +111,12 @@ FLOAT32 = st.floats(width=32, allow_infinity=False)
 def test_samples_have_the_same_bits_on_the_other_node(values: list[list[float]], position: int) -> None:
     samples = np.array(values, np.float32)
     times_us = 1_764_000_000_000_000 + np.arange(len(samples)) * 7812
-    packed = peers.to_event(Chunk(ORIGIN, position, times_us, samples))
+    packed = peers.to_event(Chunk(ORIGIN, position, times_us, samples, position // 2))
     told = peers.decode(peers.encode(peers.Events("node", "me", "s", [packed])))
     assert isinstance(told, peers.Events)
     got = peers.from_event(told.events[0], ORIGIN)
     assert isinstance(got, Chunk)
-    assert (got.origin, got.position) == (ORIGIN, position)
+    assert (got.origin, got.position, got.expected) == (ORIGIN, position, position // 2)
     assert got.times_us.tolist() == times_us.tolist()
     assert (got.samples.shape, got.samples.dtype) == (samples.shape, samples.dtype)
     assert got.samples.tobytes() == samples.tobytes()

@@ -4,9 +4,12 @@ import struct
 import uuid
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from zander.chunk import Chunk, Origin
-from zander.pgcopy import encode_raw
+from zander.journal.pgcopy import EPOCH_US, RowEncoder, decode_rows, row_encoder
 
 SESSION_ID = "0123456789abcdef0123456789abcdef"
 ORIGIN = Origin("Zoë", str(uuid.UUID(SESSION_ID)), 7812.5)
@@ -32,7 +35,8 @@ def chunk(origin: Origin, position: int, samples: list[list[float]]) -> Chunk:
 
 
 def encoded(*chunks: Chunk) -> bytes:
-    return b"".join(encode_raw(list(chunks)))
+    encoders = ((chunk, row_encoder(chunk.origin, chunk.samples.shape[1])) for chunk in chunks)
+    return b"".join(encoder.encode(chunk.position, chunk.times_us, chunk.samples) for chunk, encoder in encoders)
 
 
 def expected(*chunks: Chunk) -> bytes:
@@ -65,12 +69,20 @@ def test_chunks_of_different_lengths_and_with_a_gap_are_encoded_like_rows() -> N
     assert encoded(*chunks) == expected(*chunks)
 
 
-def test_sessions_are_encoded_one_after_the_other() -> None:
+def test_sessions_do_not_mix() -> None:
     other = Origin("other", str(uuid.uuid4()), 7812.5)
     mine = [chunk(ORIGIN, position, [[position]]) for position in range(3)]
     others = [chunk(other, position, [[position, 1, 2]]) for position in range(3)]
     mixed = [chunk for pair in zip(mine, others, strict=True) for chunk in pair]
-    assert encoded(*mixed) == expected(*mine, *others)
+    assert encoded(*mixed) == expected(*mixed)
+
+
+def test_what_was_encoded_does_not_change_with_what_comes_next() -> None:
+    encoder = RowEncoder(ORIGIN.session_id, "user", 1)
+    first = encoder.encode(0, np.array([0]), np.array([[1]], np.float32))
+    kept = bytes(first)
+    encoder.encode(1, np.array([1]), np.array([[2]], np.float32))
+    assert first == kept
 
 
 def test_a_missing_value_stays_nan() -> None:
@@ -82,3 +94,31 @@ def test_the_largest_layouts_are_encoded_like_rows() -> None:
     for n_channels in (1, 139, 1024):
         samples = chunk(Origin("x" * 100, ORIGIN.session_id, 0.0), 1 << 52, [list(range(n_channels))] * 2)
         assert encoded(samples) == expected(samples)
+
+
+# And back.
+
+
+@given(
+    samples=arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 9)), elements=st.floats(width=32)),
+    user_id=st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=20),
+    position=st.integers(0, (1 << 53) - 10),
+    time_us=st.integers(0, 1 << 52),
+)
+def test_rows_come_back_as_they_were(
+    samples: np.ndarray[tuple[int, int], np.dtype[np.float32]], user_id: str, position: int, time_us: int
+) -> None:
+    times_us = time_us + np.arange(len(samples))
+    rows = RowEncoder(ORIGIN.session_id, user_id, samples.shape[1]).encode(position, times_us, samples)
+    found = decode_rows(rows, len(samples))
+    np.testing.assert_array_equal(found.samples.view(np.uint32), samples.view(np.uint32))
+    np.testing.assert_array_equal(found.times_us, times_us)
+    assert found.samples.flags.c_contiguous
+    one = decode_rows(rows[: len(rows) // len(samples)], 1)
+    np.testing.assert_array_equal(one.times_us, times_us[:1])
+
+
+def test_times_before_2000_come_back_too() -> None:
+    rows = RowEncoder(ORIGIN.session_id, "user", 1).encode(0, np.array([0]), np.zeros((1, 1), np.float32))
+    assert decode_rows(rows, 1).times_us.tolist() == [0]
+    assert rows[6:14] == struct.pack(">q", -EPOCH_US)

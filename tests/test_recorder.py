@@ -1,108 +1,74 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from pathlib import Path
 from time import monotonic
 
-import numpy as np
 import pytest
 
 from databases import until
-from zander import recorder as recorder_module
-from zander.chunk import Chunk, Origin
-from zander.errors import Refused, StorageError
-from zander.pile import MAX_RECORDS
-from zander.recorder import Batch, PredictionRecord, Recorder, SessionRecord
-
-T0_US = 1_764_000_000_000_000
-ORIGIN = Origin("user", "00000000-0000-0000-0000-000000000001", 7812.5)
-OTHER = Origin("other", "00000000-0000-0000-0000-000000000002", 7812.5)
-SESSION = SessionRecord(ORIGIN.session_id, "user", T0_US, None, "{}")
-PREDICTION = PredictionRecord(T0_US, ORIGIN.session_id, "user", "type", "classifier", "{}", None, None)
-
-
-def chunk(position: int, n_samples: int = 1, origin: Origin = ORIGIN, n_channels: int = 2) -> Chunk:
-    """Samples that carry their position in the first channel."""
-    samples = np.zeros((n_samples, n_channels), np.float32)
-    positions = np.arange(position, position + n_samples)
-    samples[:, 0] = positions
-    return Chunk(origin, position, T0_US + 7812 * positions, samples)
+from memory import MemoryStorage
+from samples import ORIGIN, OTHER, PREDICTION, SESSION, chunk, gap
+from zander.errors import StorageError
+from zander.journal import intake as intake_module
+from zander.journal import journals as journals_module
+from zander.journal import outage as outage_module
+from zander.journal import recorder as recorder_module
+from zander.journal.batch import Written
+from zander.journal.journals import Journals
+from zander.journal.recorder import Recorder
 
 
-def positions(batches: list[Batch], origin: Origin = ORIGIN) -> list[int]:
-    """The positions of a session as written; fails where a sample is not the one of its position."""
-    found: list[int] = []
-    for part in (part for batch in batches for part in batch.chunks if part.origin is origin):
-        here = list(range(part.position, part.end))
-        assert part.samples[:, 0].tolist() == here
-        assert part.times_us.tolist() == [T0_US + 7812 * position for position in here]
-        found += here
-    return found
+def sizes(storage: MemoryStorage) -> list[int]:
+    return [batch.n_records for batch in storage.batches]
 
 
-class MemoryStorage:
-    """A Storage in memory that keeps the contract, and fails when it is told to."""
-
-    def __init__(self) -> None:
-        self.batches: list[Batch] = []
-        self.tried: list[int] = []
-        self.starts_s: list[float] = []
-        self.n_opened = 0
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.fail: Callable[[], None] = lambda: None  # before the commit
-        self.lose: Callable[[], None] = lambda: None  # after it
-        self.poison: Callable[[Batch], bool] = lambda batch: False
-
-    async def open(self) -> None:
-        self.n_opened += 1
-        self.fail()
-
-    async def ping(self) -> None:
-        self.fail()
-
-    async def write(self, batch: Batch) -> None:
-        self.tried.append(batch.n)
-        self.starts_s.append(monotonic())
-        await self.gate.wait()
-        self.fail()
-        if self.batches and batch.n <= self.batches[-1].n:
-            return
-        if self.poison(batch):
-            raise Refused("DataError (22008)")
-        self.batches.append(batch)
-        self.lose()
-
-    async def close(self) -> None: ...
-
-    def go_away(self, error: Exception | None = None) -> None:
-        def fail() -> None:
-            raise error or StorageError("no route to host")
-
-        self.fail = fail
-
-    def come_back(self) -> None:
-        self.fail = lambda: None
+def of_session(storage: MemoryStorage) -> list[int]:
+    return storage.positions(ORIGIN.session_id)
 
 
-def recorder(
-    storage: MemoryStorage,
-    *,
-    max_records: int = 10,
-    max_seconds: float = 60.0,
-    linger_seconds: float = 0.0,
-    backlog_max_bytes: int = 1 << 30,
-) -> Recorder:
-    return Recorder(
-        storage,
-        max_records=max_records,
-        max_seconds=max_seconds,
-        linger_seconds=linger_seconds,
-        backlog_max_bytes=backlog_max_bytes,
-    )
+Record = Callable[..., Recorder]
+
+
+@pytest.fixture
+def recorder(storage: MemoryStorage, tmp_path: Path) -> Iterator[Record]:
+    """Make recorders, each with a journal of its own unless it is given one."""
+    opened: list[Journals] = []
+
+    def make(
+        *,
+        max_records: int = 10,
+        max_seconds: float = 60.0,
+        linger_seconds: float = 0.0,
+        journal_max_bytes: int = 1 << 30,
+        journals: Journals | None = None,
+    ) -> Recorder:
+        if not journals:
+            journals = Journals(tmp_path, journal_max_bytes)
+            opened.append(journals)
+        return Recorder(
+            storage,
+            journals,
+            max_records=max_records,
+            max_seconds=max_seconds,
+            linger_seconds=linger_seconds,
+            journal_max_bytes=journal_max_bytes,
+        )
+
+    yield make
+    for journals in opened:
+        journals.close()
+
+
+def there(folder: Path) -> Journals:
+    """Start in a folder with what others left."""
+    return Journals(folder / "there", 1 << 30)
 
 
 @asynccontextmanager
@@ -118,197 +84,242 @@ async def running(recorder: Recorder) -> AsyncIterator[asyncio.Task[None]]:
 
 
 @pytest.fixture
-def storage() -> MemoryStorage:
+async def storage() -> MemoryStorage:
     return MemoryStorage()
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "PING_SECONDS", 0.01)
-    monkeypatch.setattr(recorder_module, "BACKOFF_FIRST_SECONDS", 0.001)
-    monkeypatch.setattr(recorder_module, "BACKOFF_MAX_SECONDS", 0.01)
+    monkeypatch.setattr(outage_module, "FIRST_SECONDS", 0.001)
+    monkeypatch.setattr(outage_module, "MAX_SECONDS", 0.01)
+    monkeypatch.setattr(intake_module, "PAUSE_SECONDS", 0.001)
 
 
 def messages(caplog: pytest.LogCaptureFixture, start: str) -> list[str]:
     return [message for message in caplog.messages if message.startswith(start)]
 
 
+def die(journals: Journals) -> None:
+    """Leave a journal as a killed process does: the system closes its files, nobody tidies up."""
+    for journal in (journals.own, *journals.orphans):
+        journal.segments.close()
+        os.close(journal._lock._fd)
+
+
 # When a batch goes.
 
 
-async def test_a_batch_goes_when_max_records_wait(storage: MemoryStorage) -> None:
-    kept = recorder(storage, max_records=10)
+async def test_a_batch_goes_when_max_records_wait(storage: MemoryStorage, recorder: Record) -> None:
+    kept = recorder(max_records=10)
     async with running(kept):
         for position in range(10):
-            assert kept.record_chunk(chunk(position))
+            assert kept.record_chunk(chunk(position), 0)
         await until(lambda: storage.batches)
-    assert positions(storage.batches) == list(range(10))
+    assert of_session(storage) == list(range(10))
     assert len(storage.batches) == 1
 
 
-async def test_a_chunk_counts_its_samples(storage: MemoryStorage) -> None:
-    kept = recorder(storage, max_records=10)
+async def test_a_chunk_counts_its_samples(storage: MemoryStorage, recorder: Record) -> None:
+    kept = recorder(max_records=10)
     async with running(kept):
-        kept.record_chunk(chunk(0, 10))
+        kept.record_chunk(chunk(0, 10), 0)
         await until(lambda: storage.batches)
     assert kept.stats().written_records == 10
 
 
-async def test_a_smaller_batch_waits_until_it_is_old_enough(storage: MemoryStorage) -> None:
-    kept = recorder(storage, max_records=10, max_seconds=0.05)
+async def test_a_smaller_batch_waits_until_it_is_old_enough(storage: MemoryStorage, recorder: Record) -> None:
+    kept = recorder(max_records=10, max_seconds=0.05)
     async with running(kept):
         await until(lambda: kept.online)
         recorded_s = monotonic()
-        kept.record_session(SESSION)
+        kept.record(SESSION)
         kept.record_prediction(PREDICTION)
-        kept.record_chunk(chunk(0))
+        kept.record_chunk(chunk(0), 0)
         await until(lambda: storage.batches)
     assert storage.starts_s[0] >= recorded_s + 0.05
-    assert storage.batches == [Batch(1, [SESSION], storage.batches[0].chunks, [PREDICTION])]
+    assert sizes(storage) == [3]
+    assert storage.database.predictions == [PREDICTION]
+    assert storage.database.sessions[ORIGIN.session_id].record == SESSION
 
 
-async def test_what_comes_while_a_write_is_under_way_waits_together(storage: MemoryStorage) -> None:
-    kept = recorder(storage, max_records=1)
+async def test_what_comes_while_a_write_is_under_way_waits_together(storage: MemoryStorage, recorder: Record) -> None:
+    kept = recorder(max_records=1)
     storage.gate.clear()
     async with running(kept):
-        kept.record_chunk(chunk(0))
+        kept.record_chunk(chunk(0), 0)
         await until(lambda: storage.tried)
         for position in range(1, 1000):
-            kept.record_chunk(chunk(position))
+            kept.record_chunk(chunk(position), 0)
+        assert kept.stats().pending_records == 1000
         storage.gate.set()
         await until(lambda: kept.stats().pending_records == 0)
-    assert [len(positions([batch])) for batch in storage.batches] == [1, 999]
+    assert sizes(storage) == [1, 999]
 
 
-async def test_two_batches_start_at_least_the_linger_apart(storage: MemoryStorage) -> None:
-    kept = recorder(storage, max_records=1, linger_seconds=0.05)
+async def test_two_batches_start_at_least_the_linger_apart(storage: MemoryStorage, recorder: Record) -> None:
+    kept = recorder(max_records=1, linger_seconds=0.05)
     async with running(kept):
         position = 0
         while len(storage.batches) < 4:
-            kept.record_chunk(chunk(position))
+            kept.record_chunk(chunk(position), 0)
             position += 1
             await asyncio.sleep(0.001)
-    starts_s = storage.starts_s
-    assert min(later - earlier for earlier, later in pairwise(starts_s)) >= 0.05
-    written = positions(storage.batches)
+    assert min(later - earlier for earlier, later in pairwise(storage.starts_s)) >= 0.05
+    written = of_session(storage)
     assert written == list(range(len(written)))
 
 
-async def test_a_session_that_starts_and_ends_in_one_batch_is_written_once(storage: MemoryStorage) -> None:
-    kept = recorder(storage)
-    ended = SESSION._replace(end_us=T0_US + 1)
-    kept.record_session(SESSION)
-    kept.record_session(ended)
-    assert await kept.drain(5)
-    assert storage.batches[0].sessions == [ended]
-
-
-# The backlog.
-
-
-async def test_a_large_backlog_is_written_in_pieces_in_order(storage: MemoryStorage) -> None:
-    kept = recorder(storage)
-    for position in range(0, 170_000, 500):
-        kept.record_chunk(chunk(position, 500))
+async def test_batches_follow_each_other_without_a_hole_in_the_journal(
+    storage: MemoryStorage, recorder: Record
+) -> None:
+    kept = recorder(max_records=7, max_seconds=0.001)
     async with running(kept):
-        await until(lambda: kept.stats().pending_records == 0 or kept.stats().pending_records < 10)
-    sizes = [len(positions([batch])) for batch in storage.batches]
-    assert positions(storage.batches) == list(range(170_000))
-    assert len(sizes) == 4
-    assert max(sizes) < MAX_RECORDS + 5000
+        for position in range(300):
+            kept.record_chunk(chunk(position), 0)
+            if position % 3 == 0:
+                await asyncio.sleep(0)
+        assert await kept.drain(5)
+    assert all(earlier.end == later.start for earlier, later in pairwise(storage.batches))
+    own = kept._journals.own
+    assert storage.batches[-1].end == own.segments.end == storage.database.writers[own.writer_id]
+    assert kept.stats().written_records == 300
+    assert kept.stats().written_batches == len(storage.batches)
 
 
-async def test_a_full_pile_goes_even_if_max_records_is_larger(storage: MemoryStorage) -> None:
-    kept = recorder(storage, max_records=1_000_000)
+async def test_who_asks_is_told_what_is_durable(storage: MemoryStorage, recorder: Record) -> None:
+    kept = recorder(max_records=1)
+    told: list[Written] = []
+    kept.on_written = told.append
+    kept.record(SESSION)
+    kept.record_chunk(chunk(0, 10), 0)
+    kept.record(gap(10, 15))
+    assert await kept.drain(5)
+    assert [written.durable for written in told] == [{ORIGIN.session_id: 15}]
+
+
+# A large backlog.
+
+
+async def test_a_large_backlog_is_written_in_pieces_in_order(
+    storage: MemoryStorage, recorder: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals_module, "BATCH_BYTES", 1 << 20)
+    kept = recorder()
+    for position in range(0, 40_000, 500):
+        kept.record_chunk(chunk(position, 500), 0)
+    async with running(kept):
+        assert await kept.drain(10)
+    assert of_session(storage) == list(range(40_000))
+    largest = max(batch.end - batch.start for batch in storage.batches)
+    assert (1 << 20) <= largest < (1 << 20) + journals_module.READ_BYTES + 500 * 100
+    assert len(storage.batches) == 4
+
+
+async def test_much_to_write_goes_even_if_max_records_is_larger(
+    storage: MemoryStorage, recorder: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "BATCH_BYTES", 1 << 18)
+    kept = recorder(max_records=1_000_000)
     async with running(kept):
         await until(lambda: kept.online)
-        for position in range(0, MAX_RECORDS + 5000, 500):
-            kept.record_chunk(chunk(position, 500))
+        for position in range(0, 3000, 500):
+            kept.record_chunk(chunk(position, 500), 0)
         await until(lambda: storage.batches)
-    assert len(positions(storage.batches)) >= MAX_RECORDS
+    assert of_session(storage) == list(range(3000))
 
 
-async def test_samples_that_wait_long_are_joined_and_take_little_memory(storage: MemoryStorage) -> None:
-    kept = recorder(storage)
-    for position in range(20_000):
-        kept.record_chunk(chunk(position))
-        kept.record_chunk(chunk(position, origin=OTHER))
-    assert kept.stats().pending_bytes < 40_000 * 100 + 4096 * 900
-    assert await kept.drain(5)
-    assert positions(storage.batches) == positions(storage.batches, OTHER) == list(range(20_000))
-    assert kept.stats().pending_bytes == 0
-
-
-async def test_a_gap_in_what_is_joined_stays_a_gap(storage: MemoryStorage) -> None:
-    kept = recorder(storage)
-    kept_positions = [position for position in range(10_000) if position % 1000]
-    for position in kept_positions:
-        kept.record_chunk(chunk(position))
-    assert await kept.drain(5)
-    assert positions(storage.batches) == kept_positions
-
-
-async def test_beyond_the_bound_the_newest_is_dropped_and_counted(
-    storage: MemoryStorage, caplog: pytest.LogCaptureFixture
+async def test_beyond_the_bound_the_newest_is_refused_and_counted(
+    storage: MemoryStorage, recorder: Record, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept = recorder(storage, backlog_max_bytes=100_000)
-    results = [kept.record_chunk(chunk(position)) for position in range(1000)]
+    kept = recorder(journal_max_bytes=100_000)
+    results = [kept.record_chunk(chunk(position), 0) for position in range(1000)]
     n_kept = results.index(False)
     assert not any(results[n_kept:])
+    assert not kept.takes
     assert not kept.record_prediction(PREDICTION)
-    kept.record_session(SESSION)
-    assert kept.stats().pending_bytes <= 100_000
+    kept.record(SESSION)
+    assert kept.stats().pending_bytes <= 100_000 + 300
+    assert kept.stats().pending_records == n_kept + 1
     assert kept.stats().dropped_records == 1001 - n_kept
-    assert len(messages(caplog, "no room")) == 1
-    assert await kept.drain(5)
-    assert positions(storage.batches) == list(range(n_kept))
-    assert storage.batches[-1].sessions == [SESSION]
-    assert len(messages(caplog, f"room again: {1001 - n_kept} records")) == 1
-    assert kept.record_chunk(chunk(2000))
-
-
-async def test_what_is_being_written_counts_toward_the_bound(storage: MemoryStorage) -> None:
-    kept = recorder(storage, max_records=100, backlog_max_bytes=100_000)
-    storage.gate.clear()
+    assert len(messages(caplog, "the journal takes no more")) == 1
     async with running(kept):
-        kept.record_chunk(chunk(0, 100, n_channels=200))  # 80,000 bytes
-        await until(lambda: storage.tried)
-        assert not kept.record_chunk(chunk(100, 100, n_channels=200))
-        assert kept.stats().pending_records == 100
-        storage.gate.set()
-        await until(lambda: kept.stats().pending_records == 0)
-        assert kept.record_chunk(chunk(200, 100, n_channels=200))
+        assert await kept.drain(5)
+        await until(lambda: kept.takes)
+    assert of_session(storage) == list(range(n_kept))
+    assert storage.database.sessions[ORIGIN.session_id].record == SESSION
+    assert len(messages(caplog, "the journal takes records again after")) == 1
+    assert f"{1001 - n_kept} were refused" in caplog.text
+    assert kept.record_chunk(chunk(2000), 0)
+
+
+@pytest.mark.parametrize("journal_max_bytes", [1 << 16, 1 << 20])
+async def test_a_small_journal_gives_back_what_is_written(
+    storage: MemoryStorage, recorder: Record, journal_max_bytes: int
+) -> None:
+    kept = recorder(max_records=50, journal_max_bytes=journal_max_bytes)
+    n_bytes = position = 0
+    async with running(kept):
+        while n_bytes < 3 * journal_max_bytes:
+            assert kept.record_chunk(chunk(position, 20), 0), "full for good"
+            position += 20
+            n_bytes += 2000
+            if position % 100 == 0:
+                await until(lambda: kept.stats().pending_records == 0)
+            assert kept.stats().journal_bytes <= journal_max_bytes + 2100
+        assert await kept.drain(5)
+    assert of_session(storage) == list(range(position))
+
+
+async def test_what_dead_processes_left_counts_toward_the_bound(
+    storage: MemoryStorage, recorder: Record, tmp_path: Path
+) -> None:
+    before = there(tmp_path)
+    left = recorder(journals=before)
+    for position in range(0, 1000, 100):
+        left.record_chunk(chunk(position, 100), 0)
+    die(before)
+    after = there(tmp_path)
+    kept = recorder(journals=after, journal_max_bytes=after.n_bytes)
+    assert kept.record_chunk(chunk(1000), 0)
+    assert not kept.record_chunk(chunk(1001), 0)
+    async with running(kept):
+        assert await kept.drain(5)
+        await until(lambda: kept.takes)
+    assert of_session(storage) == list(range(1001))
+    after.close()
 
 
 # The database goes away.
 
 
 async def test_an_outage_loses_nothing_and_is_logged_once(
-    storage: MemoryStorage, caplog: pytest.LogCaptureFixture
+    storage: MemoryStorage, recorder: Record, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept = recorder(storage, max_records=1)
+    kept = recorder(max_records=1)
     async with running(kept):
-        kept.record_chunk(chunk(0))
+        kept.record_chunk(chunk(0), 0)
         await until(lambda: storage.batches)
         assert kept.online
         storage.go_away()
         for position in range(1, 100):
-            kept.record_chunk(chunk(position))
+            kept.record_chunk(chunk(position), 0)
         await until(lambda: storage.n_opened > 5)
         assert not kept.online
         assert kept.stats().last_error == "no route to host"
-        assert kept.stats().oldest_pending_seconds > 0
+        assert 0 < kept.stats().oldest_pending_seconds < 10
         storage.come_back()
         await until(lambda: kept.stats().pending_records == 0)
         assert kept.online
-    assert positions(storage.batches) == list(range(100))
+        assert kept.stats().oldest_pending_seconds == 0
+    assert of_session(storage) == list(range(100))
     assert len(messages(caplog, "the database is away: no route to host")) == 1
     assert len(messages(caplog, "the database is back after")) == 1
     assert len(caplog.messages) == 2
 
 
-async def test_an_outage_is_noticed_while_nothing_is_written(storage: MemoryStorage) -> None:
-    kept = recorder(storage)
+async def test_an_outage_is_noticed_while_nothing_is_written(storage: MemoryStorage, recorder: Record) -> None:
+    kept = recorder()
     async with running(kept):
         await until(lambda: kept.online)
         storage.go_away()
@@ -318,8 +329,8 @@ async def test_an_outage_is_noticed_while_nothing_is_written(storage: MemoryStor
     assert not storage.tried
 
 
-async def test_a_database_that_opens_but_takes_no_batch_is_not_online(storage: MemoryStorage) -> None:
-    kept = recorder(storage, max_records=1)
+async def test_a_database_that_opens_but_takes_no_batch_is_not_online(storage: MemoryStorage, recorder: Record) -> None:
+    kept = recorder(max_records=1)
     async with running(kept):
         await until(lambda: kept.online)
 
@@ -329,36 +340,44 @@ async def test_a_database_that_opens_but_takes_no_batch_is_not_online(storage: M
                 raise StorageError("disk full")
 
         storage.fail = full
-        kept.record_chunk(chunk(0))
+        kept.record_chunk(chunk(0), 0)
         await until(lambda: not kept.online)
         n_opened = storage.n_opened
         await until(lambda: storage.n_opened > n_opened + 3)
         assert not kept.online
 
 
-async def test_a_batch_whose_answer_was_lost_is_written_once_under_its_number(storage: MemoryStorage) -> None:
-    kept = recorder(storage, max_records=1)
+async def test_a_batch_whose_answer_was_lost_is_tried_as_it_was_and_told_as_durable(
+    storage: MemoryStorage, recorder: Record
+) -> None:
+    kept = recorder(max_records=1)
+    told: list[Written] = []
+    kept.on_written = told.append
 
     def lose() -> None:
         storage.lose = lambda: None
-        kept.record_chunk(chunk(1))
+        kept.record_chunk(chunk(1), 0)
         raise StorageError("connection reset")
 
     storage.lose = lose
+    kept.record(SESSION)
+    kept.record_chunk(chunk(0), 0)
     async with running(kept):
-        kept.record_chunk(chunk(0))
         await until(lambda: kept.stats().pending_records == 0)
-    assert storage.tried == [1, 1, 2]
-    assert positions(storage.batches) == [0, 1]
+    first, again, following = storage.tried
+    assert first == again
+    assert following[0] == first[1]
+    assert of_session(storage) == [0, 1]
+    assert [written.durable for written in told] == [{ORIGIN.session_id: 1}, {ORIGIN.session_id: 2}]
 
 
 async def test_a_mistake_of_ours_does_not_end_the_recording(
-    storage: MemoryStorage, caplog: pytest.LogCaptureFixture
+    storage: MemoryStorage, recorder: Record, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept = recorder(storage, max_records=1)
+    kept = recorder(max_records=1)
     storage.go_away(RuntimeError("a mistake"))
     async with running(kept):
-        kept.record_chunk(chunk(0))
+        kept.record_chunk(chunk(0), 0)
         await until(lambda: storage.n_opened > 2)
         storage.come_back()
         await until(lambda: storage.batches)
@@ -366,140 +385,306 @@ async def test_a_mistake_of_ours_does_not_end_the_recording(
     assert caplog.records[0].exc_info
 
 
-async def test_a_run_that_was_cancelled_in_a_write_is_gone_on_with(storage: MemoryStorage) -> None:
-    kept = recorder(storage, max_records=1)
+async def test_a_run_that_was_cancelled_in_a_write_is_gone_on_with(storage: MemoryStorage, recorder: Record) -> None:
+    kept = recorder(max_records=1)
     storage.gate.clear()
     async with running(kept):
-        kept.record_chunk(chunk(0))
+        kept.record_chunk(chunk(0), 0)
         await until(lambda: storage.tried)
-    kept.record_chunk(chunk(1))
+    kept.record_chunk(chunk(1), 0)
     storage.gate.set()
     assert await kept.drain(5)
-    assert storage.tried == [1, 1, 2]
-    assert positions(storage.batches) == [0, 1]
+    assert storage.tried[0] == storage.tried[1]
+    assert of_session(storage) == [0, 1]
+
+
+async def test_a_database_that_was_set_back_gets_again_what_is_still_here(
+    storage: MemoryStorage, recorder: Record
+) -> None:
+    """As after a failover to a replica that lagged behind: what was in a file that is deleted is gone, no more."""
+    kept = recorder(max_records=10, max_seconds=0.01, journal_max_bytes=100_000)
+    async with running(kept):
+        for position in range(0, 300, 10):
+            kept.record_chunk(chunk(position, 10), 0)
+            await until(lambda: kept.stats().pending_records == 0)
+        own = kept._journals.own
+        assert own.segments.start > 0
+        storage.database.writers[own.writer_id] = 1
+        storage.database.raw.clear()
+        kept.record_chunk(chunk(300, 10), 0)
+        await until(lambda: of_session(storage)[-1:] == [309])
+        assert kept.online
+    written = of_session(storage)
+    assert written == list(range(written[0], 310))
+    assert kept.stats().last_error == "the journal is committed up to 1 already"
+
+
+async def test_a_damaged_piece_of_the_journal_costs_no_more_than_itself(
+    storage: MemoryStorage, recorder: Record
+) -> None:
+    kept = recorder(max_records=10)
+    for position in range(10):
+        kept.record_chunk(chunk(position), 0)
+    segment = kept._journals.own.segments._segments[0]
+    os.pwrite(segment.fd, b"!", segment.n_bytes // 2)
+    async with running(kept):
+        await until(lambda: storage.tried)
+        for position in range(10, 20):
+            kept.record_chunk(chunk(position), 0)
+        assert await kept.drain(5)
+        assert kept.stats().pending_bytes == 0
+    assert of_session(storage) == [0, 1, 2, 3, 4, *range(10, 20)]
+
+
+# What dead processes left.
+
+
+async def test_what_a_dead_process_left_is_written_first_and_once(
+    storage: MemoryStorage, recorder: Record, tmp_path: Path
+) -> None:
+    dead = [there(tmp_path) for _ in range(3)]
+    for n, journals in enumerate(dead):
+        left = recorder(journals=journals)
+        left.record_chunk(chunk(100 * n, 100), 0)
+    for journals in dead:
+        die(journals)
+    after = there(tmp_path)
+    kept = recorder(journals=after, max_records=1)
+    kept.record_chunk(chunk(300), 0)
+    assert kept.stats().pending_records == 1
+    assert kept.stats().pending_bytes > 300 * 90
+    async with running(kept):
+        await until(lambda: kept.stats().pending_bytes == 0)
+        assert not after.orphans
+    assert of_session(storage) == list(range(301))
+    assert [batch.writer_id for batch in storage.batches][-1] == after.own.writer_id
+    after.close()
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+@pytest.mark.parametrize("is_asked_before", [True, False])
+async def test_a_dead_process_whose_last_word_arrives_late_is_believed(
+    storage: MemoryStorage, recorder: Record, tmp_path: Path, is_asked_before: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = there(tmp_path)
+    left = recorder(journals=dead, max_records=1)
+    left.record_chunk(chunk(0, 10), 0)
+    last_word = await dead.read(dead.own)
+    left.record_chunk(chunk(10, 10), 0)
+    die(dead)
+    after = there(tmp_path)
+    kept = recorder(journals=after)
+    if is_asked_before:
+        storage.gate.clear()
+    else:
+        storage.database.commit(last_word)
+    async with running(kept):
+        if is_asked_before:
+            await until(lambda: storage.tried)
+            storage.database.commit(last_word)
+            storage.gate.set()
+        await until(lambda: kept.stats().pending_bytes == 0)
+    assert of_session(storage) == list(range(20))
+    assert len(messages(caplog, "the database is away: the journal is committed up to")) == is_asked_before
+    after.close()
+
+
+async def test_what_is_recorded_while_orphans_are_written_is_in_the_journal(
+    storage: MemoryStorage, recorder: Record, tmp_path: Path
+) -> None:
+    dead = there(tmp_path)
+    recorder(journals=dead).record_chunk(chunk(0, 10), 0)
+    die(dead)
+    after = there(tmp_path)
+    kept = recorder(journals=after, max_records=1)
+    storage.gate.clear()
+    async with running(kept):
+        await until(lambda: storage.tried)
+        kept.record_chunk(chunk(10, 5), 0)
+        assert kept.stats().pending_records == 5
+        storage.gate.set()
+        assert await kept.drain(5)
+    assert of_session(storage) == list(range(15))
+    assert kept.stats().pending_records == kept.stats().pending_bytes == 0
+    after.close()
 
 
 # Draining.
 
 
-async def test_a_drain_writes_what_is_not_due_yet(storage: MemoryStorage) -> None:
-    kept = recorder(storage, linger_seconds=60.0)
+async def test_a_drain_writes_what_is_not_due_yet(storage: MemoryStorage, recorder: Record) -> None:
+    kept = recorder(linger_seconds=60.0)
     async with running(kept):
         await until(lambda: kept.online)
-        kept.record_chunk(chunk(0))
+        kept.record_chunk(chunk(0), 0)
         assert await kept.drain(5)
-    assert positions(storage.batches) == [0]
+    assert of_session(storage) == [0]
 
 
-async def test_a_drain_of_nothing_is_done_at_once(storage: MemoryStorage) -> None:
-    assert await recorder(storage).drain(0.0001)
+async def test_a_drain_of_nothing_is_done_at_once(storage: MemoryStorage, recorder: Record) -> None:
+    assert await recorder().drain(0.0001)
 
 
-async def test_a_drain_gives_up_and_says_how_much_is_lost(
-    storage: MemoryStorage, caplog: pytest.LogCaptureFixture
+async def test_a_drain_gives_up_and_says_how_much_stays(
+    storage: MemoryStorage, recorder: Record, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept = recorder(storage)
+    kept = recorder()
     storage.go_away()
-    kept.record_chunk(chunk(0, 7))
+    kept.record_chunk(chunk(0, 7), 0)
     assert not await kept.drain(0.05)
-    assert len(messages(caplog, "7 records are not written")) == 1
+    assert messages(caplog, f"{kept.stats().pending_bytes} bytes stay in the journal for the next start")
 
 
-async def test_a_drain_does_not_wait_out_a_backoff(storage: MemoryStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "BACKOFF_MAX_SECONDS", 1000.0)
-    kept = recorder(storage, max_records=1)
-    kept._backoff_seconds = 1000.0
+async def test_a_drain_does_not_wait_out_a_pause(
+    storage: MemoryStorage, recorder: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage_module, "MAX_SECONDS", 1000.0)
+    kept = recorder(max_records=1)
+    kept._outage._pause_seconds = 1000.0
     storage.go_away()
     async with running(kept):
-        kept.record_chunk(chunk(0))
+        kept.record_chunk(chunk(0), 0)
         await until(lambda: storage.n_opened)
         storage.come_back()
         assert await kept.drain(5)
-    assert positions(storage.batches) == [0]
+    assert of_session(storage) == [0]
 
 
-# Poison.
+async def test_what_comes_during_a_drain_is_drained_too(storage: MemoryStorage, recorder: Record) -> None:
+    kept = recorder(linger_seconds=60.0)
+    storage.gate.clear()
+    async with running(kept):
+        kept.record_chunk(chunk(0), 0)
+        draining = asyncio.create_task(kept.drain(5))
+        await until(lambda: storage.tried)
+        kept.record_chunk(chunk(1), 0)
+        storage.gate.set()
+        assert await draining
+    assert of_session(storage) == [0, 1]
 
 
-def holds(position: int) -> Callable[[Batch], bool]:
-    return lambda batch: any(part.position <= position < part.end for part in batch.chunks)
+# The disk is full.
 
 
-async def test_a_refused_sample_alone_is_dropped_and_named(
-    storage: MemoryStorage, caplog: pytest.LogCaptureFixture
+class FullDisk:
+    """Stands in for a full disk at `os.pwrite`, as the files of this process see it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_full = False
+        self._pwrite = os.pwrite
+        monkeypatch.setattr("zander.journal.segments.os.pwrite", self._write)
+
+    def _write(self, fd: int, data: bytes, offset: int) -> int:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._pwrite(fd, data, offset)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> FullDisk:
+    return FullDisk(monkeypatch)
+
+
+async def test_a_full_disk_refuses_samples_and_keeps_the_end_of_a_session_in_memory(
+    storage: MemoryStorage, recorder: Record, disk: FullDisk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept = recorder(storage, max_records=1)
-    storage.poison = holds(333)
-    kept.record_session(SESSION)
-    kept.record_prediction(PREDICTION)
-    for position in range(0, 1000, 100):
-        kept.record_chunk(chunk(position, 100))
-    assert await kept.drain(5)
-    assert positions(storage.batches) == [position for position in range(1000) if position != 333]
-    assert [record for batch in storage.batches for record in batch.predictions] == [PREDICTION]
-    assert [record for batch in storage.batches for record in batch.sessions] == [SESSION]
-    assert storage.tried == sorted(set(storage.tried))
-    assert kept.stats().refused_records == 1
-    assert kept.stats().pending_bytes == 0
-    assert messages(caplog, "the database refuses") == [
-        f"the database refuses session {ORIGIN.session_id}, position 333; dropped: DataError (22008)"
-    ]
-    assert kept.online
+    kept = recorder(max_records=1)
+    async with running(kept):
+        kept.record_chunk(chunk(0), 0)
+        await until(lambda: storage.batches)
+        disk.is_full = True
+        assert not kept.record_chunk(chunk(1), 0)
+        kept.record(gap(1, 2, "lost"))
+        kept.record(SESSION)
+        assert not kept.stats().taking
+        disk.is_full = False
+        await until(lambda: storage.database.sessions.get(ORIGIN.session_id))
+        await until(lambda: kept.stats().pending_records == 0)
+        assert kept.takes
+        assert kept.record_chunk(chunk(2), 0)
+        assert await kept.drain(5)
+    assert of_session(storage) == [0, 2]
+    assert storage.database.in_gaps(ORIGIN.session_id, "lost") == {1}
+    assert messages(caplog, "the journal takes no more, relays are refused: No space left on device")
+    assert len(messages(caplog, "the journal takes records again")) == 1
 
 
-async def test_a_session_is_named_once_however_much_of_it_is_refused(
-    storage: MemoryStorage, caplog: pytest.LogCaptureFixture
+async def test_a_drain_waits_for_what_the_disk_did_not_take(
+    storage: MemoryStorage, recorder: Record, disk: FullDisk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept = recorder(storage)
-    storage.poison = lambda batch: any(part.origin is OTHER for part in batch.chunks)
-    for position in range(20):
-        kept.record_chunk(chunk(position))
-        kept.record_chunk(chunk(position, origin=OTHER))
-    assert await kept.drain(5)
-    assert positions(storage.batches) == list(range(20))
-    assert kept.stats().refused_records == 20
-    assert len(messages(caplog, "the database refuses")) == 1
+    kept = recorder(max_records=1)
+    async with running(kept):
+        kept.record_chunk(chunk(0), 0)
+        storage.gate.clear()
+        await until(lambda: storage.tried)
+        disk.is_full = True
+        kept.record(SESSION)
+        storage.gate.set()
+        await until(lambda: storage.batches)
+        assert kept.stats().pending_records == 1
+        assert not await kept.drain(0.05)
+        assert messages(caplog, "1 records for which there was no room on the disk are lost")
+        disk.is_full = False
+        assert await kept.drain(5)
+        assert kept.stats().pending_records == 0
+    assert storage.database.sessions[ORIGIN.session_id].record == SESSION
 
 
-@pytest.mark.parametrize("record", [SESSION, PREDICTION])
-async def test_a_refused_session_or_prediction_is_dropped(
-    storage: MemoryStorage, record: SessionRecord | PredictionRecord, caplog: pytest.LogCaptureFixture
+async def test_after_a_full_disk_batches_are_due_as_ever(
+    storage: MemoryStorage, recorder: Record, disk: FullDisk
 ) -> None:
-    kept = recorder(storage)
-    storage.poison = lambda batch: record in [*batch.sessions, *batch.predictions]
-    kept.record_session(SESSION)
-    kept.record_prediction(PREDICTION)
-    kept.record_chunk(chunk(0))
-    assert await kept.drain(5)
-    assert positions(storage.batches) == [0]
-    assert kept.stats().written_records == 2
-    assert len(messages(caplog, f"the database refuses session {ORIGIN.session_id}, the ")) == 1
+    kept = recorder(max_records=10)
+    async with running(kept):
+        await until(lambda: kept.online)
+        disk.is_full = True
+        for _ in range(25):
+            kept.record(SESSION)
+        disk.is_full = False
+        await until(lambda: storage.batches and kept.stats().pending_records == 0)
+        assert kept.stats().oldest_pending_seconds == 0
+        n_batches = len(storage.batches)
+        for position in range(9):
+            kept.record_chunk(chunk(position), 0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(storage.batches) == n_batches
+        kept.record_chunk(chunk(9), 0)
+        await until(lambda: len(storage.batches) > n_batches)
+    assert sizes(storage)[-1] == 10
 
 
 # All of it together.
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_every_good_sample_is_written_once_whatever_happens(storage: MemoryStorage, seed: int) -> None:
+async def test_every_sample_is_written_once_whatever_happens(
+    storage: MemoryStorage, recorder: Record, disk: FullDisk, seed: int
+) -> None:
     rng = random.Random(seed)
-    poison = {rng.randrange(20_000) for _ in range(5)}
-    kept = recorder(storage)
+    kept = recorder()
+    taken: list[int] = []
 
     def maybe() -> None:
         if rng.random() < 0.2:
             raise StorageError("by chance")
 
     storage.fail = storage.lose = maybe
-    storage.poison = lambda batch: any(holds(position)(batch) for position in poison)
     async with running(kept):
         position = 0
         while position < 20_000:
             n_samples = rng.randrange(1, 200)
-            kept.record_chunk(chunk(position, n_samples))
+            disk.is_full = rng.random() < (0.5 if disk.is_full else 0.05)
+            if kept.record_chunk(chunk(position, n_samples), 0):
+                taken += range(position, position + n_samples)
+            kept.record_chunk(chunk(position, n_samples, OTHER), 0)
             position += n_samples
             if rng.random() < 0.1:
                 await asyncio.sleep(0)
-        assert await kept.drain(10)
-    assert positions(storage.batches) == [p for p in range(position) if p not in poison]
-    assert kept.stats().refused_records == len(poison)
-    assert storage.tried == sorted(storage.tried)
+        disk.is_full = False
+        assert await kept.drain(20)
+    assert of_session(storage) == taken
+    others = storage.positions(OTHER.session_id)
+    assert len(others) == len(set(others))
+    assert kept.stats().pending_records == kept.stats().pending_bytes == 0
+    starts = [start for start, _ in storage.tried]
+    assert starts == sorted(starts)

@@ -62,11 +62,11 @@ def unpacked(runs: list[Run]) -> list[Sample]:
     return samples
 
 
-@given(capacity=st.integers(1, 8), writes=WRITES)
-def test_it_answers_like_a_list_of_the_last_samples(capacity: int, writes: list[Write]) -> None:
-    ring, model, n_written = Ring(capacity, 2), list[Sample](), 0
-    position, time_us = 0, 100
-    agree(ring, model, n_written)
+@given(base=st.sampled_from([0, 7]), capacity=st.integers(1, 8), writes=WRITES)
+def test_it_answers_like_a_list_of_the_last_samples(base: int, capacity: int, writes: list[Write]) -> None:
+    ring, model, n_written = Ring(capacity, 2, base), list[Sample](), 0
+    position, time_us, lost_to = base, 100, base
+    agree(ring, model, n_written, lost_to)
     for jump, steps_us in writes:
         position += jump
         chunk = []
@@ -76,15 +76,17 @@ def test_it_answers_like_a_list_of_the_last_samples(capacity: int, writes: list[
             position += 1
         write(ring, chunk)
         n_written += len(chunk)
+        if lost := (model + chunk)[:-capacity]:
+            lost_to = lost[-1].position + 1
         model = (model + chunk)[-capacity:]
-        agree(ring, model, n_written)
+        agree(ring, model, n_written, lost_to)
 
 
-def agree(ring: Ring, model: list[Sample], n_written: int) -> None:
+def agree(ring: Ring, model: list[Sample], n_written: int, lost_to: int) -> None:
     """Ask the ring everything that can be asked."""
     assert (len(ring), ring.n_written) == (len(model), n_written)
     assert ring.span_us == ((model[0].time_us, model[-1].time_us) if model else None)
-    assert ring.first_position == (model[0].position if n_written > ring.capacity else 0)
+    assert ring.first_position == lost_to
     for n in range(ring.capacity + 2):
         assert unpacked(ring.last(n)) == (model[-n:] if n else [])
     positions = [sample.position for sample in model] or [0]
@@ -96,6 +98,13 @@ def agree(ring: Ring, model: list[Sample], n_written: int) -> None:
             assert unpacked(ring.between(start_us, end_us)) == [
                 sample for sample in model if start_us <= sample.time_us < end_us
             ]
+
+
+def test_what_was_before_its_base_is_not_there() -> None:
+    ring = Ring(4, 2, 100)
+    assert ring.first_position == 100
+    write(ring, [Sample(103, 0)])
+    assert ring.first_position == 100
 
 
 def test_an_empty_ring_has_nothing() -> None:
@@ -126,7 +135,7 @@ def test_a_hole_parts_the_runs() -> None:
 
 def test_a_hole_is_forgotten_with_the_samples_before_it() -> None:
     ring = filled(4, range(3), range(5, 9))
-    assert ring.first_position == 5
+    assert ring.first_position == 3  # from there on it knows all: nothing was written before 5
     assert len(ring.last(4)) == 1
     for position in range(10, 10_000, 2):
         write(ring, [Sample(position, 0)])

@@ -11,6 +11,8 @@ import pytest
 import redis
 
 from services import PostgresServer, ValkeyServer, eventually, has_ended
+from zander.local import embedded
+from zander.local.child import ENVIRONMENT
 
 
 async def _tables(dsn: str, create: str = "SELECT") -> int:
@@ -34,6 +36,18 @@ def test_postgres_comes_back_on_its_port_with_its_data_after_a_stop_and_after_a_
             assert asyncio.run(_tables(dsn)) == 1
         assert asyncio.run(_tables(server.create_database())) == 0
     assert not server.directory.exists()
+
+
+def test_postgres_pauses_and_goes_on() -> None:
+    with PostgresServer() as server:
+        server.pause()
+        psql = [embedded.program("psql"), server.dsn, "-c", "SELECT"]
+        with pytest.raises(subprocess.TimeoutExpired):
+            subprocess.run(psql, check=False, env=ENVIRONMENT, timeout=0.3)
+        server.resume()
+        assert asyncio.run(_tables(server.dsn)) == 0
+        server.pause()
+        server.kill()
 
 
 def test_valkey_pauses_and_comes_back_on_its_port() -> None:

@@ -114,6 +114,8 @@ def test_a_position_ahead_leaves_a_gap() -> None:
     of.accept(raw(2, 0), NOW_US)
     accepted = of.accept(raw(2, 5), NOW_US)
     assert accepted.gap == (2, 5)
+    assert accepted.chunk
+    assert accepted.chunk.expected == 2
     assert positions(accepted) == [5, 6]
     assert of.n_gaps == 1
 
@@ -276,6 +278,20 @@ def test_whatever_a_relay_sends_the_promises_hold(n_channels: int | None, messag
         assert (of.next_position, of.last_time_us) == (next_position, last_us)
         assert (of.n_duplicates, of.n_gaps) == (n_duplicates, n_gaps)
     assert covered == list(range(next_position))  # every position is a sample or in a gap, once, in order
+
+
+# A resumed session.
+
+
+def test_a_resumed_session_goes_on_where_it_was() -> None:
+    device = DeviceInfo(sampling_rate=RATE_HZ, channel_count=2)
+    of = Session("me", "s", NOW_US - 1000, device, {}, fence=3, next_position=100, last_time_us=NOW_US)
+    assert (of.fence, of.origin.base) == (3, 100)
+    accepted = of.accept(raw(2, 99, NOW_US - 500), NOW_US)
+    assert positions(accepted) == [100]
+    assert times_us(accepted) == [NOW_US + 7_312]
+    assert accepted.gap is None
+    assert of.accept(raw(1, 103), NOW_US).gap == (101, 103)
 
 
 # The rest.

@@ -3,11 +3,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,32 +18,21 @@ import numpy as np
 import pytest
 
 from databases import connected, opened, until
+from samples import ORIGIN, PREDICTION, SESSION, T0_US, WRITER_ID, batch, chunk, gap
 from services import PostgresServer
-from zander import recorder as recorder_module
-from zander import storage as storage_module
 from zander.chunk import Chunk, Origin
-from zander.errors import Refused, StorageError
-from zander.recorder import Batch, PredictionRecord, Recorder, SessionRecord
-from zander.storage import Postgres, plain_dsn
+from zander.database import storage as storage_module
+from zander.database import transaction as transaction_module
+from zander.database.migrations import Connection
+from zander.database.storage import Postgres, plain_dsn
+from zander.errors import StorageError
+from zander.journal import outage as outage_module
+from zander.journal import recorder as recorder_module
+from zander.journal.journals import Journals
+from zander.journal.recorder import Recorder
 
-T0_US = 1_764_000_000_123_457
 T0 = datetime(2025, 11, 24, 16, 0, 0, 123457, tzinfo=UTC)
-ORIGIN = Origin("user", str(uuid.uuid4()), 7812.5)
-SESSION = SessionRecord(ORIGIN.session_id, "user", T0_US, None, '{"sampling_rate": 128}')
-PREDICTION = PredictionRecord(
-    T0_US, ORIGIN.session_id, "user", "workload_edge", "edge_relay", '{"workload": 0.5}', 0.9, "v2"
-)
-
-
-def chunk(position: int, n_samples: int = 1, origin: Origin = ORIGIN, n_channels: int = 2) -> Chunk:
-    """Samples that carry their position in the first channel."""
-    samples = np.zeros((n_samples, n_channels), np.float32)
-    samples[:, 0] = np.arange(position, position + n_samples)
-    return Chunk(origin, position, T0_US + 7812 * np.arange(position, position + n_samples), samples)
-
-
-def raw(n: int, *chunks: Chunk) -> Batch:
-    return Batch(n, [], list(chunks), [])
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
 
 async def positions(url: str) -> list[int]:
@@ -50,6 +41,12 @@ async def positions(url: str) -> list[int]:
         rows = await connection.fetch("SELECT position, channels[1] AS first FROM raw_eeg ORDER BY position")
     assert all(row["position"] == row["first"] for row in rows)
     return [row["position"] for row in rows]
+
+
+async def until_somebody_waits(connection: Connection) -> None:
+    async with asyncio.timeout(5):
+        while not await connection.fetchval(WAITING):
+            pass
 
 
 class Proxy:
@@ -121,7 +118,8 @@ def fragile() -> Iterator[PostgresServer]:
 
 @pytest.fixture(autouse=True)
 def _patient_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "BACKOFF_MAX_SECONDS", 0.1)
+    monkeypatch.setattr(outage_module, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(outage_module, "MAX_SECONDS", 0.1)
     monkeypatch.setattr(recorder_module, "PING_SECONDS", 0.05)
 
 
@@ -130,20 +128,35 @@ def _patient_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_batch_comes_back_as_it_was_written(any_database_url: str) -> None:
     async with opened(any_database_url) as storage:
-        await storage.write(Batch(1, [SESSION], [chunk(0, 3), chunk(7)], [PREDICTION]))
+        await storage.write(batch(0, 9, SESSION, chunk(0, 3), gap(3, 7), chunk(7), PREDICTION))
     async with connected(any_database_url) as connection:
-        session = await connection.fetchrow("SELECT * FROM sessions")
+        session = await connection.fetchrow(
+            "SELECT session_id, user_id, start_time, end_time, device_info, durable_position, durable_time, fence"
+            " FROM sessions"
+        )
         samples = await connection.fetch("SELECT * FROM raw_eeg ORDER BY position")
+        stored_gap = await connection.fetchrow("SELECT * FROM gaps")
         prediction = await connection.fetchrow("SELECT * FROM predictions")
     session_id = uuid.UUID(ORIGIN.session_id)
-    assert tuple(session) == (session_id, "user", T0, None, '{"sampling_rate": 128}')
+    durable_time = T0 + timedelta(microseconds=7 * 7812)
+    assert tuple(session) == (session_id, "user", T0, None, '{"sampling_rate": 128}', 8, durable_time, 0)
     assert [tuple(row) for row in samples] == [
         (T0 + timedelta(microseconds=7812 * position), session_id, "user", position, [position, 0.0])
         for position in (0, 1, 2, 7)
     ]
+    assert tuple(stored_gap) == (session_id, 3, 7, "relay", T0)
     assert tuple(prediction) == (
         T0, session_id, "user", "workload_edge", "edge_relay", '{"workload": 0.5}', 0.9, "v2",
     )  # fmt: skip
+
+
+async def test_what_a_prediction_may_leave_out_is_null(any_database_url: str) -> None:
+    async with opened(any_database_url) as storage:
+        bare = type(PREDICTION)(ORIGIN.session_id, T0_US, "user", "type", "classifier", "[]", None, None)
+        await storage.write(batch(0, 9, bare))
+    async with connected(any_database_url) as connection:
+        row = await connection.fetchrow("SELECT data, confidence, classifier_version FROM predictions")
+    assert tuple(row) == ("[]", None, None)
 
 
 @pytest.mark.parametrize("n_channels", [1, 139])
@@ -153,7 +166,7 @@ async def test_any_user_and_channel_count_comes_back(any_database_url: str, user
     values = np.random.default_rng(7).normal(0, 50, (20, n_channels)).astype(np.float32)
     values[3, 0] = np.nan
     async with opened(any_database_url) as storage:
-        await storage.write(raw(1, Chunk(origin, 0, np.full(20, T0_US), values)))
+        await storage.write(batch(0, 9, Chunk(origin, 0, np.full(20, T0_US), values)))
     async with connected(any_database_url) as connection:
         rows = await connection.fetch("SELECT user_id, channels FROM raw_eeg ORDER BY position")
     assert {row["user_id"] for row in rows} == {user_id}
@@ -163,7 +176,7 @@ async def test_any_user_and_channel_count_comes_back(any_database_url: str, user
 async def test_the_view_of_raw_samples_is_the_original_table(any_database_url: str) -> None:
     samples = np.array([[0.1, np.nan, -3]], np.float32)
     async with opened(any_database_url) as storage:
-        await storage.write(raw(1, Chunk(ORIGIN, 0, np.array([T0_US]), samples)))
+        await storage.write(batch(0, 9, Chunk(ORIGIN, 0, np.array([T0_US]), samples)))
     async with connected(any_database_url) as connection:
         row = await connection.fetchrow("SELECT * FROM raw_samples")
     assert list(row.keys()) == ["timestamp", "session_id", "user_id", "data"]
@@ -172,22 +185,11 @@ async def test_the_view_of_raw_samples_is_the_original_table(any_database_url: s
 
 
 async def test_a_large_batch_goes_in_several_pieces(any_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "COPY_BYTES", 1000)
+    monkeypatch.setattr(transaction_module, "COPY_BYTES", 1000)
     other = Origin("other", str(uuid.uuid4()), 0.0)
     async with opened(any_database_url) as storage:
-        await storage.write(raw(1, chunk(0, 100), chunk(100, 100, other), chunk(200, 100)))
+        await storage.write(batch(0, 9, chunk(0, 100), chunk(100, 100, other), chunk(200, 100)))
     assert await positions(any_database_url) == list(range(300))
-
-
-async def test_the_end_of_a_session_is_added_to_its_row(any_database_url: str) -> None:
-    async with opened(any_database_url) as storage, connected(any_database_url) as connection:
-        await storage.write(Batch(1, [SESSION], [], []))
-        await storage.write(Batch(2, [SESSION._replace(end_us=T0_US + 5)], [], []))
-        ends = await connection.fetch("SELECT start_time, end_time FROM sessions")
-        assert [tuple(row) for row in ends] == [(T0, T0 + timedelta(microseconds=5))]
-        await storage.write(Batch(3, [SESSION._replace(start_us=T0_US + 9)], [], []))  # resumed
-        ends = await connection.fetch("SELECT start_time, end_time FROM sessions")
-        assert [tuple(row) for row in ends] == [(T0, None)]
 
 
 # Where to.
@@ -201,7 +203,7 @@ def test_both_forms_of_a_url_are_read() -> None:
 
 async def test_the_original_form_of_a_url_works(database_url: str) -> None:
     async with opened(database_url.replace("postgresql://", "postgresql+asyncpg://")) as storage:
-        await storage.write(raw(1, chunk(0)))
+        await storage.write(batch(0, 9, chunk(0)))
     assert await positions(database_url) == [0]
 
 
@@ -233,12 +235,12 @@ async def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.Monke
 
 async def test_a_batch_that_is_written_again_is_there_once(any_database_url: str) -> None:
     async with opened(any_database_url) as storage:
-        batch = Batch(1, [SESSION], [chunk(0, 10)], [PREDICTION])
-        await storage.write(batch)
+        first = batch(0, 9, SESSION, chunk(0, 10), PREDICTION)
+        written = await storage.write(first)
         await storage.open()
-        await storage.write(batch)
-        await storage.write(raw(2, chunk(10)))
-        await storage.write(raw(1, chunk(11)))
+        assert await storage.write(first) == written
+        assert written.durable == {ORIGIN.session_id: 10}
+        await storage.write(batch(9, 20, chunk(10)))
     assert await positions(any_database_url) == list(range(11))
     async with connected(any_database_url) as connection:
         assert await connection.fetchval("SELECT count(*) FROM predictions") == 1
@@ -246,8 +248,8 @@ async def test_a_batch_that_is_written_again_is_there_once(any_database_url: str
 
 async def test_two_writers_do_not_mistake_each_others_batches(any_database_url: str) -> None:
     async with opened(any_database_url) as one, opened(any_database_url) as other:
-        await one.write(raw(1, chunk(0)))
-        await other.write(raw(1, chunk(1)))
+        await one.write(batch(0, 9, chunk(0)))
+        await other.write(batch(0, 9, chunk(1), writer_id=uuid.uuid4()))
     assert await positions(any_database_url) == [0, 1]
 
 
@@ -255,12 +257,14 @@ async def test_a_commit_whose_answer_is_lost_is_not_written_twice(any_database_u
     async with Proxy(any_database_url).listening() as proxy, opened(proxy.url) as storage:
         proxy.loses_commits = True
         with pytest.raises(StorageError):
-            await storage.write(raw(1, chunk(0, 10)))
+            await storage.write(batch(0, 9, SESSION, chunk(0, 10)))
         assert proxy.n_lost == 1
         proxy.loses_commits = False
         await storage.open()
-        await storage.write(raw(1, chunk(0, 10)))
-        await storage.write(raw(2, chunk(10, 10)))
+        assert await storage.position(WRITER_ID) == 9
+        written = await storage.write(batch(0, 9, SESSION, chunk(0, 10)))
+        assert written.durable == {ORIGIN.session_id: 10}
+        await storage.write(batch(9, 20, chunk(10, 10)))
         await storage.close()
     assert await positions(any_database_url) == list(range(20))
 
@@ -269,33 +273,41 @@ async def test_a_backend_that_is_still_committing_is_waited_for(database_url: st
     async with opened(database_url) as storage, connected(database_url) as zombie:
         transaction = zombie.transaction()
         await transaction.start()
-        await zombie.fetchval(storage_module.CLAIM, storage._writer_id, 1)
-        retry = asyncio.create_task(storage.write(raw(1, chunk(0))))
+        await zombie.fetchval(transaction_module.CLAIM, WRITER_ID, 0, 9)
+        retry = asyncio.create_task(storage.write(batch(0, 9, chunk(0))))
         async with connected(database_url) as connection:
-            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-            async with asyncio.timeout(5):
-                while not await connection.fetchval(waiting):
-                    pass
+            await until_somebody_waits(connection)
         assert not retry.done()
         await transaction.commit()
         await retry
     assert await positions(database_url) == []
 
 
+async def test_a_backend_that_never_commits_is_not_believed(database_url: str) -> None:
+    async with opened(database_url) as storage, connected(database_url) as zombie:
+        transaction = zombie.transaction()
+        await transaction.start()
+        await zombie.fetchval(transaction_module.CLAIM, WRITER_ID, 0, 9)
+        retry = asyncio.create_task(storage.write(batch(0, 9, chunk(0))))
+        async with connected(database_url) as connection:
+            await until_somebody_waits(connection)
+        await transaction.rollback()
+        await retry
+    assert await positions(database_url) == [0]
+
+
 async def test_a_write_that_is_cancelled_leaves_nothing_behind(database_url: str) -> None:
     async with opened(database_url) as storage, connected(database_url) as other:
         async with other.transaction():
             await other.execute("LOCK TABLE raw_eeg")
-            task = asyncio.create_task(storage.write(raw(1, chunk(0))))
-            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-            async with asyncio.timeout(5):
-                while not await other.fetchval(waiting):
-                    pass
+            task = asyncio.create_task(storage.write(batch(0, 9, chunk(0))))
+            await until_somebody_waits(other)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
         await storage.open()
-        await storage.write(raw(1, chunk(0)))
+        assert await storage.position(WRITER_ID) == 0
+        await storage.write(batch(0, 9, chunk(0)))
     assert await positions(database_url) == [0]
 
 
@@ -305,7 +317,7 @@ async def test_a_silent_network_is_given_up(database_url: str, monkeypatch: pyte
     async with Proxy(database_url).listening() as proxy, opened(proxy.url) as storage:
         proxy.silent = True
         with pytest.raises(StorageError, match="no answer in time"):
-            await storage.write(raw(1, chunk(0)))
+            await storage.write(batch(0, 9, chunk(0)))
         proxy.silent = False
         await storage.open()
         proxy.silent = True
@@ -313,88 +325,70 @@ async def test_a_silent_network_is_given_up(database_url: str, monkeypatch: pyte
             await storage.ping()
         proxy.silent = False
         await storage.open()
-        await storage.write(raw(1, chunk(0)))
+        await storage.write(batch(0, 9, chunk(0)))
     assert await positions(database_url) == [0]
 
 
 async def test_a_closed_storage_says_so() -> None:
     storage = Postgres("postgresql://h/d", retention_days=None, columnstore_after_hours=24)
     await storage.close()
-    for call in (storage.ping(), storage.write(raw(1, chunk(0)))):
+    for call in (storage.ping(), storage.write(batch(0, 9, chunk(0))), storage.position(WRITER_ID)):
         with pytest.raises(StorageError, match="closed"):
             await call
 
 
-# What the database refuses.
-
-
-def poison(kind: str) -> Batch:
-    late = Chunk(ORIGIN, 5, np.array([-(1 << 62)]), np.zeros((1, 2), np.float32))
-    nowhere = Origin("user", "secret", 0.0)
-    return {
-        "a time out of range": raw(1, chunk(0), late),
-        "a session id that is none": raw(1, chunk(0, origin=nowhere)),
-        "a user too long": raw(1, chunk(0, origin=Origin("secret" * 20, ORIGIN.session_id, 0.0))),
-        "a channel count that changes": raw(1, chunk(0), chunk(1, n_channels=3)),
-        "U+0000 in JSON": Batch(1, [], [chunk(0)], [PREDICTION._replace(data='{"secret": "\\u0000"}')]),
-        "no JSON": Batch(1, [], [chunk(0)], [PREDICTION._replace(data="secret")]),
-        "JSON too deep": Batch(1, [], [], [PREDICTION._replace(data="[" * 100_000 + "]" * 100_000)]),
-        "half a character": Batch(1, [], [chunk(0)], [PREDICTION._replace(user_id="secret\ud800")]),
-        "a name too long": Batch(1, [], [chunk(0)], [PREDICTION._replace(prediction_type="secret" * 20)]),
-        "a device that is no JSON": Batch(1, [SESSION._replace(device_info="secret")], [chunk(0)], []),
-        "a session of no user": Batch(1, [SESSION._replace(user_id="secret" * 20)], [chunk(0)], []),
-    }[kind]
-
-
-KINDS = [
-    "a time out of range",
-    "a session id that is none",
-    "a user too long",
-    "a channel count that changes",
-    "U+0000 in JSON",
-    "no JSON",
-    "JSON too deep",
-    "half a character",
-    "a name too long",
-    "a device that is no JSON",
-    "a session of no user",
-]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_bad_data_is_refused_as_a_whole_and_the_next_batch_is_taken(database_url: str, kind: str) -> None:
-    async with opened(database_url) as storage:
-        with pytest.raises(Refused) as caught:
-            await storage.write(poison(kind))
-        assert "secret" not in str(caught.value)
-        await storage.write(raw(2, chunk(1)))
-    assert await positions(database_url) == [1]
-
-
-async def test_bad_data_among_good_costs_only_itself(any_database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_journal_nobody_knows_stands_at_its_beginning(any_database_url: str) -> None:
     async with opened(any_database_url) as storage:
-        recorder = Recorder(storage, max_records=50, max_seconds=60, linger_seconds=0, backlog_max_bytes=1 << 30)
-        for position in range(0, 100, 10):
-            recorder.record_chunk(chunk(position, 10))
-        times_us = np.full(10, T0_US)
-        times_us[4] = -(1 << 62)  # long before 4713 BC
-        samples = np.arange(100, 110, dtype=np.float32)[:, None]
-        recorder.record_chunk(Chunk(ORIGIN, 100, times_us, samples))
-        recorder.record_prediction(PREDICTION._replace(data='"\\u0000"'))
-        assert await recorder.drain(10)
-    assert await positions(any_database_url) == [position for position in range(110) if position != 104]
-    assert recorder.stats().refused_records == 2
-    refusals = [message for message in caplog.messages if "refuses" in message]
-    assert len(refusals) == 1
-    assert f"session {ORIGIN.session_id}, position 104" in refusals[0]
+        assert await storage.position(uuid.uuid4()) == 0
+        await storage.write(batch(0, 9, chunk(0)))
+        assert await storage.position(WRITER_ID) == 9
+
+
+# What the database will not do now is no fault of the data.
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("ALTER TABLE raw_eeg RENAME TO elsewhere", "ALTER TABLE elsewhere RENAME TO raw_eeg"),
+        ("CREATE ROLE {0}; SET ROLE {0}", "RESET ROLE; DROP ROLE {0}"),
+        ("SET default_transaction_read_only = on", "SET default_transaction_read_only = off"),
+    ],
+    ids=["a table is missing", "permission revoked", "read-only"],
+)
+async def test_a_database_that_refuses_everything_buries_nothing(database_url: str, before: str, after: str) -> None:
+    role = f"role_{uuid.uuid4().hex}"
+    async with opened(database_url) as storage, connected(database_url) as connection:
+        await storage._connection.execute(before.format(role))
+        own = storage._connection
+        with pytest.raises(StorageError):
+            await storage.write(batch(0, 9, SESSION, chunk(0)))
+        assert own.is_closed()
+        if "ALTER" in after:
+            await connection.execute(after)
+        await storage.open()
+        assert await storage.position(WRITER_ID) == 0
+        await storage.write(batch(0, 9, SESSION, chunk(0)))
+        assert await connection.fetchval("SELECT count(*) FROM dead_letters") == 0
+        if "ROLE" in before:
+            await connection.execute(f"DROP ROLE {role}")
+    assert await positions(database_url) == [0]
+
+
+def test_a_full_disk_is_no_refusal() -> None:
+    assert not transaction_module.blames_data(asyncpg.exceptions.DiskFullError("no space"))
+    assert transaction_module.blames_data(asyncpg.exceptions.DatetimeFieldOverflowError("out of range"))
 
 
 # Outages.
 
 
 @asynccontextmanager
-async def recording(storage: Postgres) -> AsyncIterator[Recorder]:
-    recorder = Recorder(storage, max_records=50, max_seconds=0.05, linger_seconds=0.005, backlog_max_bytes=1 << 30)
+async def recording(storage: Postgres, folder: Path) -> AsyncIterator[Recorder]:
+    journals = Journals(folder, 1 << 30)
+    recorder = Recorder(
+        storage, journals, max_records=50, max_seconds=0.05, linger_seconds=0.005, journal_max_bytes=1 << 30
+    )
     task = asyncio.create_task(recorder.run())
     try:
         yield recorder
@@ -402,20 +396,25 @@ async def recording(storage: Postgres) -> AsyncIterator[Recorder]:
         task.cancel()
         await asyncio.wait([task])
         await storage.close()
+        journals.close()
+
+
+def postgres(database_url: str) -> Postgres:
+    return Postgres(database_url, retention_days=None, columnstore_after_hours=24)
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 async def test_a_database_that_restarts_loses_nothing_and_gets_nothing_twice(
-    fragile: PostgresServer, how: str, caplog: pytest.LogCaptureFixture
+    fragile: PostgresServer, how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     database_url = fragile.create_database()
     position = 0
-    async with recording(Postgres(database_url, retention_days=None, columnstore_after_hours=24)) as recorder:
+    async with recording(postgres(database_url), tmp_path) as recorder:
 
         async def record(until_done: asyncio.Task[None]) -> None:
             nonlocal position
             while not until_done.done():
-                recorder.record_chunk(chunk(position, 10))
+                recorder.record_chunk(chunk(position, 10), 0)
                 position += 10
                 await asyncio.sleep(0.001)  # as relays would: 10,000 samples a second
             await until_done
@@ -432,14 +431,15 @@ async def test_a_database_that_restarts_loses_nothing_and_gets_nothing_twice(
     assert await positions(database_url) == list(range(position))
     assert len([message for message in caplog.messages if "the database is away" in message]) == 1
     assert len([message for message in caplog.messages if "the database is back" in message]) == 1
+    assert os.listdir(tmp_path) == []
 
 
-async def test_a_backend_that_is_terminated_loses_nothing(database_url: str) -> None:
-    async with recording(Postgres(database_url, retention_days=None, columnstore_after_hours=24)) as recorder:
+async def test_a_backend_that_is_terminated_loses_nothing(database_url: str, tmp_path: Path) -> None:
+    async with recording(postgres(database_url), tmp_path) as recorder:
         await until(lambda: recorder.online)
         async with connected(database_url) as connection:
             for position in range(0, 1000, 10):
-                recorder.record_chunk(chunk(position, 10))
+                recorder.record_chunk(chunk(position, 10), 0)
                 if position % 200 == 0:
                     await connection.fetch(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -450,10 +450,27 @@ async def test_a_backend_that_is_terminated_loses_nothing(database_url: str) -> 
     assert await positions(database_url) == list(range(1000))
 
 
-async def test_an_outage_is_noticed_without_a_write(fragile: PostgresServer, caplog: pytest.LogCaptureFixture) -> None:
-    async with recording(
-        Postgres(fragile.create_database(), retention_days=None, columnstore_after_hours=24)
-    ) as recorder:
+async def test_lost_answers_at_random_neither_lose_nor_repeat(any_database_url: str, tmp_path: Path) -> None:
+    async with Proxy(any_database_url).listening() as proxy, recording(postgres(proxy.url), tmp_path) as recorder:
+        await until(lambda: recorder.online)
+        recorder.record(SESSION)
+        for position in range(0, 150, 10):
+            proxy.loses_commits = position % 60 < 20
+            recorder.record_chunk(chunk(position, 10), 0)
+            n_batches, n_lost = recorder.stats().written_batches, proxy.n_lost
+            await until(
+                lambda before=n_batches, lost=n_lost: recorder.stats().written_batches > before or proxy.n_lost > lost
+            )
+        proxy.loses_commits = False
+        assert await recorder.drain(20)
+        assert proxy.n_lost >= 3
+    assert await positions(any_database_url) == list(range(150))
+
+
+async def test_an_outage_is_noticed_without_a_write(
+    fragile: PostgresServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with recording(postgres(fragile.create_database()), tmp_path) as recorder:
         await until(lambda: recorder.online)
         try:
             await asyncio.to_thread(fragile.stop)
@@ -475,23 +492,13 @@ async def test_rows_older_than_the_retention_are_deleted_from_plain_tables(
     old = Chunk(ORIGIN, 0, np.full(5, now_us - 3 * 86_400_000_000), np.zeros((5, 1), np.float32))
     new = Chunk(ORIGIN, 5, np.full(2, now_us), np.array([[5], [6]], np.float32))
     async with opened(database_url, retention_days=2) as storage:
-        await storage.write(Batch(1, [], [old, new], [PREDICTION]))
+        await storage.write(batch(0, 9, old, new, PREDICTION))
         await storage.ping()
         await until(lambda: any("6 rows" in message for message in caplog.messages))
         await storage.ping()  # the next hour
     assert await positions(database_url) == [5, 6]
     async with connected(database_url) as connection:
         assert await connection.fetchval("SELECT count(*) FROM predictions") == 0
-
-
-async def test_writers_that_are_long_gone_are_forgotten(any_database_url: str) -> None:
-    async with opened(any_database_url) as storage, connected(any_database_url) as connection:
-        await connection.execute(
-            "INSERT INTO writers VALUES (gen_random_uuid(), 7, now() - interval '31 days'),"
-            " (gen_random_uuid(), 8, now() - interval '29 days')"
-        )
-        await storage.open()
-        assert await connection.fetchval("SELECT array_agg(batch) FROM writers") == [8]
 
 
 async def test_what_the_database_lacks_is_logged_once(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -503,9 +510,4 @@ async def test_what_the_database_lacks_is_logged_once(database_url: str, caplog:
 
 async def test_a_server_that_is_not_there_is_a_storage_error() -> None:
     with pytest.raises(StorageError, match="ConnectionRefusedError"):
-        await Postgres("postgresql://u:p@127.0.0.1:1/d", retention_days=None, columnstore_after_hours=24).open()
-
-
-async def test_a_full_disk_is_no_refusal() -> None:
-    assert not storage_module.blames_data(asyncpg.exceptions.DiskFullError("no space"))
-    assert storage_module.blames_data(asyncpg.exceptions.DatetimeFieldOverflowError("out of range"))
+        await postgres("postgresql://u:p@127.0.0.1:1/d").open()

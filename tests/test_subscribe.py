@@ -6,6 +6,7 @@ import asyncio
 import socket as sockets
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
@@ -14,6 +15,8 @@ from clients import DEVICE, Peer, consumer, relay
 from nodes import Node
 from services import eventually
 from zander.chunk import decode_binary
+
+SOME_ID = "00000000-0000-4000-8000-00000000abcd"
 
 
 async def test_the_status_comes_first_and_whenever_the_relay_comes_or_goes(node: Node, user: str) -> None:
@@ -84,7 +87,11 @@ async def test_last_n_gives_what_there_is_and_features_too(node: Node, user: str
 
 @pytest.mark.parametrize(
     "query",
-    ["?types=rwa", "?types=", "?format=xml", "?last=-1", "?last=x", "?last=1001", "?last=99999999999999999999999"],
+    [
+        *["?types=rwa", "?types=", "?format=xml", "?last=-1", "?last=x", "?last=1001", "?last=99999999999999999999999"],
+        *[f"?session_id={SOME_ID}", "?from=0", f"?last=1&session_id={SOME_ID}&from=0", "?session_id=x&from=0"],
+        *[f"?from=-1&session_id={SOME_ID}", f"?from={1 << 53}&session_id={SOME_ID}"],
+    ],
 )
 async def test_a_wrong_query_is_refused_with_its_reason(node: Node, user: str, query: str) -> None:
     async with connect(f"{node.ws}/subscribe/{user}{query}") as socket:
@@ -230,3 +237,90 @@ async def test_a_hole_among_the_last_n_is_announced_in_its_place(node: Node, use
             messages = [await azure.receive() for _ in range(4)]
             assert [message.get("position") for message in messages] == [0, 1, None, 7]
             assert (messages[2]["from"], messages[2]["to"], messages[2]["reason"]) == (2, 7, "relay")
+
+
+# Resuming.
+
+
+async def _heard(peer: Peer, n: int) -> list[Any]:
+    """Read until position `n` has come: positions, and (from, to, reason) for a gap."""
+    heard: list[Any] = []
+    while n - 1 not in heard:
+        message = await peer.receive()
+        if message["type"] == "gap":
+            heard.append((message["from"], message["to"], message["reason"]))
+        elif message["type"] == "raw":
+            heard += [int(sample[0]) for sample in message.get("samples", [message.get("channels")])]
+            assert heard[-1] == message["position"] + len(message.get("samples", [0])) - 1
+    return heard
+
+
+async def _send(edge: Peer, positions: range) -> None:
+    """Send samples in chunks, and wait until they were taken."""
+    for start in range(positions.start, positions.stop, 100):
+        some = range(start, min(start + 100, positions.stop))
+        await edge.send({"type": "raw", "samples": [[n, 0] for n in some], "position": start})
+    await edge.send({"type": "ping", "t0": 0})
+    await edge.until("pong")
+
+
+@pytest.mark.parametrize("start", [0, 1500, 2500, 3000])
+async def test_a_consumer_that_comes_back_goes_on_where_it_was(node: Node, user: str, start: int) -> None:
+    async with relay(node.ws, user) as edge:
+        await _send(edge, range(3000))
+        query = f"?session_id={edge.session_id}&from={start}&format=chunks"
+        async with consumer(node.ws, user, query) as azure:
+            assert azure.status["session_id"] == edge.session_id
+            await _send(edge, range(3000, 3200))
+            assert await _heard(azure, 3200) == list(range(start, 3200))
+
+
+async def test_a_session_that_has_ended_is_read_to_its_end_and_then_comes_the_next(node: Node, user: str) -> None:
+    async with relay(node.ws, user) as first:
+        await _send(first, range(1500))
+    async with relay(node.ws, user) as second:
+        await _send(second, range(5))
+    async with relay(node.ws, user) as third:
+        await _send(third, range(10, 20))
+        query = f"?session_id={first.session_id}&from=1400&format=chunks"
+        async with consumer(node.ws, user, query) as azure:
+            assert (azure.status["session_id"], azure.status["online"]) == (first.session_id, False)
+            assert await _heard(azure, 1500) == list(range(1400, 1500))
+            assert (await azure.until("status"))["session_id"] == second.session_id
+            assert await _heard(azure, 5) == list(range(5))
+            status = await azure.until("status")
+            assert (status["session_id"], status["online"]) == (third.session_id, True)
+            assert await _heard(azure, 20) == [(0, 10, "relay"), *range(10, 20)]
+            await _send(third, range(20, 21))
+            assert await _heard(azure, 21) == [20]
+
+
+async def test_a_session_nobody_knows_is_not_found(
+    node: Node, user: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("zander.replay.PATIENCE_SECONDS", 0)
+    async with connect(f"{node.ws}/subscribe/{user}?session_id={SOME_ID}&from=0") as socket:
+        peer = Peer(socket)
+        assert (await peer.receive())["code"] == "not_found"
+        assert await peer.close_code() == 4500
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_consumer_may_leave_while_it_is_brought_up(node: Node, user: str) -> None:
+    async with relay(node.ws, user) as edge:
+        await _send(edge, range(3000))
+        before = node.get("/stats")[1]["consumers"]
+        for _ in range(5):
+            async with consumer(node.ws, user, f"?session_id={edge.session_id}&from=0"):
+                pass
+        eventually(lambda: node.get("/stats")[1]["consumers"] == before)
+
+
+async def test_one_that_is_brought_up_gets_answers_to_its_predictions(node: Node, user: str) -> None:
+    async with relay(node.ws, user) as edge:
+        await _send(edge, range(3000))
+        async with consumer(node.ws, user, f"?session_id={edge.session_id}&from=0") as azure:
+            await azure.send(
+                {"type": "prediction", "prediction_type": "a", "classifier_name": "b", "data": {}, "id": 1}
+            )
+            assert (await azure.until("prediction_ack"))["delivered"] is True

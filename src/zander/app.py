@@ -15,15 +15,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from zander.broadcast import RedisLink
+from zander.database.archive import Archive
+from zander.database.storage import Postgres
 from zander.errors import ClientError
 from zander.hub import Hub
+from zander.journal.journal import FOLDER
+from zander.journal.journals import Journals
+from zander.journal.recorder import Recorder
 from zander.nodes.alone import Alone
 from zander.nodes.cluster import Cluster
-from zander.recorder import Recorder
+from zander.replay import Replays
 from zander.routes import ROUTES
 from zander.routes.context import Service
 from zander.settings import Settings
-from zander.storage import Postgres
 
 CANCEL_SECONDS = 1.0
 DRAIN_SECONDS = 5.0  # for the database, of the 15 s that a stop may take
@@ -48,28 +52,36 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
         retention_days=settings.retention_days,
         columnstore_after_hours=settings.columnstore_after_hours,
     )
+    journals = Journals(settings.data_dir / FOLDER, settings.journal_max_bytes)
     recorder = Recorder(
         storage,
+        journals,
         max_records=settings.batch_max_records,
         max_seconds=settings.batch_max_seconds,
         linger_seconds=settings.batch_linger_seconds,
-        backlog_max_bytes=settings.backlog_max_bytes,
+        journal_max_bytes=settings.journal_max_bytes,
     )
     broadcast = Cluster(RedisLink(settings.redis_url)) if settings.redis_url else Alone()
+    archive = Archive(settings.database_url)
     hub = Hub(
         recorder,
+        archive,
         broadcast,
         buffer_samples=settings.buffer_samples,
         buffer_keep_seconds=settings.buffer_keep_seconds,
     )
     broadcast.attach(hub)
-    app.state.service = Service(settings, hub, recorder, monotonic())
-    async with _running(recorder.run()), _running(_tick(hub)):
+    recorder.on_written = hub.written
+    app.state.service = Service(settings, hub, recorder, archive, Replays(hub), monotonic())
+    syncing = journals.keep_synced(settings.journal_fsync_seconds)
+    async with _running(recorder.run()), _running(_tick(hub)), _running(syncing):
         async with _running(broadcast.run()):
             yield
             await broadcast.close()
         await recorder.drain(DRAIN_SECONDS)
     await storage.close()
+    await archive.close()
+    journals.close()
 
 
 @asynccontextmanager

@@ -36,14 +36,18 @@ class RawIn(NamedTuple):
 
 
 class Origin:
-    """Where samples come from: the user, the session, and the sampling period that spaces a chunk (0: unknown)."""
+    """Where samples come from: the user, the session, and the sampling period that spaces a chunk (0: unknown).
 
-    __slots__ = ("_prefix", "period_us", "session_id", "user_id")
+    `base` is the position from which on its relay sends, there where it is connected now: not 0 when it has resumed.
+    """
 
-    def __init__(self, user_id: str, session_id: str, period_us: float) -> None:
+    __slots__ = ("_prefix", "base", "period_us", "session_id", "user_id")
+
+    def __init__(self, user_id: str, session_id: str, period_us: float, base: int = 0) -> None:
         self.user_id = user_id
         self.session_id = session_id
         self.period_us = period_us
+        self.base = base
         names = orjson.dumps({"type": "raw", "user_id": user_id, "session_id": session_id}).decode()
         self._prefix = f'{names[:-1]},"position":'
 
@@ -56,22 +60,23 @@ class Origin:
 class Chunk:
     """Consecutive samples of one session: `samples` float32 `(n, n_channels)` C order in µV, `times_us` int64 `(n,)`.
 
-    Shared by every outbox and the recorder, so never written to. Each encoding is made on first use.
+    `end` is the position after the last sample; `expected` is where the session stood before: what lies between it and
+    `position` never came from the relay. Shared by every outbox and the recorder, so never written to. Each encoding is
+    made on first use.
     """
 
-    def __init__(self, origin: Origin, position: int, times_us: Times, samples: Samples) -> None:
+    def __init__(
+        self, origin: Origin, position: int, times_us: Times, samples: Samples, expected: int | None = None
+    ) -> None:
         self.origin = origin
         self.position = position
+        self.end = position + len(samples)
         self.times_us = times_us
         self.samples = samples
+        self.expected = position if expected is None else expected
 
     def __len__(self) -> int:
         return len(self.samples)
-
-    @property
-    def end(self) -> int:
-        """Position after the last sample."""
-        return self.position + len(self.samples)
 
     @cached_property
     def json_frames(self) -> list[str]:
@@ -92,15 +97,30 @@ class Chunk:
         """The protocol's binary chunk."""
         return encode_binary(RawIn(self.position, int(self.times_us[0]), self.samples))
 
-    def pieces(self) -> list[Chunk]:
-        """Cut into chunks of at most MAX_CHUNK_BYTES, and at least one sample."""
-        if self.samples.nbytes <= MAX_CHUNK_BYTES:
+    def pieces(self, n_max: int | None = None) -> list[Chunk]:
+        """Cut into chunks of at most MAX_CHUNK_BYTES and `n_max` samples, and at least one sample."""
+        if self.samples.nbytes <= MAX_CHUNK_BYTES and (n_max is None or len(self) <= n_max):
             return [self]
         n = max(1, MAX_CHUNK_BYTES // self.samples[0].nbytes)
-        return [
+        n = min(n, n_max or n)
+        first, *rest = [
             Chunk(self.origin, self.position + i, self.times_us[i : i + n], self.samples[i : i + n])
             for i in range(0, len(self), n)
         ]
+        first.expected = self.expected
+        return [first, *rest]
+
+    def steady(self, max_drift_us: float) -> list[Chunk]:
+        """Cut where a sample's time is further than that from what its place after the first one says."""
+        rest, parts = self, list[Chunk]()
+        while True:
+            spaced_us = rest.times_us[0] + np.arange(len(rest)) * rest.origin.period_us
+            early_or_late = np.abs(rest.times_us - spaced_us) > max_drift_us
+            n = int(early_or_late.argmax())
+            if not early_or_late[n]:
+                return [*parts, rest]
+            parts.append(Chunk(rest.origin, rest.position, rest.times_us[:n], rest.samples[:n], rest.expected))
+            rest = rest.since(rest.position + n)
 
     def since(self, position: int) -> Chunk:
         """Cut off what lies before `position`, which must not lie past the end."""
@@ -123,7 +143,18 @@ def join(chunks: list[Chunk]) -> Chunk:
         return chunks[0]
     times_us = np.concatenate([chunk.times_us for chunk in chunks])
     samples = np.concatenate([chunk.samples for chunk in chunks])
-    return Chunk(chunks[0].origin, chunks[0].position, times_us, samples)
+    return Chunk(chunks[0].origin, chunks[0].position, times_us, samples, chunks[0].expected)
+
+
+def join_all(chunks: list[Chunk]) -> list[Chunk]:
+    """Join those that follow each other by position."""
+    groups: list[list[Chunk]] = []
+    for chunk in chunks:
+        if groups and groups[-1][-1].end == chunk.position:
+            groups[-1].append(chunk)
+        else:
+            groups.append([chunk])
+    return [join(group) for group in groups]
 
 
 def encode_binary(raw: RawIn) -> bytes:

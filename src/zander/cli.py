@@ -83,6 +83,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _relay(options: argparse.Namespace) -> None:
+    from zander.client import SpoolError  # noqa: PLC0415
     from zander.terminal.recording import Recording, RecordingError, sample  # noqa: PLC0415
     from zander.terminal.relay import RelayOptions, relay  # noqa: PLC0415
 
@@ -92,7 +93,10 @@ def _relay(options: argparse.Namespace) -> None:
         raise Failure(str(error), 2) from None
     with recording:
         given = vars(options) | {"key": options.key or _key("EDGE_API_KEY")}
-        _run(relay(recording, RelayOptions(**{name: given[name] for name in RelayOptions._fields})))
+        try:
+            _run(relay(recording, RelayOptions(**{name: given[name] for name in RelayOptions._fields})))
+        except SpoolError as error:
+            raise Failure(str(error), 2) from None
 
 
 def _watch(options: argparse.Namespace) -> None:
@@ -107,7 +111,7 @@ def _dsn(_: argparse.Namespace) -> None:
 
 
 def _migrate(_: argparse.Namespace) -> None:
-    from zander.migrations import migrate_at  # noqa: PLC0415
+    from zander.database.migrations import migrate_at  # noqa: PLC0415
 
     applied = asyncio.run(migrate_at(_database()))
     print("\n".join(f"applied {name}" for name in applied) or "nothing to apply: the database is up to date")
@@ -191,6 +195,8 @@ def _add_relay(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="send band powers once per second of the recording (yes)",
     )
+    add("--spool", type=Path, metavar="DIR", help="keep what is not stored yet in DIR: a relay started again goes on")
+    add("--spool-mib", type=_above(float), default=64.0, metavar="N", help="how much to keep, there or in memory (64)")
     parser.set_defaults(command=_relay)
 
 

@@ -3,10 +3,11 @@
     ZanderError
     ├── SettingsError        a setting is wrong; the start stops with its sentence
     ├── StorageError         the database cannot take a batch now; it is tried again
-    │   └── Refused          it never will: something in the batch itself is wrong
+    │   └── Moved            another process has written from the same journal
     └── ClientError          a peer did something wrong, or asked for what is not here
         ├── BadMessage       422   dropped and counted; the connection goes on
         ├── Unauthorized     401   the key is wrong or missing
+        ├── Forbidden        403   not allowed for this user: a session that is somebody else's
         ├── TooMany          429   more connections than this node serves
         ├── NotFound         404   no such user, or nothing buffered
         └── Unavailable      503   the part that would answer is away
@@ -19,10 +20,11 @@ from enum import IntEnum
 
 
 class CloseCode(IntEnum):
-    """Why a WebSocket is closed. 4000–4499: come back. 4500–4999: the client has to change first."""
+    """Why a WebSocket is closed. 1012, 1013, 4000–4499: come back. 1009, 4500–4999: the client has to change first."""
 
     TOO_BIG = 1009
     RESTART = 1012
+    TRY_LATER = 1013
     AUTH_TIMEOUT = 4408
     TOO_SLOW = 4413
     TOO_MANY = 4429
@@ -44,8 +46,12 @@ class StorageError(ZanderError):
     """The database is away or refuses; nothing of the batch was committed, or it is not known yet."""
 
 
-class Refused(StorageError):
-    """The database refuses the data for itself; the batch was rolled back for sure."""
+class Moved(StorageError):
+    """The journal is committed up to `position`, which is not where the batch starts; nothing of it was committed."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"the journal is committed up to {position} already")
+        self.position = position
 
 
 class ClientError(ZanderError):
@@ -77,6 +83,16 @@ class Unauthorized(ClientError):
         self.close = close
 
 
+class Forbidden(ClientError):
+    """Not allowed for this user."""
+
+    status = 403
+    close = CloseCode.FORBIDDEN
+
+    def __init__(self, message: str) -> None:
+        super().__init__("forbidden", message)
+
+
 class TooMany(ClientError):
     """More connections than this node serves."""
 
@@ -100,6 +116,7 @@ class Unavailable(ClientError):
     """The node or service that would answer does not, now."""
 
     status = 503
+    close = CloseCode.TRY_LATER
 
     def __init__(self, message: str) -> None:
         super().__init__("unavailable", message)

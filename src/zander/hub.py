@@ -7,24 +7,24 @@ recorder in one synchronous call, so whoever subscribes sees it either in the bu
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic, time
 from typing import Any
 from uuid import uuid4
 
+from zander.audience import Audience
 from zander.chunk import Chunk, RawIn
-from zander.errors import CloseCode
-from zander.messages import Auth, DeviceInfo, Features, Gap, Note, Status
-from zander.neighbours import Broadcast, Recorder
+from zander.errors import CloseCode, Unavailable
+from zander.journal.batch import Written
+from zander.ledger import Ledger, Recorder
+from zander.messages import Auth, DeviceInfo, Features, Note, Status
+from zander.neighbours import Archive, Broadcast
 from zander.outbox import Outbox
-from zander.pile import PredictionRecord, SessionRecord
 from zander.query import Answer, Query, answer
-from zander.session import Session
+from zander.session import Session, resumed
 from zander.stream import Stream, StreamSummary
 from zander.wire import decode_fields, decode_prediction, dumps, to_us
-
-EDGE_PREDICTION_TYPE = "workload_edge"
-EDGE_CLASSIFIER = "edge_relay"
 
 
 def now_us() -> int:
@@ -36,46 +36,63 @@ class Hub:
     """The streams this node holds and the consumers connected to it."""
 
     def __init__(
-        self, recorder: Recorder, broadcast: Broadcast, *, buffer_samples: int, buffer_keep_seconds: float
+        self,
+        recorder: Recorder,
+        archive: Archive,
+        broadcast: Broadcast,
+        *,
+        buffer_samples: int,
+        buffer_keep_seconds: float,
     ) -> None:
         self.recorder = recorder
+        self.archive = archive
         self.broadcast = broadcast
         self.buffer_samples = buffer_samples
         self.buffer_keep_seconds = buffer_keep_seconds
         self.holds: dict[str, Stream] = {}
-        self.audience: dict[str, set[Outbox]] = {}
+        self.audience = Audience()
         self.n_connections = 0
         self.n_samples_in = 0
-        self.n_samples_out = 0
         self.n_bad_messages = 0
+        self._ledger = Ledger(recorder)
         self._gone = asyncio.Event()  # set while nobody is connected
         self._gone.set()
 
     # Relays.
 
-    def connect(self, auth: Auth, device: DeviceInfo, relay: Outbox) -> Stream:
-        """Begin a session. The newest relay of a user wins: the one before is closed."""
-        self.supersede(auth.user_id)
-        session = Session(auth.user_id, str(uuid4()), now_us(), device, auth.device_info)
-        stream = self.holds[auth.user_id] = Stream(session, relay, self.buffer_samples)
-        self._record_session(session, None)
+    async def connect(self, auth: Auth, device: DeviceInfo, relay: Outbox) -> Stream:
+        """Begin a session or go on with one. The newest relay of a user wins: the one before is closed.
+
+        Unavailable when what it sends could not be kept, or when only the database knows its session and is away.
+        """
+        if not self.recorder.takes:
+            raise Unavailable("the journal is full: what you send could not be kept")
+        session = await self._session(auth, device)
+        stream = self.holds.get(auth.user_id)
+        if stream and stream.session is session:
+            stream.take_back(relay)
+        else:
+            self.supersede(auth.user_id)
+            stream = self.holds[auth.user_id] = Stream(session, relay, self.buffer_samples)
+        stream.acks = auth.ack
+        self._ledger.begin(session)
         self.broadcast.announce(auth.user_id, stream)
         self.tell_status(stream.status())
         return stream
 
-    def disconnect(self, stream: Stream) -> None:
+    def disconnect(self, stream: Stream, relay: Outbox) -> None:
         """End a session whose relay has gone; what it left in the buffer stays for a while."""
-        if stream.relay is None:
-            return
+        if stream.relay is not relay:
+            return  # it has another by now, or none
         self._end(stream)
         self.broadcast.announce(stream.session.user_id, stream)
         self.tell_status(stream.status())
 
-    def supersede(self, user_id: str) -> None:
+    def supersede(self, user_id: str, code: CloseCode = CloseCode.TAKEN_OVER) -> None:
         """Give up the user's stream, here, because a newer relay has it."""
         stream = self.holds.pop(user_id, None)
         if stream and stream.relay:
-            stream.relay.close(CloseCode.TAKEN_OVER)
+            stream.relay.close(code)
             self._end(stream)
 
     def ingest(self, stream: Stream, raw: RawIn) -> None:
@@ -85,17 +102,19 @@ class Hub:
         """
         if not stream.online:
             return
-        gap, accepted = stream.session.accept(raw, now_us())
-        if gap:
-            self._deliver_gap(stream, gap)
+        time_us = now_us()
+        gap, accepted = stream.session.accept(raw, time_us)
         if accepted is None:
             return
         self.n_samples_in += len(accepted)
         for chunk in accepted.pieces():
+            if not self._ledger.raw(stream, gap, chunk, time_us) and stream.acks:
+                self._turn_away(stream)
+                return
+            gap = None
             stream.write(chunk)
-            self.deliver(stream.session.user_id, chunk)
+            self.audience.deliver(stream.session.user_id, chunk)
             self.broadcast.publish(stream, chunk)
-            self.recorder.record_chunk(chunk)
 
     def take_features(self, stream: Stream, features: Features, fields: dict[str, Any]) -> None:
         """Take features in; `fields` is the whole message. BadMessage when its time is out of range."""
@@ -107,46 +126,64 @@ class Hub:
         who = {"user_id": session.user_id, "session_id": session.session_id, "timestamp": time_us / 1e6}
         note = Note("features", time_us, dumps({"type": "features"} | data | who))
         self._share(stream, note)
-        what = (EDGE_PREDICTION_TYPE, EDGE_CLASSIFIER, dumps(data), features.confidence, None)
-        self.recorder.record_prediction(PredictionRecord(time_us, session.session_id, session.user_id, *what))
+        self._ledger.features(session, data, features.confidence, time_us)
+
+    def written(self, written: Written) -> None:
+        """Tell relays what is durable by now; give up sessions that another node has taken over in the database."""
+        for user_id, stream in list(self.holds.items()):
+            session = stream.session
+            durable = written.durable.get(session.session_id)
+            if durable is not None:
+                stream.reach(durable)
+            elif (session.session_id, session.fence) in written.fenced:
+                self.supersede(user_id, CloseCode.TRY_LATER)  # the relay may well be the newest: it is to ask again
+                self.broadcast.announce(user_id, None)
+                self.tell_status(stream.status())
 
     # Consumers.
 
     async def subscribe(self, outbox: Outbox, last: int) -> None:
         """Begin to deliver to a consumer: its user's status, the last samples, then everything live."""
         if stream := self.holds.get(outbox.user_id):
-            self.listen(outbox, stream.status(), stream.last_events(last))
+            history = stream.last_events(last)
+            outbox.stand_before(stream.session.session_id, history, stream.session.next_position)
+            self.listen(outbox, stream.status(), history)
         else:
             await self.broadcast.subscribe(outbox, last)
 
-    def listen(self, outbox: Outbox, status: Status, history: list[Chunk | Note]) -> None:
+    async def join(self, outbox: Outbox, at_a_loss: bool) -> int | None:
+        """Deliver to a consumer from where it stands, if memory reaches back there or `at_a_loss`.
+
+        Else return from where on the session is in memory, which has one of a user. While there is none, a consumer
+        waits for the next.
+        """
+        stream = self.holds.get(outbox.user_id)
+        if stream is None:
+            return await self.broadcast.join(outbox, at_a_loss)
+        if stream.session.session_id != outbox.session_id:
+            return outbox.position
+        if stream.ring.first_position > outbox.position and not at_a_loss:
+            return stream.ring.first_position
+        self.listen(outbox, stream.status(), stream.events_since(outbox.position, stream.n_notes))
+        return None
+
+    def status(self, user_id: str) -> Status:
+        """Say what is known of a user's relay, wherever it is."""
+        stream = self.holds.get(user_id)
+        return stream.status() if stream else self.broadcast.status(user_id)
+
+    def listen(self, outbox: Outbox, status: Status, history: Sequence[Chunk | Note]) -> None:
         """Add a consumer, with what it gets first."""
-        outbox.preload([_status_note(status), *history])
-        self.audience.setdefault(outbox.user_id, set()).add(outbox)
+        self.audience.listen(outbox, [status_note(status), *history])
 
     def unsubscribe(self, outbox: Outbox) -> None:
         """Forget a consumer that has gone."""
-        listeners = self.audience.get(outbox.user_id, set())
-        listeners.discard(outbox)
-        if not listeners and self.audience.pop(outbox.user_id, None) is not None:
+        if self.audience.forget(outbox):
             self.broadcast.unfollow(outbox.user_id)
-
-    def deliver(self, user_id: str, event: Chunk | Note) -> None:
-        """Give an event to the consumers on this node."""
-        listeners = self.audience.get(user_id)
-        if not listeners:
-            return
-        if isinstance(event, Chunk):
-            self.n_samples_out += len(event) * len(listeners)
-            for outbox in listeners:
-                outbox.offer(event)
-        else:
-            for outbox in listeners:
-                outbox.note(event)
 
     def tell_status(self, status: Status) -> None:
         """Tell the consumers on this node that a relay came or went."""
-        self.deliver(status.user_id, _status_note(status))
+        self.audience.deliver(status.user_id, status_note(status))
 
     async def predict(self, user_id: str, text: str, sender: str) -> bool:
         """Store a prediction and give it to the user's relay and other consumers; True if a relay got it.
@@ -166,9 +203,7 @@ class Hub:
         if stream.relay:
             stream.relay.say(note.text)
         self._share(stream, note)
-        kind, classifier = prediction.prediction_type, prediction.classifier_name
-        what = (kind, classifier, dumps(prediction.data), prediction.confidence, prediction.version)
-        self.recorder.record_prediction(PredictionRecord(time_us, session.session_id, session.user_id, *what))
+        self._ledger.prediction(session, prediction, time_us)
         return stream.online
 
     # Dashboards.
@@ -196,7 +231,7 @@ class Hub:
             if stream.offline_at is not None and monotonic() - stream.offline_at > self.buffer_keep_seconds:
                 del self.holds[user_id]
                 self.broadcast.announce(user_id, None)
-        for outbox in self._consumers():
+        for outbox in list(self.audience):
             if outbox.stalled():
                 outbox.close(CloseCode.TOO_SLOW)
 
@@ -205,8 +240,8 @@ class Hub:
         for stream in list(self.holds.values()):
             if stream.relay:
                 stream.relay.close(CloseCode.RESTART)
-                self.disconnect(stream)
-        for outbox in self._consumers():
+                self.disconnect(stream, stream.relay)
+        for outbox in list(self.audience):
             outbox.close(CloseCode.RESTART)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._gone.wait(), seconds)
@@ -223,27 +258,41 @@ class Hub:
         if not self.n_connections:
             self._gone.set()
 
-    def _consumers(self) -> list[Outbox]:
-        return [outbox for listeners in self.audience.values() for outbox in listeners]
+    async def _session(self, auth: Auth, device: DeviceInfo) -> Session:
+        """Return the session a relay asks for: the one held here, one that only the database knows, or a new one."""
+        session_id, stream, now = auth.session_id, self.holds.get(auth.user_id), now_us()
+        if session_id is None:
+            return Session(auth.user_id, str(uuid4()), now, device, auth.device_info)
+        if stream and stream.session.session_id == str(session_id):
+            stream.session.check_device(device)
+            return stream.session
+        stored = await self.archive.resume(auth.user_id, str(session_id), now, dumps(auth.device_info))
+        return resumed(stored, device)
+
+    def _turn_away(self, stream: Stream) -> None:
+        """Close a relay that keeps what is not durable: it comes back with it.
+
+        The stream is forgotten, so that it goes on from what the database has, not from what found no room here.
+        """
+        assert stream.relay
+        stream.relay.close(CloseCode.TRY_LATER)
+        stream.lost_from = None
+        self._end(stream)
+        del self.holds[stream.session.user_id]
+        self.broadcast.announce(stream.session.user_id, None)
+        self.tell_status(stream.status())
 
     def _end(self, stream: Stream) -> None:
         stream.relay = None
         stream.offline_at = monotonic()
-        self._record_session(stream.session, now_us())
+        self._ledger.end(stream, now_us())
 
     def _share(self, stream: Stream, note: Note) -> None:
         stream.note(note)
-        self.deliver(stream.session.user_id, note)
+        self.audience.deliver(stream.session.user_id, note)
         self.broadcast.publish(stream, note)
 
-    def _deliver_gap(self, stream: Stream, gap: tuple[int, int]) -> None:
-        self._share(stream, Note("gap", now_us(), dumps(Gap(stream.session.session_id, *gap, "relay"))))
 
-    def _record_session(self, session: Session, end_us: int | None) -> None:
-        self.recorder.record_session(
-            SessionRecord(session.session_id, session.user_id, session.start_us, end_us, dumps(session.device_info))
-        )
-
-
-def _status_note(status: Status) -> Note:
+def status_note(status: Status) -> Note:
+    """Make a status what consumers get."""
     return Note("status", now_us(), dumps(status))

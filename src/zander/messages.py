@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from typing import Annotated, Any, Literal, NamedTuple
+from uuid import UUID
 
 from msgspec import Meta, Struct
 
@@ -62,11 +63,13 @@ class DeviceInfo(Struct):
 
 
 class Auth(Struct, tag="auth"):
-    """The first message of a relay: who it is and what its device looks like."""
+    """The first message of a relay: who it is, what its device looks like, and which session it goes on with."""
 
     user_id: UserId
     api_key: str | None = None
     device_info: dict[str, Any] = {}
+    session_id: UUID | None = None
+    ack: bool = False
 
 
 class Raw(Struct, tag="raw"):
@@ -131,6 +134,13 @@ class AuthOk(Struct, tag="auth_ok"):
     user_id: str
     next_position: int
     server_time: Seconds
+
+
+class Ack(Struct, tag="ack"):
+    """Every sample below `durable` is committed in the database, or part of a gap: the relay need not keep it."""
+
+    session_id: str
+    durable: int
 
 
 class Pong(Struct, tag="pong"):

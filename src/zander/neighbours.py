@@ -1,25 +1,36 @@
-"""What the hub needs of its neighbours: whoever stores, and the other nodes. It knows neither."""
+"""What the hub needs of its neighbours: the database, and the other nodes. It knows neither."""
 
 from __future__ import annotations
 
 from typing import Literal, Protocol
 
 from zander.chunk import Chunk
-from zander.messages import Note
+from zander.messages import Note, Status
 from zander.outbox import Outbox
-from zander.pile import PredictionRecord, SessionRecord
 from zander.query import Answer, Query
+from zander.stored import StoredSession
 from zander.stream import Stream, StreamSummary
 
 LinkState = Literal["off", "up", "down"]
 
 
-class Recorder(Protocol):
-    """What the hub needs of whoever stores; none of it waits."""
+class Archive(Protocol):
+    """What the hub needs of the database; Unavailable when it is away."""
 
-    def record_session(self, record: SessionRecord) -> None: ...
-    def record_chunk(self, chunk: Chunk) -> bool: ...
-    def record_prediction(self, record: PredictionRecord) -> bool: ...
+    async def resume(self, user_id: str, session_id: str, now_us: int, device_info: str) -> StoredSession:
+        """Take a session over from whoever held it, by raising its fence; begin it if nobody did.
+
+        `device_info` is JSON text. Forbidden when it is another user's.
+        """
+
+    async def session(self, session_id: str) -> StoredSession | None:
+        """Return a session; None where it is unknown."""
+
+    async def later_sessions(self, user_id: str, session_id: str) -> list[StoredSession]:
+        """Return the user's sessions that began after that one, oldest first."""
+
+    async def samples(self, session: StoredSession, position: int, n: int) -> list[Chunk]:
+        """Return the first `n` durable samples at `position` or behind it; a new chunk begins behind every hole."""
 
 
 class Broadcast(Protocol):
@@ -40,8 +51,17 @@ class Broadcast(Protocol):
     def unfollow(self, user_id: str) -> None:
         """Nobody here listens to the user any more."""
 
+    def status(self, user_id: str) -> Status:
+        """Say what is known of the user's relay on the other nodes."""
+
     async def subscribe(self, outbox: Outbox, last: int) -> None:
         """Call `hub.listen` once what the owning node has buffered is at hand."""
+
+    async def join(self, outbox: Outbox, at_a_loss: bool) -> int | None:
+        """Call `hub.listen` if the owning node's memory reaches back to where the consumer stands, or `at_a_loss`.
+
+        Else return from where on it has the session. If no node holds the user, the consumer listens at once.
+        """
 
     async def ask(self, query: Query) -> Answer:
         """Let the owning node answer; NotFound without one, Unavailable when it doesn't answer."""

@@ -1,4 +1,7 @@
-"""What one consumer still has to get, bounded in bytes.
+"""What one consumer still has to get: by position, once, and bounded in bytes.
+
+An outbox knows where its consumer stands in the session. Whatever is offered, the consumer gets samples in position
+order, none twice, and every hole as a gap: what came before is cut off, so whoever offers may do so again.
 
 When it is full, the oldest raw makes room and the hole is announced in its place; everything else is kept, until it
 alone is more than the bound: then the consumer is given up.
@@ -8,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection
-from time import monotonic
+from collections.abc import Collection, Iterable
+from time import monotonic, time
 from typing import Literal, NamedTuple
 
 from zander.chunk import MAX_CHUNK_BYTES, Chunk, join
 from zander.errors import CloseCode
-from zander.messages import KINDS, Gap, Kind, Note
+from zander.messages import KINDS, Gap, Kind, Note, Reason
 from zander.wire import dumps
 
 Format = Literal["json", "chunks", "binary"]
@@ -23,6 +26,7 @@ FORMATS: tuple[Format, ...] = ("json", "chunks", "binary")
 TAKE_BYTES = 64 << 10  # what leaves the outbox at once: about what a transport buffers before it says stop
 MAX_DRIFT_US = 50_000  # coalesced samples lose their own times; beyond this a new message starts
 STALLED_SECONDS = 60.0
+MAX_SESSIONS = 64  # in which it is remembered where the consumer stood: one may be resumed after another
 
 
 class _Hole(NamedTuple):
@@ -35,7 +39,11 @@ class _Hole(NamedTuple):
 
 
 class Outbox:
-    """The frames that wait for one consumer. `offer` and `note` never wait; one task takes."""
+    """The frames that wait for one consumer. `offer` and `note` never wait; one task takes.
+
+    Its consumer stands at `position` of `session_id`. It stands where it is put, or at the base of a session that
+    begins while it listens. `since_us`: when it came.
+    """
 
     def __init__(
         self,
@@ -50,6 +58,9 @@ class Outbox:
         self.format = format
         self.types = frozenset(types)
         self.max_bytes = max_bytes
+        self.since_us = int(time() * 1e6)
+        self.session_id: str | None = None
+        self.position = 0
         self.ready = asyncio.Event()
         self.closed: asyncio.Future[CloseCode] = asyncio.get_running_loop().create_future()
         self.n_dropped = 0
@@ -59,13 +70,47 @@ class Outbox:
         self._notes: deque[tuple[int, int, str]] = deque()
         self._holes: deque[_Hole] = deque()  # before all raw that is left
         self._order = 0  # over all three
+        self._stood: dict[str, int] = {}  # the position in other sessions
+        self._emptied = asyncio.Event()
+
+    def stand(self, session_id: str, position: int) -> None:
+        """Put the consumer at a position; it gets nothing of what lies before."""
+        if self.session_id not in (None, session_id):
+            self._stood[str(self.session_id)] = self.position
+            if len(self._stood) > MAX_SESSIONS:
+                del self._stood[next(iter(self._stood))]
+        self._stood.pop(session_id, None)
+        self.session_id, self.position = session_id, position
+
+    def stand_before(self, session_id: str, events: Iterable[Chunk | Note], end: int) -> None:
+        """Put the consumer where the first samples of `events` are, or at `end` where there are none."""
+        self.stand(session_id, next((event.position for event in events if isinstance(event, Chunk)), end))
+
+    def stands_in(self, session_id: str) -> int | None:
+        """Return where the consumer stands in a session; None: it was never there."""
+        return self.position if session_id == self.session_id else self._stood.get(session_id)
 
     def offer(self, chunk: Chunk) -> None:
-        """Queue raw, if this consumer wants it."""
+        """Queue raw, if this consumer wants it and has not got it; announce what is missing before it."""
+        if chunk.position != self.position or chunk.origin.session_id != self.session_id:
+            self._reach(chunk, True)
+            if chunk.end <= self.position:
+                return
+            chunk = chunk.since(self.position)
+        self.position = chunk.end
         if "raw" in self.types:
             n_bytes = self._size(chunk)
             self._raw.append((self._next(), n_bytes, chunk))
             self.nbytes += n_bytes
+            self._bound()
+
+    def skip(self, end: int, reason: Reason, counts: bool = True) -> None:
+        """Announce that there is nothing before `end`, if the consumer stands before it."""
+        if end <= self.position:
+            return
+        start, self.position = self.position, end
+        if "gap" in self.types:
+            self._say(dumps(Gap(str(self.session_id), start, end, reason)), counts)
             self._bound()
 
     def note(self, note: Note) -> None:
@@ -78,16 +123,21 @@ class Outbox:
         self._say(text)
         self._bound()
 
-    def preload(self, events: list[Chunk | Note]) -> None:
+    def preload(self, events: Iterable[Chunk | Note]) -> None:
         """Queue what was buffered before, in its order. It is bounded by the buffers, and does not count."""
         for event in events:
             if isinstance(event, Chunk):
-                if "raw" in self.types:
-                    self._raw.append((self._next(), 0, event))
+                self._preload(event)
             elif event.kind in self.types:
-                self._notes.append((self._next(), 0, event.text))
+                self._say(event.text, False)
         if self.waits:
             self._wake()
+
+    def encode(self, chunk: Chunk) -> list[str] | list[bytes]:
+        """Make the frames of a chunk in the consumer's format, if they are not made yet."""
+        if self.format == "json":
+            return chunk.json_frames
+        return [chunk.chunk_frame] if self.format == "chunks" else [chunk.binary_frame]
 
     def close(self, code: CloseCode) -> None:
         """Tell the endpoint to close the connection, after what waits."""
@@ -105,12 +155,20 @@ class Outbox:
         frames: list[str | bytes] = []
         n_bytes = 0
         while n_bytes < TAKE_BYTES and self.waits:
-            taken = self._take_notes() or self._take_holes() or self._take_raw()
+            taken = self._take_notes() or self._take_hole() or self._take_raw()
             frames += taken
             n_bytes += sum(map(len, taken))
-        if not self.waits and not self.closed.done():
-            self.ready.clear()
+        if not self.waits:
+            self._emptied.set()
+            if not self.closed.done():
+                self.ready.clear()
         return frames
+
+    async def emptied(self) -> None:
+        """Wait until all that waits was taken."""
+        while self.waits:
+            self._emptied.clear()
+            await self._emptied.wait()
 
     @property
     def waits(self) -> bool:
@@ -124,9 +182,26 @@ class Outbox:
     def _size(self, chunk: Chunk) -> int:
         return sum(map(len, chunk.json_frames)) if self.format == "json" else chunk.samples.nbytes
 
-    def _say(self, text: str) -> None:
-        self._notes.append((self._next(), len(text), text))
-        self.nbytes += len(text)
+    def _say(self, text: str, counts: bool = True) -> None:
+        n_bytes = len(text) if counts else 0
+        self._notes.append((self._next(), n_bytes, text))
+        self.nbytes += n_bytes
+
+    def _reach(self, chunk: Chunk, counts: bool) -> None:
+        """Stand where a chunk begins, or behind that where the consumer was already."""
+        session_id = chunk.origin.session_id
+        if session_id != self.session_id:
+            self.stand(session_id, self._stood.get(session_id, chunk.origin.base))
+        self.skip(chunk.expected, "lost", counts)
+        self.skip(chunk.position, "relay", counts)
+
+    def _preload(self, chunk: Chunk) -> None:
+        self._reach(chunk, False)
+        if chunk.end > self.position:
+            chunk, self.position = chunk.since(self.position), chunk.end
+            if "raw" in self.types:
+                parts = [chunk] if self.format == "json" else chunk.steady(MAX_DRIFT_US)
+                self._raw.extend((self._next(), 0, part) for part in parts)
 
     def _bound(self) -> None:
         """Keep the bound, after something was added."""
@@ -145,16 +220,20 @@ class Outbox:
         order = self._raw[0][0]
         chunk = self._pop_raw()
         self.n_dropped += len(chunk)
-        hole = _Hole(order, chunk.origin.session_id, chunk.position, chunk.end)
-        if self._holes and self._holes[-1].session_id == hole.session_id:
-            hole = self._holes.pop()._replace(end=chunk.end)
-        self._holes.append(hole)
+        if "gap" not in self.types:
+            return
+        session_id, last = chunk.origin.session_id, self._holes[-1] if self._holes else None
+        if last and (last.session_id, last.end) == (session_id, chunk.position):
+            self._holes[-1] = last._replace(end=chunk.end)
+        else:
+            self._holes.append(_Hole(order, session_id, chunk.position, chunk.end))
 
-    def _take_holes(self) -> list[str]:
+    def _take_hole(self) -> list[str]:
         """Announce dropped raw."""
-        texts = [dumps(Gap(hole.session_id, hole.start, hole.end, "slow")) for hole in self._holes]
-        self._holes.clear()
-        return texts if "gap" in self.types else []
+        if not self._holes:
+            return []
+        hole = self._holes.popleft()
+        return [dumps(Gap(hole.session_id, hole.start, hole.end, "slow"))]
 
     def _take_notes(self) -> list[str]:
         """Take the notes that came before the oldest raw, dropped or not."""
@@ -177,8 +256,7 @@ class Outbox:
         while self._joins(first, n_samples):
             chunks.append(self._pop_raw())
             n_samples += len(chunks[-1])
-        chunk = join(chunks)
-        return [chunk.chunk_frame] if self.format == "chunks" else [chunk.binary_frame]
+        return self.encode(join(chunks))
 
     def _joins(self, first: Chunk, n_samples: int) -> bool:
         if not self._raw or (self._notes and self._notes[0][0] < self._raw[0][0]):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterable
 from typing import Literal
 
-import numpy as np
 from msgspec import Struct
 
+from zander.answers import NPY_TYPE, npy, npy_headers, samples_json
 from zander.chunk import Chunk
 from zander.errors import BadMessage, NotFound
 from zander.stream import SampleType, Stream
@@ -71,37 +68,11 @@ def _refuse_empty(n_held: int, query: Query) -> None:
 def _json(query: Query, texts: list[str]) -> Answer:
     if query.what == "latest":
         return Answer(texts[-1].encode())
-    head = dumps({"user_id": query.user_id, "sample_type": query.sample_type, "n": len(texts)})
-    return Answer(f'{head[:-1]},"samples":[{",".join(texts)}]}}'.encode())
+    head = {"user_id": query.user_id, "sample_type": query.sample_type, "n": len(texts)}
+    return Answer(samples_json(head, texts))
 
 
 def _npy(stream: Stream, chunks: list[Chunk]) -> Answer:
-    """Write what `numpy.load` reads; holes cannot be seen in an array, so `X-Positions` lists the runs."""
-    n_channels = stream.session.n_channels or 0
-    samples = np.concatenate([chunk.samples for chunk in chunks] or [np.empty((0, n_channels), np.float32)])
-    file = io.BytesIO()
-    np.save(file, samples, allow_pickle=False)
-    headers = {
-        "X-Session-Id": stream.session.session_id,
-        "X-Positions": json.dumps(list(_runs(chunks))),
-        "X-Channel-Names": json.dumps(stream.session.channel_names),
-    }
-    if chunks:
-        headers["X-Position"] = str(chunks[0].position)
-        headers["X-Time"] = str(int(chunks[0].times_us[0]) / 1e6)
-        headers["X-Time-Last"] = str(int(chunks[-1].times_us[-1]) / 1e6)
-    return Answer(file.getvalue(), "application/octet-stream", headers)
-
-
-def _runs(chunks: Iterable[Chunk]) -> Iterable[tuple[int, int]]:
-    """Yield the half-open position ranges without a hole."""
-    run: tuple[int, int] | None = None
-    for chunk in chunks:
-        if run and run[1] == chunk.position:
-            run = (run[0], chunk.end)
-            continue
-        if run:
-            yield run
-        run = (chunk.position, chunk.end)
-    if run:
-        yield run
+    session = stream.session
+    headers = {"X-Session-Id": session.session_id} | npy_headers(chunks, session.channel_names)
+    return Answer(npy(chunks, session.n_channels or 0), NPY_TYPE, headers)

@@ -23,13 +23,14 @@ class Ring:
     """The last `capacity` samples of `n_channels` each. A write is at most two slices; reads are copies, as Runs.
 
     Positions are not stored per sample: `_starts` holds (index, position) for every place where they jump, an index
-    being the count of samples written before.
+    being the count of samples written before. `base` is the position before the first write.
     """
 
-    def __init__(self, capacity: int, n_channels: int) -> None:
+    def __init__(self, capacity: int, n_channels: int, base: int = 0) -> None:
         self.capacity = capacity
         self.n_channels = n_channels
         self.n_written = 0
+        self._end_before = base  # where the samples before the first of `_starts` ended
         self._samples = np.zeros((capacity, n_channels), dtype=np.float32)
         self._times_us = np.zeros(capacity, dtype=np.int64)
         self._starts: deque[tuple[int, int]] = deque()
@@ -52,9 +53,9 @@ class Ring:
 
     @property
     def first_position(self) -> int:
-        """Position of the oldest sample held; what came before it was overwritten. 0 when nothing was."""
-        if self.n_written <= self.capacity:
-            return 0
+        """Position from which on nothing was overwritten: every later one is held, or was never written."""
+        if not self._starts or self._oldest == self._starts[0][0]:
+            return self._end_before
         return self._starts[0][1] + self._oldest - self._starts[0][0]
 
     @property
@@ -76,7 +77,8 @@ class Ring:
             self._times_us[:n_rest] = times_us[skip + n_first :]
         self.n_written = end
         while len(self._starts) > 1 and self._starts[1][0] <= self._oldest:
-            self._starts.popleft()
+            start, position = self._starts.popleft()
+            self._end_before = position + self._starts[0][0] - start
 
     def last(self, n: int) -> list[Run]:
         """Return the last `n` samples, or as many as there are."""

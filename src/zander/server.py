@@ -11,6 +11,8 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
 from time import monotonic
 
 import msgspec
@@ -23,7 +25,8 @@ from zander.messages import MAX_MESSAGE_BYTES
 from zander.protocol import WebSocketProtocol
 from zander.settings import Settings
 
-CLOSE_SECONDS = 5.0  # of the 15 s that a stop may take, for the sockets; the database has its own in app.py
+ACK_SECONDS = 2.0  # of the 15 s that a stop may take, to write what waits and tell the relays
+CLOSE_SECONDS = 4.0  # then for the sockets; the database has its own in app.py
 CUT_SECONDS = 2  # then those that did not close are cut
 UNREAD_MILLISECONDS = 60_000  # after which the kernel cuts a peer that acknowledges nothing or keeps its window shut
 
@@ -34,6 +37,7 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; SettingsError when the port cannot be had."""
     configure_logging(settings)
     raise_file_limit()
+    require_folder(settings.data_dir)
     with listen(settings.host, settings.port) as listener, database(settings) as complete:
         Server(create_app(complete), greeting(settings, listener)).run([listener])
 
@@ -43,6 +47,16 @@ def raise_file_limit() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS says "unlimited" and means less
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def require_folder(folder: Path) -> None:
+    """Make sure that the journal has its place; SettingsError when the folder cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SettingsError(f"DATA_DIR: cannot write to {folder.resolve()}: {error.strerror}") from None
 
 
 @contextmanager
@@ -105,12 +119,18 @@ class Server(uvicorn.Server):
         print(self._greeting, end="", file=sys.stderr, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept nobody, close every WebSocket with 1012 after its outbox, then let uvicorn and the lifespan end."""
+        """Accept nobody, close every WebSocket with 1012 after its outbox, then let uvicorn and the lifespan end.
+
+        What waits for the database is written first, so that relays hear of it and send less again elsewhere.
+        """
         began = monotonic()
         for server in self.servers:
             server.close()
-        await self._app.state.service.hub.close_all(CLOSE_SECONDS)
-        while self._closing() and monotonic() - began < CLOSE_SECONDS:  # noqa: ASYNC110 - uvicorn has no event for it
+        service = self._app.state.service
+        await service.recorder.drain(ACK_SECONDS)
+        closing = monotonic()
+        await service.hub.close_all(CLOSE_SECONDS)
+        while self._closing() and monotonic() - closing < CLOSE_SECONDS:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.02)
         await super().shutdown(sockets)
         log.info("stopped in %.1f s", monotonic() - began)

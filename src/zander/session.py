@@ -15,10 +15,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import convert
 
 from zander.chunk import MAX_POSITION, Chunk, Origin, RawIn, Times
 from zander.errors import BadMessage
 from zander.messages import MAX_CHANNELS, DeviceInfo
+from zander.stored import StoredSession
 
 MAX_AHEAD_US = 86_400_000_000  # a day: milliseconds sent as seconds would pin every later sample to the far future
 
@@ -31,10 +33,23 @@ class Accepted(NamedTuple):
 
 
 class Session:
-    """One relay's life on one device layout."""
+    """One relay's life on one device layout.
+
+    A resumed one goes on at `next_position`, after the sample at `last_time_us`. `fence` is how often it was resumed
+    before: the database takes only from the greatest.
+    """
 
     def __init__(
-        self, user_id: str, session_id: str, start_us: int, device: DeviceInfo, device_info: dict[str, Any]
+        self,
+        user_id: str,
+        session_id: str,
+        start_us: int,
+        device: DeviceInfo,
+        device_info: dict[str, Any],
+        *,
+        fence: int = 0,
+        next_position: int = 0,
+        last_time_us: int = 0,
     ) -> None:
         self.user_id = user_id
         self.session_id = session_id
@@ -42,12 +57,14 @@ class Session:
         self.device_info = device_info
         self.channel_names = device.channel_names
         self.n_channels = device.n_channels
-        self.next_position = 0
-        self.last_time_us = 0
+        self.fence = fence
+        self.next_position = next_position
+        self.last_time_us = last_time_us
         self.n_gaps = 0
         self.n_duplicates = 0
         self.n_bad = 0
-        self.origin = Origin(user_id, session_id, 1e6 / device.sampling_rate if device.sampling_rate else 0.0)
+        period_us = 1e6 / device.sampling_rate if device.sampling_rate else 0.0
+        self.origin = Origin(user_id, session_id, period_us, next_position)
 
     def accept(self, raw: RawIn, now_us: int) -> Accepted:
         """Give raw its positions and times; BadMessage, and nothing has changed, when it breaks a rule."""
@@ -66,7 +83,7 @@ class Session:
         times_us = times_us[skip:]
         self.next_position = position + n
         self.last_time_us = int(times_us[-1])
-        return Accepted(gap, Chunk(self.origin, position + skip, times_us, raw.samples[skip:]))
+        return Accepted(gap, Chunk(self.origin, position + skip, times_us, raw.samples[skip:], expected))
 
     def check_time(self, time_us: int | None, now_us: int) -> int:
         """Return the time of a message, `now_us` if it has none; BadMessage when it is out of range."""
@@ -75,6 +92,11 @@ class Session:
         if not 0 <= time_us <= now_us + MAX_AHEAD_US:
             raise BadMessage("bad_timestamp", f"expected 1970 to a day from now, got {time_us / 1e6} s")
         return time_us
+
+    def check_device(self, device: DeviceInfo) -> None:
+        """Raise BadMessage when a relay that comes back has another number of channels."""
+        if None not in (self.n_channels, device.n_channels) and self.n_channels != device.n_channels:
+            raise BadMessage("bad_channels", f"expected {self.n_channels} channels as before, got {device.n_channels}")
 
     def count_bad(self) -> int:
         """Count a bad message, and return how many there were."""
@@ -101,3 +123,19 @@ class Session:
         first_us = self.check_time(now_us - length_us if time_us is None else time_us, now_us)
         self.check_time(first_us + length_us, now_us)
         return np.maximum(first_us + spaced_us, self.last_time_us)
+
+
+def resumed(stored: StoredSession, device: DeviceInfo) -> Session:
+    """Go on with a session from where the database has it; BadMessage when its device has other channels now."""
+    session = Session(
+        stored.user_id,
+        stored.session_id,
+        stored.start_us,
+        convert(stored.device_info, DeviceInfo),
+        stored.device_info,
+        fence=stored.fence,
+        next_position=stored.durable_position,
+        last_time_us=stored.durable_us or 0,
+    )
+    session.check_device(device)
+    return session

@@ -48,7 +48,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     host: Annotated[str, Meta(min_length=1, description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
     log_level: Annotated[Level, Meta(description="least severe level that is logged")] = "INFO"
-    data_dir: Annotated[Path, Meta(description="folder of the node's own PostgreSQL")] = Path("data")
+    data_dir: Annotated[Path, Meta(description="folder of the journal, and of the node's own PostgreSQL")] = Path(
+        "data"
+    )
     buffer_samples: Annotated[
         int,
         Meta(
@@ -76,10 +78,14 @@ class Settings(Struct, frozen=True, kw_only=True):
     batch_linger_seconds: Annotated[
         float, Meta(ge=0, le=5, description="least time between two batches: under load they grow instead")
     ] = 0.1
-    backlog_max_bytes: Annotated[
+    journal_max_bytes: Annotated[
         int,
-        Meta(ge=1 << 16, description="bytes that may wait in memory for a database that is away or behind"),
-    ] = 256 << 20
+        Meta(ge=1 << 16, description="bytes on disk that may wait for the database; beyond, relays are refused"),
+    ] = 1 << 30
+    journal_fsync_seconds: Annotated[
+        Positive | None,
+        Meta(description="how often the journal is forced to disk; unset: it outlives the process, not the machine"),
+    ] = None
     retention_days: Annotated[
         Positive | None, Meta(description="age at which raw and predictions are deleted; unset: never")
     ] = None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from time import monotonic
 from typing import Any, Literal
 
 import msgspec
 
 from zander.chunk import Chunk
+from zander.errors import CloseCode
 from zander.history import History
-from zander.messages import Gap, Note, Status
+from zander.messages import Ack, Note, Status
 from zander.outbox import Outbox
 from zander.ring import Ring, Run
 from zander.session import Session
@@ -82,8 +82,11 @@ class Stream:
     def __init__(self, session: Session, relay: Outbox, buffer_samples: int) -> None:
         self.session = session
         self.relay: Outbox | None = relay
+        self.acks = False  # whether the relay is told what is durable
+        self.durable = session.next_position
+        self.lost_from: int | None = None  # first position that found no room in the journal
         self.offline_at: float | None = None  # time.monotonic() when the relay went
-        self.ring = Ring(buffer_samples, session.n_channels or 1)
+        self.ring = Ring(buffer_samples, session.n_channels or 1, session.next_position)
         self.features = History(buffer_samples)
         self.predictions = History(buffer_samples)
         self.n_notes = 0
@@ -95,6 +98,18 @@ class Stream:
         """Whether the relay is connected."""
         return self.relay is not None
 
+    def take_back(self, relay: Outbox) -> None:
+        """Go on with a relay that comes back; one that is still here is closed."""
+        if self.relay:
+            self.relay.close(CloseCode.TAKEN_OVER)
+        self.relay, self.offline_at = relay, None
+
+    def reach(self, durable: int) -> None:
+        """Note up to where all is in the database, and tell the relay if it wants to know."""
+        self.durable = durable
+        if self.acks and self.relay:
+            self.relay.say(dumps(Ack(self.session.session_id, durable)))
+
     @property
     def buffers(self) -> tuple[Ring | History, ...]:
         """Raw, features, predictions."""
@@ -103,11 +118,11 @@ class Stream:
     def write(self, chunk: Chunk) -> None:
         """Buffer accepted raw."""
         if chunk.samples.shape[1] != self.ring.n_channels:  # the device did not say, and this is its first sample
-            self.ring = Ring(self.ring.capacity, chunk.samples.shape[1])
+            self.ring = Ring(self.ring.capacity, chunk.samples.shape[1], self.ring.first_position)
         self.ring.write(chunk.position, chunk.times_us, chunk.samples)
 
     def note(self, note: Note) -> None:
-        """Buffer features, a prediction or the announcement of a gap."""
+        """Buffer features or a prediction."""
         self.n_notes += 1
         self._recent.append(note)
         if note.kind == "features":
@@ -115,31 +130,24 @@ class Stream:
         elif note.kind == "prediction":
             self.predictions.write(note)
 
-    def chunks(self, runs: list[Run]) -> list[Chunk]:
-        """Make chunks of what was read from the ring."""
-        return [piece for run in runs for piece in Chunk(self.session.origin, *run).pieces()]
+    def chunks(self, runs: list[Run], expected: int | None = None) -> list[Chunk]:
+        """Make chunks of what was read from the ring; `expected` is where the first might have begun."""
+        chunks: list[Chunk] = []
+        for run in runs:
+            chunks += Chunk(self.session.origin, *run, expected).pieces()
+            expected = chunks[-1].end
+        return chunks
 
     def last_events(self, n: int) -> list[Chunk | Note]:
-        """Return the last `n` features and predictions, by time, then the last `n` samples with the holes between."""
+        """Return the last `n` features and predictions, by time, then the last `n` samples."""
         notes = sorted(self.features.last(n) + self.predictions.last(n), key=lambda note: note.time_us)
-        return [*notes, *self._announced(self.chunks(self.ring.last(n)), None)]
+        return [*notes, *self.chunks(self.ring.last(n))]
 
     def events_since(self, position: int, n_notes: int) -> list[Chunk | Note]:
         """Return what came after the first `n_notes`, of the last RECENT_NOTES, and the samples from `position` on."""
         notes = list(self._recent)[max(0, len(self._recent) - (self.n_notes - n_notes)) :]
-        chunks = self.chunks(self.ring.since(position))
         expected = max(position, self.ring.first_position)
-        return [*(note for note in notes if note.kind != "gap"), *self._announced(chunks, expected)]
-
-    def _announced(self, chunks: list[Chunk], expected: int | None) -> Iterator[Chunk | Note]:
-        """Put a gap before each chunk that does not begin where the one before it ends."""
-        session_id = self.session.session_id
-        for chunk in chunks:
-            if expected is not None and chunk.position > expected:
-                gap = Gap(session_id, expected, chunk.position, "relay")
-                yield Note("gap", int(chunk.times_us[0]), dumps(gap))
-            yield chunk
-            expected = chunk.end
+        return [*notes, *self.chunks(self.ring.since(position), expected)]
 
     def status(self) -> Status:
         """Say whether the relay is connected, and with what."""

@@ -36,8 +36,15 @@ class Alone:
     def unfollow(self, user_id: str) -> None:
         pass
 
+    def status(self, user_id: str) -> Status:
+        return Status(user_id, online=False)
+
     async def subscribe(self, outbox: Outbox, last: int) -> None:
-        self._hub.listen(outbox, Status(outbox.user_id, online=False), [])
+        self._hub.listen(outbox, self.status(outbox.user_id), [])
+
+    async def join(self, outbox: Outbox, at_a_loss: bool) -> int | None:
+        self._hub.listen(outbox, self.status(outbox.user_id), [])
+        return None
 
     async def ask(self, query: Query) -> Answer:
         raise NotFound(f"no stream of user {query.user_id}")

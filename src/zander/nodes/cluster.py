@@ -16,8 +16,8 @@ from typing import assert_never
 from zander.broadcast import RedisLink
 from zander.chunk import Chunk
 from zander.errors import NotFound
-from zander.hub import Hub
-from zander.messages import Note
+from zander.hub import Hub, now_us
+from zander.messages import Note, Status
 from zander.neighbours import LinkState
 from zander.nodes import peers
 from zander.nodes.calls import Calls
@@ -94,8 +94,14 @@ class Cluster:
     def unfollow(self, user_id: str) -> None:
         self._feeds.release(user_id)
 
+    def status(self, user_id: str) -> Status:
+        return self._feeds.status(user_id)
+
     async def subscribe(self, outbox: Outbox, last: int) -> None:
         await self._feeds.subscribe(outbox, last)
+
+    async def join(self, outbox: Outbox, at_a_loss: bool) -> int | None:
+        return await self._feeds.join(outbox, at_a_loss)
 
     async def ask(self, query: Query) -> Answer:
         ask = peers.Ask(self._me, query)
@@ -119,13 +125,13 @@ class Cluster:
         raise NotFound(f"no stream of user {user_id}")
 
     def _holding(self, stream: Stream) -> Holding:
-        """Describe a stream; a session new to us ranks above every other of its user that we know of."""
+        """Describe a stream; one whose relay has just come ranks above every other of its user that we know of."""
         session = stream.session
         mine, elsewhere = self._mine.get(session.user_id), self._directory.owner(session.user_id)
-        if mine and mine.session_id == session.session_id:
+        if mine and mine.session_id == session.session_id and not stream.online:
             rank = mine.rank
         else:
-            rank = max(session.start_us, elsewhere.holding.rank + 1 if elsewhere else 0)
+            rank = max(now_us(), elsewhere.holding.rank + 1 if elsewhere else 0)
         return Holding(session.user_id, session.session_id, rank, stream.online, session.device_info)
 
     # What the others say.
@@ -241,14 +247,14 @@ class Cluster:
         session = stream.session
         if question.last is not None:
             events = stream.last_events(question.last)
-        elif question.session_id == session.session_id:
-            events = stream.events_since(question.position, question.n_notes)
         else:
-            events = stream.events_since(0, 0)
+            n_notes = stream.n_notes if question.n_notes is None else question.n_notes
+            events = stream.events_since(question.position, n_notes)
         return peers.Followed(
             self._me,
             session_id=session.session_id,
             period_us=session.origin.period_us,
+            base=session.origin.base,
             first_position=stream.ring.first_position,
             next_position=session.next_position,
             n_notes=stream.n_notes,

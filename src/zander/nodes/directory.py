@@ -80,6 +80,11 @@ class Directory:
         peer.seen_at = now
         return True
 
+    def holds(self, node_id: str, user_id: str, session_id: str) -> bool:
+        """Say whether a node has not given up a session yet, as far as is known."""
+        peer = self.peers.get(node_id)
+        return bool(peer and user_id in peer.holdings and peer.holdings[user_id].session_id == session_id)
+
     def remove(self, node_id: str) -> set[str]:
         """Forget a node; return the users it held."""
         peer = self.peers.pop(node_id, None)

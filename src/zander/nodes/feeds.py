@@ -1,67 +1,32 @@
 """The users whom this node follows on other nodes, because it has consumers of theirs.
 
 A feed is there while somebody here listens or is about to. It is live from the reply to a Follow on, until something
-may have been lost: a link that broke, a node that was silent, a session that moved. Then it catches up from where it
-stands, and what comes meanwhile is not counted: it comes again with the reply.
+may have been lost: a link that broke, a node that was silent, a session that moved. Then it catches up from where the
+consumer stands that is furthest behind; each outbox leaves out what its consumer has.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from zander.chunk import Chunk, Origin
 from zander.errors import ClientError, NotFound
-from zander.hub import Hub, now_us
-from zander.messages import Gap, Note, Status
+from zander.hub import Hub
+from zander.messages import Status
 from zander.nodes import peers
 from zander.nodes.calls import Calls
 from zander.nodes.directory import Directory, Owner
+from zander.nodes.feed import Feed, is_owed, owed_from
 from zander.outbox import Outbox
-from zander.wire import dumps
 
-UNHEARD_US = 3_000_000  # a session may be so old before every node has heard of it
-
-
-class Feed:
-    """One user followed: where, and where we stand in the session there."""
-
-    def __init__(self, user_id: str) -> None:
-        self.since_us = now_us()
-        self.node_id = ""
-        self.origin = Origin(user_id, "", 0.0)
-        self.next_position = 0
-        self.n_notes = 0
-        self.stands = False  # whether anything of this session was taken over
-        self.live = False
-        self.n_joining = 0
-        self.last = 0  # the most that was asked for by a consumer whose owner was not known yet
-        self.told: Status | None = None  # what our consumers know of the relay
-        self.task: asyncio.Task[None] | None = None
-
-    def follows(self, owner: Owner) -> bool:
-        """Say whether this is a feed of the owner's session."""
-        return (self.node_id, self.origin.session_id) == (owner.node_id, owner.holding.session_id)
-
-    def move(self, owner: Owner) -> None:
-        """Follow another node; in another session, from its start."""
-        self.live = False
-        self.node_id = owner.node_id
-        if self.origin.session_id != owner.holding.session_id:
-            self.origin = Origin(owner.holding.user_id, owner.holding.session_id, 0.0)
-            self.next_position = self.n_notes = 0
-            self.stands = False
-
-    def stand(self, reply: peers.Followed) -> None:
-        """Stand where the reply ends; events go on from there."""
-        self.origin.period_us = reply.period_us
-        self.next_position = reply.next_position
-        self.n_notes = reply.n_notes
-        self.stands = self.live = True
+MAX_TRIES = 20  # to join a feed, while its user moves
+TRY_SECONDS = 0.1
 
 
 class Feeds:
-    """All feeds of this node. Consumers of a user get every event of a feed once and in order, or a gap `lost`."""
+    """All feeds of this node. Consumers of a user are offered every event of a feed, in order."""
 
     def __init__(self, calls: Calls, directory: Directory, hub: Hub) -> None:
         self._calls = calls
@@ -69,32 +34,28 @@ class Feeds:
         self._directory = directory
         self._hub = hub
         self._feeds: dict[str, Feed] = {}
+        self._n_joining: Counter[str] = Counter()
 
-    async def subscribe(self, outbox: Outbox, last: int) -> None:
-        """Let a consumer listen, from the last samples on where the owner of its user can be asked."""
-        user_id = outbox.user_id
-        feed = self._feeds.setdefault(user_id, Feed(user_id))
-        feed.n_joining += 1
-        try:
-            await self._join(outbox, last, feed)
-        except ClientError:
-            feed.last = max(feed.last, last)
-            self._listen(outbox, feed, [])
-        finally:
-            feed.n_joining -= 1
-            self.release(user_id)
-        self.attend(user_id)
+    def status(self, user_id: str) -> Status:
+        """Say what is known of a user's relay."""
+        owner = self._directory.owner(user_id)
+        if owner is None:
+            return Status(user_id, online=False)
+        holding = owner.holding
+        return Status(user_id, holding.online, holding.session_id, holding.device_info)
 
     def attend(self, user_id: str) -> None:
         """Follow the user where it is now, and tell our consumers if its relay came or went."""
         if user_id not in self._hub.audience or user_id in self._hub.holds:
             return
         feed = self._feeds.setdefault(user_id, Feed(user_id))
-        self._tell(feed, self._status(user_id))
         owner = self._directory.owner(user_id)
-        if owner is None or feed.task or (feed.live and feed.follows(owner)):
+        if feed.task or (owner and self._has_more(feed, owner)):
             return
-        if not feed.follows(owner):
+        self._tell(feed, self.status(user_id))
+        if owner is None or (feed.live and _follows(feed, owner)):
+            return
+        if not _follows(feed, owner):
             feed.move(owner)
         feed.task = asyncio.create_task(self._catch_up(feed, owner))
 
@@ -111,13 +72,12 @@ class Feeds:
 
     def attend_all(self) -> None:
         """Attend to every user that somebody here listens to."""
-        for user_id in list(self._hub.audience):
+        for user_id in self._hub.audience.user_ids:
             self.attend(user_id)
 
     def release(self, user_id: str) -> None:
         """Follow a user no more, if nobody here listens or is about to."""
-        feed = self._feeds.get(user_id)
-        if feed and not feed.n_joining and user_id not in self._hub.audience:
+        if not self._n_joining[user_id] and user_id not in self._hub.audience:
             self.leave(user_id)
 
     def leave(self, user_id: str) -> None:
@@ -133,77 +93,143 @@ class Feeds:
         feed = self._feeds.get(events.user_id)
         if feed is None:
             self._calls.send(peers.Unfollow(self._me, events.user_id), events.node_id)
-        elif feed.live and (feed.node_id, feed.origin.session_id) == (events.node_id, events.session_id):
-            for event in self._new(feed, events.events):
-                self._hub.deliver(events.user_id, event)
+        elif feed.live and feed.follows(events.node_id, events.session_id):
+            for event in feed.count(feed.unpack(events.events)):
+                self._hub.audience.deliver(events.user_id, event)
 
-    async def _join(self, outbox: Outbox, last: int, feed: Feed) -> None:
-        """Ask for the last samples once the feed of those who listen already is live; ClientError without an owner."""
+    # A consumer comes.
+
+    async def subscribe(self, outbox: Outbox, last: int) -> None:
+        """Let a consumer listen, from the last samples on where the owner of its user can be asked."""
+        with self._joining(outbox.user_id):
+            try:
+                for _ in range(MAX_TRIES):
+                    if await self._join(outbox, peers.Follow(self._me, outbox.user_id, last)) is None:
+                        return
+                    await asyncio.sleep(TRY_SECONDS)
+            except ClientError:
+                pass
+            self._wait(outbox, last)
+
+    async def join(self, outbox: Outbox, at_a_loss: bool) -> int | None:
+        """Let a consumer listen from where it stands, if the owner of its user has all from there, or `at_a_loss`.
+
+        Else return from where on the owner has it. Where no node holds the user, the consumer listens at once.
+        """
+        if self._directory.owner(outbox.user_id):
+            with self._joining(outbox.user_id):
+                try:
+                    follow = peers.Follow(self._me, outbox.user_id, None, outbox.position)
+                    return await self._join(outbox, follow, at_a_loss)
+                except ClientError:
+                    if not at_a_loss or outbox.user_id in self._hub.holds:
+                        return outbox.position
+        self._wait(outbox, 0)
+        return None
+
+    @contextmanager
+    def _joining(self, user_id: str) -> Iterator[None]:
+        self._n_joining[user_id] += 1
+        try:
+            yield
+        finally:
+            self._n_joining -= Counter({user_id: 1})  # which forgets a count of 0
+            self.release(user_id)
+        self.attend(user_id)
+
+    async def _join(self, outbox: Outbox, follow: peers.Follow, at_a_loss: bool = False) -> int | None:
+        """Ask for what comes first once the feed of those who listen already is live; ClientError without an owner."""
         self.attend(outbox.user_id)
+        feed = self._feeds.setdefault(outbox.user_id, Feed(outbox.user_id))
         if feed.task:
             await asyncio.wait({feed.task})
         owner = self._directory.owner(outbox.user_id)
         if owner is None:
             raise NotFound(f"no stream of user {outbox.user_id}")
-        if not feed.node_id:
-            feed.move(owner)
-        follow = peers.Follow(self._me, outbox.user_id, last)
-        await self._calls.ask(owner.node_id, follow, lambda reply: self._joined(outbox, feed, owner, reply))
+        return await self._calls.ask(
+            owner.node_id, follow, lambda reply: self._admit(outbox, follow, reply, owner, at_a_loss)
+        )
 
-    def _joined(self, outbox: Outbox, feed: Feed, owner: Owner, reply: peers.Followed) -> None:
-        """Let a consumer listen from where the reply ends; a feed that has to catch up brings all by itself."""
-        alone = outbox.user_id not in self._hub.audience
-        if alone and reply.session_id == owner.holding.session_id:
-            feed.move(owner)
+    def _admit(
+        self, outbox: Outbox, follow: peers.Follow, reply: peers.Followed, owner: Owner, at_a_loss: bool
+    ) -> int | None:
+        """Let a consumer listen from where the reply ends, unless it is not of what we follow by now."""
+        feed = self._ready(outbox.user_id, reply, owner)
+        if feed is None:
+            return outbox.position
+        history = feed.unpack(reply.events)
+        if follow.last is not None:
+            outbox.stand_before(reply.session_id, history, reply.next_position)
+        elif reply.session_id != outbox.session_id:
+            return outbox.position
+        elif reply.first_position > outbox.position and not at_a_loss:
+            return reply.first_position
+        feed.told = self.status(outbox.user_id)
+        self._hub.listen(outbox, feed.told, history)
+        return None
+
+    def _ready(self, user_id: str, reply: peers.Followed, owner: Owner) -> Feed | None:
+        """Return the user's feed, if it is live in the session of the reply; for the first to listen, it is now."""
+        feed = self._feeds.get(user_id)
+        now = self._directory.owner(user_id)
+        if feed is None or now is None or (now.node_id, now.holding.session_id) != (reply.node_id, reply.session_id):
+            return None
+        if user_id not in self._hub.audience:
+            feed.move(now)
             feed.stand(reply)
-        fits = feed.live and feed.origin.session_id == reply.session_id
-        events = [peers.from_event(event, feed.origin) for event in reply.events] if fits else []
-        self._listen(outbox, feed, events)
+        return feed if feed.live and _follows(feed, now) else None
 
-    def _listen(self, outbox: Outbox, feed: Feed, events: list[Chunk | Note]) -> None:
-        if stream := self._hub.holds.get(outbox.user_id):  # the relay came here while we asked elsewhere
-            self.leave(outbox.user_id)
+    def _wait(self, outbox: Outbox, last: int) -> None:
+        """Let a consumer listen to what will come; the relay may have come here while we asked elsewhere."""
+        user_id = outbox.user_id
+        if stream := self._hub.holds.get(user_id):
             self._hub.listen(outbox, stream.status(), stream.events_since(0, 0))
-        else:
-            feed.told = self._status(outbox.user_id)
-            self._hub.listen(outbox, feed.told, events)
+            return
+        feed = self._feeds.setdefault(user_id, Feed(user_id))
+        feed.last = max(feed.last, last)
+        feed.told = self.status(user_id)
+        self._hub.listen(outbox, feed.told, [])
+
+    # A feed catches up.
 
     async def _catch_up(self, feed: Feed, owner: Owner) -> None:
-        user_id, session_id = owner.holding.user_id, owner.holding.session_id
-        if feed.stands or owner.holding.rank > feed.since_us - UNHEARD_US:
-            follow = peers.Follow(self._me, user_id, None, session_id, feed.next_position, feed.n_notes)
-        else:  # it was on for long when the first consumer here came, who is not owed its beginning
-            follow = peers.Follow(self._me, user_id, feed.last)
+        follow = self._all_that_is_owed(feed, owner)
         try:
-            with suppress(ClientError):  # `attend_all` comes by every second
-                await self._calls.ask(owner.node_id, follow, lambda reply: self._caught_up(feed, follow, reply))
+            await self._calls.ask(owner.node_id, follow, lambda reply: self._caught_up(feed, owner, reply))
+        except ClientError:
+            return  # `attend_all` comes by every second
         finally:
             feed.task = None
+        if self._feeds.get(owner.holding.user_id) is feed:
+            self.attend(owner.holding.user_id)  # it may have moved meanwhile
 
-    def _caught_up(self, feed: Feed, follow: peers.Follow, reply: peers.Followed) -> None:
-        if feed.origin.session_id != reply.session_id or self._feeds.get(follow.user_id) is not feed:
+    def _all_that_is_owed(self, feed: Feed, owner: Owner) -> peers.Follow:
+        """Ask for all that one of our consumers lacks."""
+        user_id = owner.holding.user_id
+        listeners = self._hub.audience.of(user_id)
+        owed = [position for outbox in listeners if (position := owed_from(outbox, owner.holding)) is not None]
+        if not owed:
+            return peers.Follow(self._me, user_id, feed.last)
+        n_notes = feed.n_notes
+        if n_notes is None and any(is_owed(outbox, owner.holding) for outbox in listeners):
+            n_notes = 0
+        return peers.Follow(self._me, user_id, None, min(owed), n_notes)
+
+    def _caught_up(self, feed: Feed, owner: Owner, reply: peers.Followed) -> None:
+        user_id = owner.holding.user_id
+        if self._feeds.get(user_id) is not feed or not feed.follows(reply.node_id, reply.session_id) or feed.live:
             return
-        feed.origin.period_us = reply.period_us
-        history: list[Chunk | Note] = []
-        if follow.last is None and reply.first_position > feed.next_position:
-            gap = Gap(reply.session_id, feed.next_position, reply.first_position, "lost")
-            history.append(Note("gap", now_us(), dumps(gap)))
-        history += self._new(feed, reply.events)
-        for outbox in self._hub.audience.get(follow.user_id, ()):
-            outbox.preload(history)
         feed.stand(reply)
+        history = feed.unpack(reply.events)
+        for outbox in self._hub.audience.of(user_id):
+            if owed_from(outbox, owner.holding) is None:
+                outbox.stand_before(reply.session_id, history, reply.next_position)
+            outbox.preload(history)
 
-    def _new(self, feed: Feed, packed: list[peers.Event]) -> list[Chunk | Note]:
-        """Unpack events and leave out samples that came before."""
-        events: list[Chunk | Note] = []
-        for event in (peers.from_event(event, feed.origin) for event in packed):
-            if isinstance(event, Note):
-                feed.n_notes += 1
-                events.append(event)
-            elif event.end > feed.next_position:
-                events.append(event.since(feed.next_position))
-                feed.next_position = event.end
-        return events
+    def _has_more(self, feed: Feed, owner: Owner) -> bool:
+        """Say whether a node that is to give up the user has not said so: its last samples come before that."""
+        user_id, session_id = owner.holding.user_id, feed.origin.session_id
+        return feed.live and not _follows(feed, owner) and self._directory.holds(feed.node_id, user_id, session_id)
 
     def _tell(self, feed: Feed, status: Status) -> None:
         """Tell of a relay that came or went; that an absent relay's buffer is gone is no news."""
@@ -212,9 +238,6 @@ class Feeds:
             self._hub.tell_status(status)
         feed.told = status
 
-    def _status(self, user_id: str) -> Status:
-        owner = self._directory.owner(user_id)
-        if owner is None:
-            return Status(user_id, online=False)
-        holding = owner.holding
-        return Status(user_id, holding.online, holding.session_id, holding.device_info)
+
+def _follows(feed: Feed, owner: Owner) -> bool:
+    return feed.follows(owner.node_id, owner.holding.session_id)

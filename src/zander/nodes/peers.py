@@ -62,6 +62,7 @@ class Bye(_Message):
 class RawEvent(Struct, tag=0, array_like=True):
     """A chunk: `times_us` int64 and `samples` float32, little-endian."""
 
+    expected: int
     position: int
     times_us: bytes
     samples: bytes
@@ -80,13 +81,15 @@ Event = RawEvent | NoteEvent
 
 
 class Follow(_Call):
-    """Send me what happens to a user. First the `last` samples, or all since `position` and `n_notes` of a session."""
+    """Send me what happens to a user. First the `last` samples, or all since `position` and `n_notes`.
+
+    Without `n_notes`, none that was before.
+    """
 
     user_id: str
     last: int | None = None
-    session_id: str | None = None
     position: int = 0
-    n_notes: int = 0
+    n_notes: int | None = None
 
 
 class Unfollow(_Message):
@@ -96,10 +99,11 @@ class Unfollow(_Message):
 
 
 class Followed(_Call):
-    """From now on you get everything; this is what came before. Samples before `first_position` are lost."""
+    """From now on you get everything; this is what came before, of which nothing from `first_position` on is lost."""
 
     session_id: str
     period_us: float
+    base: int
     first_position: int
     next_position: int
     n_notes: int
@@ -183,7 +187,7 @@ def to_event(event: Chunk | Note) -> Event:
     """Pack what the hub delivers."""
     if isinstance(event, Chunk):
         times_us = event.times_us.astype("<i8", copy=False).tobytes()
-        return RawEvent(event.position, times_us, event.samples.astype("<f4", copy=False).tobytes())
+        return RawEvent(event.expected, event.position, times_us, event.samples.astype("<f4", copy=False).tobytes())
     return NoteEvent(*event)
 
 
@@ -193,4 +197,4 @@ def from_event(event: Event, origin: Origin) -> Chunk | Note:
         return Note(event.kind, event.time_us, event.text, event.sender)
     times_us = np.frombuffer(event.times_us, "<i8")
     samples = np.frombuffer(event.samples, "<f4").reshape(len(times_us), -1)
-    return Chunk(origin, event.position, times_us, samples)
+    return Chunk(origin, event.position, times_us, samples, event.expected)

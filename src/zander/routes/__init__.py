@@ -2,7 +2,7 @@
 
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from zander.routes import buffer, docs, health, stream, subscribe
+from zander.routes import buffer, docs, health, history, sessions, stream, subscribe
 
 ROUTES: list[BaseRoute] = [
     WebSocketRoute("/stream", stream.stream),
@@ -13,6 +13,9 @@ ROUTES: list[BaseRoute] = [
     Route("/buffer/{user_id}/last/{n}", buffer.last),
     Route("/buffer/{user_id}/range", buffer.range_),
     Route("/buffer/{user_id}/stats", buffer.stats),
+    Route("/history/{user_id}", history.history),
+    Route("/sessions", sessions.sessions),
+    Route("/sessions/{session_id}", sessions.session),
     Route("/streams", health.streams),
     Route("/stats", health.stats),
     Route("/docs", docs.page),

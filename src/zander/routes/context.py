@@ -7,8 +7,10 @@ from typing import NamedTuple, cast
 from starlette.requests import HTTPConnection
 
 from zander import auth
+from zander.database.archive import Archive
 from zander.hub import Hub
-from zander.recorder import Recorder
+from zander.journal.recorder import Recorder
+from zander.replay import Replays
 from zander.settings import Settings
 
 
@@ -18,6 +20,8 @@ class Service(NamedTuple):
     settings: Settings
     hub: Hub
     recorder: Recorder
+    archive: Archive
+    replays: Replays
     started_at: float
 
 

@@ -9,8 +9,8 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
+from zander.journal.recorder import RecorderStats
 from zander.neighbours import LinkState
-from zander.recorder import RecorderStats
 from zander.routes.context import require_consumer, service
 from zander.stream import StreamSummary
 from zander.wire import dumps
@@ -80,9 +80,9 @@ async def stats(request: Request) -> Response:
         uptime_seconds=round(monotonic() - context.started_at, 3),
         connections=hub.n_connections,
         relays=len(hub.online()),
-        consumers=sum(map(len, hub.audience.values())),
+        consumers=len(hub.audience),
         samples_in=hub.n_samples_in,
-        samples_out=hub.n_samples_out,
+        samples_out=hub.audience.n_samples_out,
         bad_messages=hub.n_bad_messages,
         redis=hub.broadcast.state,
         peers=hub.broadcast.n_peers,

@@ -21,7 +21,7 @@ from zander.errors import ClientError, CloseCode
 
 Json = dict[str, Any]
 REF = "#/components/schemas/{name}"
-COME_BACK = (CloseCode.RESTART, *range(4000, 4500))
+COME_BACK = (CloseCode.RESTART, CloseCode.TRY_LATER, *range(4000, 4500))
 BINARY_TYPES = {"u8": "B", "u16": "H", "i64": "q"}  # of the layout, as `struct` writes them
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
+from uuid import UUID
 
 import msgspec
+from msgspec import Struct
 
 from zander.errors import BadMessage
 from zander.messages import USER_ID_IS, UserId
 from zander.wire import to_us
 
 T = TypeVar("T", bound=str)
+S = TypeVar("S", bound=Struct)
 
 
 def user_id(path: Mapping[str, Any]) -> str:
@@ -21,6 +25,30 @@ def user_id(path: Mapping[str, Any]) -> str:
         return msgspec.convert(path["user_id"], UserId)
     except msgspec.ValidationError:
         raise _bad("user_id", USER_ID_IS, path["user_id"]) from None
+
+
+def session_id(values: Mapping[str, Any], name: str = "session_id") -> str:
+    """Read the id of a session."""
+    try:
+        return str(msgspec.convert(values[name], UUID))
+    except msgspec.ValidationError:
+        raise _bad(name, "a UUID", values[name]) from None
+
+
+def mark(query: Mapping[str, str], name: str, kind: type[S]) -> S | None:
+    """Read a place in a longer answer, as `as_text` has written it; None where none is given."""
+    given = query.get(name)
+    if given is None:
+        return None
+    try:
+        return msgspec.msgpack.decode(urlsafe_b64decode(given), type=kind)
+    except (ValueError, msgspec.MsgspecError):
+        raise _bad(name, "the `next` of an answer to the same question", given) from None
+
+
+def as_text(place: Struct) -> str:
+    """Write a place in a longer answer, for the next question."""
+    return urlsafe_b64encode(msgspec.msgpack.encode(place)).decode()
 
 
 def choice(query: Mapping[str, str], name: str, known: tuple[T, ...], default: T) -> T:

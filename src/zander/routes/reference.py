@@ -7,6 +7,7 @@ describe it here.
 from __future__ import annotations
 
 from typing import Annotated, Any
+from uuid import UUID
 
 from msgspec import Meta, Struct
 
@@ -15,7 +16,7 @@ from zander.errors import CloseCode
 from zander.messages import Features, Kind, Microvolts, Position, Prediction, Seconds
 from zander.outbox import Format
 from zander.query import AnswerFormat
-from zander.routes import health, meanings
+from zander.routes import health, history, meanings, sessions
 from zander.routes.openapi import Channel, Endpoint, Parameter, Reference
 from zander.routes.socket import AUTH_SECONDS, MAX_BAD_MESSAGES
 from zander.stream import SampleType, StreamStats
@@ -67,6 +68,12 @@ class Samples(Struct):
     samples: list[RawSample | FeaturesEvent | PredictionEvent]
 
 
+class HistoryPage(Samples):
+    """What the database holds, by time: a page of it. Predictions have a `session_id` there, and no `id`."""
+
+    next: str | None
+
+
 class ErrorDetail(Struct):
     """What was expected and what came."""
 
@@ -80,10 +87,20 @@ class ErrorAnswer(Struct):
     error: ErrorDetail
 
 
-SAMPLE_TYPE = Parameter("sample_type", SampleType, "what to read from the buffer", "features")
+SAMPLE_TYPE = Parameter("sample_type", SampleType, "what to read", "features")
 FORMAT = Parameter("format", AnswerFormat, "`npy`, for raw only: an array that `numpy.load` reads", "json")
 START = Parameter("start", str, "first time: Unix seconds or ISO 8601 (UTC unless it says otherwise)", required=True)
 END = Parameter("end", str, "time after the last, in the same forms", required=True)
+
+
+def _limit(default: int, maximum: int) -> Parameter:
+    return Parameter("limit", Annotated[int, Meta(ge=1, le=maximum)], "at most so many on a page", default)
+
+
+CURSOR = Parameter("cursor", str, "`next` of the page before; all else as it was")
+USER = Parameter("user_id", messages.UserId, "of this user; left out: of all")
+BEFORE = Parameter("before", UUID, "`next` of the page before: those that began before this session")
+GAPS_FROM = Parameter("from", Position, f"list the first {sessions.MAX_GAPS:,} gaps that end behind this position", 0)
 
 NPY: dict[str, Any] = {
     "application/octet-stream": {
@@ -102,6 +119,13 @@ NPY_HEADERS = {
     "X-Time-Last": "npy: time of the last sample",
     "X-Channel-Names": "npy: JSON list of the channels' names, null when the relay gave none",
 }
+HISTORY_HEADERS = NPY_HEADERS | {
+    "X-Session-Id": "npy: the session of the first sample",
+    "X-Positions": "npy: JSON list of `[from, to]`, the runs without a hole, session by session",
+    "X-Channel-Names": "npy: JSON list of the channels' names, null when there are none or sessions differ",
+    "X-Sessions": "npy: JSON list of `[session_id, n]`, whose samples they are, in their order",
+    "X-Next": "npy: `next`; not there at the end",
+}
 
 
 def _buffer(answer: Any, *query: Parameter) -> Endpoint:
@@ -119,6 +143,19 @@ ENDPOINTS = {
     "/buffer/{user_id}/last/{n}": _buffer(Samples),
     "/buffer/{user_id}/range": _buffer(Samples, START, END),
     "/buffer/{user_id}/stats": Endpoint(StreamStats, (404, 422, 503)),
+    "/history/{user_id}": Endpoint(
+        HistoryPage,
+        (404, 422, 503),
+        (SAMPLE_TYPE, FORMAT, START, END, _limit(history.DEFAULT_LIMIT, history.MAX_LIMIT), CURSOR),
+        other_media=NPY,
+        headers=HISTORY_HEADERS,
+    ),
+    "/sessions": Endpoint(
+        sessions.Sessions,
+        (404, 422, 503),
+        (USER, BEFORE, _limit(sessions.DEFAULT_LIMIT, sessions.MAX_LIMIT)),
+    ),
+    "/sessions/{session_id}": Endpoint(sessions.SessionDetail, (404, 422, 503), (GAPS_FROM,)),
     "/streams": Endpoint(health.Streams),
     "/stats": Endpoint(health.ServerStats),
     "/docs": Endpoint(str, needs_key=False, media_type="text/html"),
@@ -128,6 +165,7 @@ ENDPOINTS = {
 PATH_PARAMETERS = {
     "user_id": Parameter("user_id", messages.UserId, "the user, as the relay named them"),
     "n": Parameter("n", Annotated[int, Meta(ge=1)], "how many, at most what is buffered (BUFFER_SAMPLES)"),
+    "session_id": Parameter("session_id", UUID, "the session"),
 }
 
 CHANNELS = {
@@ -136,11 +174,13 @@ CHANNELS = {
         rules=(
             f"First comes an Auth, within {AUTH_SECONDS:g} s; the answer is an AuthOk, or an Error and a close.",
             "The newest relay of a user wins: the one before it is closed with 4509.",
+            "With `ack` Acks follow: keep what you send until it is durable. After a cut send its `session_id` in the "
+            "next Auth, and go on at the `next_position` of the AuthOk: what is there already is dropped.",
             f"A bad message is answered with an Error and dropped; after {MAX_BAD_MESSAGES} the connection is closed.",
         ),
         first=messages.Auth,
         receives=(messages.Raw, messages.Features, messages.Ping),
-        sends=(messages.AuthOk, PredictionEvent, messages.Pong, messages.Error),
+        sends=(messages.AuthOk, messages.Ack, PredictionEvent, messages.Pong, messages.Error),
         binary=("receives",),
         close_codes=tuple(CloseCode),
     ),
@@ -150,6 +190,7 @@ CHANNELS = {
             "The first message is a ConsumerAuth only where no header carried the key and the server wants one.",
             "Raw comes as RawSample, as RawChunk or as a binary chunk, by `format`; everything else is JSON always.",
             "What you get first: a Status, then the `last` samples, then everything live, without a hole or a repeat.",
+            "With `session_id` and `from` you go on there instead: from memory, or the database, and then live.",
             "When you read too slowly the oldest raw is dropped, and the hole announced as a Gap.",
             "A Prediction is stored and goes to the user's relay and other consumers, as a PredictionEvent.",
         ),
@@ -165,6 +206,8 @@ CHANNELS = {
             Parameter("types", list[Kind], "what to get, comma-separated; left out: everything"),
             Parameter("format", Format, "how raw comes: a message per sample, JSON chunks, or binary chunks", "json"),
             Parameter("last", Annotated[int, Meta(ge=0)], "send so many buffered samples first", 0),
+            Parameter("session_id", UUID, "go on in this session, at `from`; later sessions of the user follow"),
+            Parameter("from", Position, "the first position to send of that session", 0),
         ),
     ),
 }
@@ -172,12 +215,13 @@ CHANNELS = {
 CLOSE_CODES = {
     CloseCode.TOO_BIG: f"a message over {messages.MAX_MESSAGE_BYTES >> 20} MiB",
     CloseCode.RESTART: "the server restarts",
+    CloseCode.TRY_LATER: "the server cannot keep what you would send, or not reach what it needs, now",
     CloseCode.AUTH_TIMEOUT: f"no first message within {AUTH_SECONDS:g} s",
     CloseCode.TOO_SLOW: "read too slowly for too long",
     CloseCode.TOO_MANY: "more connections than this node serves",
     CloseCode.BAD_MESSAGES: f"a first message or a query that is wrong, or {MAX_BAD_MESSAGES} bad messages",
     CloseCode.UNAUTHORIZED: "the key is wrong or missing",
-    CloseCode.FORBIDDEN: "not allowed for this user",
+    CloseCode.FORBIDDEN: "not allowed for this user: the `session_id` is another user's",
     CloseCode.TAKEN_OVER: "a newer relay streams for this user: do not fight it",
 }
 

@@ -40,7 +40,7 @@ async def stream(socket: WebSocket, context: Service) -> None:
     try:
         await Conversation(socket, relay, take, count_bad).run()
     finally:
-        hub.disconnect(connected)
+        hub.disconnect(connected, relay)
 
 
 async def _connect(socket: WebSocket, context: Service) -> tuple[Outbox, Stream]:
@@ -48,7 +48,7 @@ async def _connect(socket: WebSocket, context: Service) -> tuple[Outbox, Stream]
     first, device = decode_auth(await first_message(socket))
     auth.require(settings.edge_api_key, auth.given_key(socket.headers) or first.api_key)
     relay = Outbox(first.user_id, types=(), max_bytes=settings.outbox_max_bytes)
-    connected = context.hub.connect(first, device, relay)
+    connected = await context.hub.connect(first, device, relay)
     session = connected.session
-    relay.say(dumps(AuthOk(session.session_id, session.user_id, session.next_position, time())))
+    relay.say(dumps(AuthOk(session.session_id, session.user_id, connected.durable, time())))
     return relay, connected

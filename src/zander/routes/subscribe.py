@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from itertools import count
+from typing import NamedTuple
 from uuid import uuid4
 
 from starlette.websockets import WebSocket
 
 from zander import auth
+from zander.chunk import MAX_POSITION
+from zander.errors import BadMessage
 from zander.messages import KINDS, Prediction, PredictionAck
 from zander.outbox import FORMATS, Outbox
 from zander.protocol import Message
 from zander.routes.context import Service
-from zander.routes.parameters import choice, choices, number, user_id
+from zander.routes.parameters import choice, choices, number, session_id, user_id
 from zander.routes.socket import Conversation, door, first_message
 from zander.wire import decode_consumer, decode_consumer_auth, dumps
+
+
+class _Place(NamedTuple):
+    """Where a consumer resumes."""
+
+    session_id: str
+    position: int
 
 
 @door
 async def subscribe(socket: WebSocket, context: Service) -> None:
     """Greet a consumer, then send it what happens and take its predictions."""
     hub = context.hub
-    outbox, last = await _admit(socket, context)
+    outbox, start = await _admit(socket, context)
 
     async def take(message: Message) -> None:
         incoming = decode_consumer(message)
@@ -40,14 +53,27 @@ async def subscribe(socket: WebSocket, context: Service) -> None:
         hub.n_bad_messages += 1
         return next(numbers)
 
-    try:
-        await hub.subscribe(outbox, last)
+    async with _subscribed(outbox, start, context):
         await Conversation(socket, outbox, take, count_bad).run()
+
+
+@asynccontextmanager
+async def _subscribed(outbox: Outbox, start: _Place | int, context: Service) -> AsyncIterator[None]:
+    """Deliver to a consumer from a place on, or from the last so many samples, as long as it is there."""
+    replaying: asyncio.Task[None] | None = None
+    try:
+        if isinstance(start, int):
+            await context.hub.subscribe(outbox, start)
+        else:
+            replaying = asyncio.create_task(context.replays.run(outbox, *start))
+        yield
     finally:
-        hub.unsubscribe(outbox)
+        context.hub.unsubscribe(outbox)
+        if replaying and not replaying.cancel():
+            replaying.result()  # raises what went wrong here
 
 
-async def _admit(socket: WebSocket, context: Service) -> tuple[Outbox, int]:
+async def _admit(socket: WebSocket, context: Service) -> tuple[Outbox, _Place | int]:
     settings = context.settings
     key = auth.given_key(socket.headers)
     if settings.consumer_keys and key is None:
@@ -61,4 +87,14 @@ async def _admit(socket: WebSocket, context: Service) -> tuple[Outbox, int]:
         choices(query, "types", KINDS),
         settings.outbox_max_bytes,
     )
-    return outbox, number(query, "last", 0, settings.buffer_samples, 0)
+    return outbox, _place(query) or number(query, "last", 0, settings.buffer_samples, 0)
+
+
+def _place(query: Mapping[str, str]) -> _Place | None:
+    """Read where a consumer resumes; BadMessage when it does not say all of that, or more."""
+    given = {"session_id", "from", "last"} & set(query)
+    if given <= {"last"}:
+        return None
+    if given != {"session_id", "from"}:
+        raise BadMessage("bad_parameter", "expected session_id and from, or last, or none of them")
+    return _Place(session_id(query), number(query, "from", 0, MAX_POSITION, 0))

@@ -85,10 +85,10 @@ class Recording:
             samples[:, column] = values * (1.0 if signal.microvolts is None else signal.microvolts)
         return samples
 
-    def blocks(self, n_samples: int) -> Iterator[Samples]:
-        """Read it all, `n_samples` at a time: a recording of a night does not fit into memory."""
-        for start in range(0, self.n_samples, n_samples):
-            yield self.read(start, n_samples)
+    def blocks(self, n_samples: int, start: int = 0) -> Iterator[Samples]:
+        """Read from `start` to the end, `n_samples` at a time: a recording of a night does not fit into memory."""
+        for position in range(start, self.n_samples, n_samples):
+            yield self.read(position, n_samples)
 
 
 def sample() -> Recording:

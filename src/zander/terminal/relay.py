@@ -1,4 +1,7 @@
-"""`zander relay`: streams a recording as a relay streams a headset, at the recording's own pace or faster."""
+"""`zander relay`: streams a recording as a relay streams a headset, at the recording's own pace or faster.
+
+Like a headset it goes on without a server: what is not stored waits in the spool, and is sent when there is one again.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from time import monotonic, time
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from zander.chunk import Samples
-from zander.client import ConnectionLost, Rejected, Relay
+from zander.client import ConnectionLost, Relay
+from zander.errors import ZanderError
 from zander.terminal.features import WINDOW_S, features
 from zander.terminal.meter import Meter
 from zander.terminal.recording import Recording
@@ -20,6 +25,8 @@ from zander.terminal.screen import StatusLine, count, describe_prediction, durat
 
 CHUNKS_PER_S = 16  # about what headsets put into one packet
 REDRAW_S = 0.2
+LAG_S = 2.0  # what is stored later than that is shown
+LAST_ACK_S, BREAK_S = 10.0, 2.0  # how long it waits for the last acks, at the end and after Ctrl-C
 
 RelayFormat = Literal["sample", "chunk", "binary"]
 
@@ -35,6 +42,12 @@ class RelayOptions(NamedTuple):
     loop: bool
     features: bool
     seconds: float | None
+    spool: Path | None
+    spool_mib: float
+
+
+class NotStored(ZanderError):
+    """The server did not say of all samples that they are stored."""
 
 
 class Pace:
@@ -73,41 +86,77 @@ class Player:
         device_info = recording.device_info
         if options.speed != 1:
             device_info["playback_speed"] = options.speed  # sampling_rate stays that of the signal
+        self._n_dropped = 0
+        spool_bytes = int(options.spool_mib * (1 << 20))
+        self._n_room = spool_bytes // 2 // (32 + 4 * device_info["channel_count"])  # samples, each in its own message
         self._relay = Relay(
             options.url,
             options.user_id,
             device_info,
             options.key,
+            spool=options.spool,
+            spool_bytes=spool_bytes,
             on_message=self._hear,
             on_lost=self._tell_lost,
+            on_connected=self._tell_connected,
+            on_drop=self._tell_dropped,
         )
+        self._found = self._relay.session_id  # of the relay that had the spool before, empty if none had
+        self._is_new = True  # until the first connection
 
     async def play(self) -> None:
-        """Stream to the end; ConnectionLost when there is no session after `seconds`, Rejected when refused."""
+        """Stream to the end; ConnectionLost when there is no session after `seconds`, Rejected when refused.
+
+        NotStored when the server did not say in time that it has everything.
+        """
         reporter = asyncio.create_task(self._report())
+        is_over, patience_s = False, BREAK_S
         try:
-            async with asyncio.timeout(self._options.seconds), self._relay:
-                self._pace.restart(0)
-                self._line.say(f"session {self._relay.session_id} of {self._options.user_id}")
-                await self._stream()
-        except TimeoutError:
-            if not self._relay.session_id:
-                raise ConnectionLost(f"no connection to {self._options.url} in {self._options.seconds:g} s") from None
+            is_over = await self._connect_and_stream()
+            patience_s = LAST_ACK_S
         finally:
-            reporter.cancel()
-            self._line.end(self.summary())
+            try:
+                n_left = await self._relay.close(patience_s, end_session=is_over)
+            finally:
+                reporter.cancel()
+                self._line.end(self.summary())
+        if n_left:
+            where = f"; they wait in {self._options.spool}" if self._options.spool else ""
+            raise NotStored(f"{count(n_left, 'sample')} are not known to be stored{where}")
 
     def summary(self) -> str:
         """Say what was done, in a line."""
         elapsed_s = monotonic() - self._began_at
-        received = count(self._n_predictions, "prediction")
-        return f"sent {count(self._n_sent, 'sample')} in {elapsed_s:.1f} s, received {received}"
+        n_left = self._relay.n_waiting
+        parts = [
+            f"sent {count(self._n_sent, 'sample')} in {elapsed_s:.1f} s",
+            *([f"{n_left:,} not known to be stored"] if n_left else ["all stored"] if self._n_sent else []),
+            *([f"{self._n_dropped:,} dropped"] if self._n_dropped else []),
+            f"received {count(self._n_predictions, 'prediction')}",
+        ]
+        return ", ".join(parts)
+
+    async def _connect_and_stream(self) -> bool:
+        """Return whether it came to the end of the recording."""
+        try:
+            async with asyncio.timeout(self._options.seconds):
+                await self._relay.connect()
+                self._pace.restart(0)
+                await self._stream()
+                return True
+        except TimeoutError:
+            if self._is_new:
+                raise ConnectionLost(f"no connection to {self._options.url} in {self._options.seconds:g} s") from None
+            return False
 
     async def _stream(self) -> None:
         n_block = max(1, round(self._recording.sampling_rate_hz))
         window: deque[Samples] = deque(maxlen=max(1, round(WINDOW_S)))  # of blocks of a second
+        n_rounds, start = divmod(self._relay.next_position, self._recording.n_samples)
+        if n_rounds and not self._options.loop:
+            return  # the relay that had the spool before came to the end
         while True:
-            for block in self._recording.blocks(n_block):
+            for block in self._recording.blocks(n_block, start):
                 for piece in self._pieces(block):
                     await self._send(piece)
                 window.append(block)
@@ -115,6 +164,7 @@ class Player:
                     await self._send_features(np.concatenate(window))
             if not self._options.loop:
                 return
+            start = 0
 
     def _pieces(self, block: Samples) -> Iterator[Samples]:
         """Cut a second into messages."""
@@ -122,14 +172,11 @@ class Player:
         return (block[start : start + n] for start in range(0, len(block), n))
 
     async def _send(self, piece: Samples) -> None:
-        """Send a piece when its last sample is due; after a lost connection it is sent again, in a new session."""
+        """Send a piece when its last sample is due. What is faster than a headset can wait for the server."""
         await self._pace.until(self._n_sent + len(piece) - 1)
-        while True:
-            try:
-                await self._send_raw(piece)
-                break
-            except ConnectionLost as error:
-                await self._reconnect(error)
+        while self._options.speed > 1 and self._relay.n_waiting > self._n_room:
+            await self._relay.drain(REDRAW_S)
+        await self._send_raw(piece)
         self._n_sent += len(piece)
         self._meter.add(len(piece))
 
@@ -146,13 +193,6 @@ class Player:
             with suppress(ConnectionLost):  # the next piece notices
                 await self._relay.send_features(found)
 
-    async def _reconnect(self, error: ConnectionLost) -> None:
-        if isinstance(error, Rejected):
-            raise error
-        await self._relay.connect()
-        self._pace.restart(self._n_sent)  # the recording waited
-        self._line.say(f"connected again, session {self._relay.session_id}")
-
     def _hear(self, message: dict[str, Any]) -> None:
         if message["type"] == "prediction":
             self._n_predictions += 1
@@ -163,20 +203,36 @@ class Player:
     def _tell_lost(self, error: ConnectionLost, pause_s: float) -> None:
         self._line.say(f"{error}; trying again in {pause_s:.1f} s")
 
+    def _tell_connected(self, n_waiting: int) -> None:
+        session = f"session {self._relay.session_id} of {self._options.user_id}"
+        if not self._is_new:
+            session = f"connected again, {session}"
+        elif self._found == self._relay.session_id:
+            session = f"{session} goes on at sample {self._relay.next_position:,}"
+        waiting = f"; {count(n_waiting, 'sample')} not known to be stored: sent first" if n_waiting else ""
+        self._line.say(session + waiting)
+        self._is_new = False
+
+    def _tell_dropped(self, start: int, end: int) -> None:
+        self._n_dropped += end - start
+        self._line.say(f"the spool is full: dropped the samples {start:,} to {end - 1:,}")
+
     async def _report(self) -> None:
         while True:
             self._line.show(self._progress())
             await asyncio.sleep(REDRAW_S)
 
     def _progress(self) -> str:
-        rounds, done = divmod(self._n_sent, self._recording.n_samples)
-        position_s = done / self._recording.sampling_rate_hz
+        rate_hz, n_waiting = self._recording.sampling_rate_hz, self._relay.n_waiting
+        rounds, done = divmod(self._relay.next_position, self._recording.n_samples)
+        is_late = n_waiting > LAG_S * rate_hz * self._options.speed
         return "   ".join(
             [
-                f"{duration(position_s)} of {duration(self._recording.duration_s)}",
+                f"{duration(done / rate_hz)} of {duration(self._recording.duration_s)}",
                 *([f"round {rounds + 1}"] if self._options.loop else []),
                 count(self._n_sent, "sample"),
                 f"{self._meter.per_second():,.0f}/s",
+                *([f"{n_waiting:,} not stored yet"] if is_late else []),
                 count(self._n_predictions, "prediction"),
             ]
         )

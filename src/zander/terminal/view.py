@@ -37,7 +37,8 @@ class View:
         self.features: dict[str, Any] | None = None
         self.prediction: dict[str, Any] | None = None
         self.error = ""
-        self._live_from = monotonic() + (1.0 if has_history else 0.0)  # buffered samples come first, and are old
+        self._has_history = has_history  # at the next connection: then old samples come first
+        self._live_from = 0.0
 
     @property
     def sampling_rate_hz(self) -> float:
@@ -62,6 +63,8 @@ class View:
 
     def take(self, event: Raw | dict[str, Any]) -> None:
         """Take in an event."""
+        if self.link != "connected":
+            self._live_from = monotonic() + (1.0 if self._has_history else 0.0)
         self.link = "connected"
         if isinstance(event, Raw):
             self._take_raw(event)
@@ -81,6 +84,7 @@ class View:
     def lose(self, reason: str, pause_s: float) -> None:
         """Note that the connection is gone and when it is tried again."""
         self.link = f"{reason}; trying again in {pause_s:.1f} s"
+        self._has_history = True
         self.online = False
 
     def _take_status(self, status: dict[str, Any]) -> None:

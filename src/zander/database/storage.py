@@ -9,18 +9,17 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
 
 import asyncpg
 
-from zander.chunk import Chunk
-from zander.errors import Refused, StorageError
-from zander.migrations import Connection, Tuning, delete_expired, migrate, tune
-from zander.pgcopy import COPY_END, COPY_HEAD, EPOCH_US, RAW_COLUMNS, encode_raw
-from zander.pile import SessionRecord
-from zander.recorder import Batch
+from zander.database.migrations import Connection, Tuning, delete_expired, migrate, tune
+from zander.database.transaction import POSITION, blames_data, write
+from zander.errors import StorageError
+from zander.journal.batch import Batch, Written
+from zander.journal.pgcopy import EPOCH_US
 
 CONNECT_SECONDS = 5.0
 COMMAND_SECONDS = 30.0
@@ -28,52 +27,20 @@ CLOSE_SECONDS = 1.0  # a stop may take 15 s in all
 PING_SECONDS = 5.0
 EXPIRE_EVERY_SECONDS = 3600.0
 
-COPY_BYTES = 1 << 20  # encoded or sent in one go; then the event loop gets its turn
+# What we call durable has to be.
+DURABLE_COMMITS = (
+    "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+)
 
 # A server that lost us must not keep our row of `writers` locked for the two hours of a usual TCP keepalive.
-LET_GO = """
+LET_GO = f"""
 SET idle_in_transaction_session_timeout = '60s';
 SET tcp_keepalives_idle = 10;
 SET tcp_keepalives_interval = 5;
 SET tcp_keepalives_count = 4;
+{DURABLE_COMMITS}
 """
 
-# The first statement of every transaction. A row comes back: the batch is ours to write. No row: this very
-# batch was committed, and only the answer was lost. It takes the lock of the row, so it waits for an older
-# backend that is still inside the COMMIT of the same batch; one that lost its client earlier never commits.
-CLAIM = """
-INSERT INTO writers (writer_id, batch, written_at) VALUES ($1, $2, now())
-ON CONFLICT (writer_id) DO UPDATE SET batch = excluded.batch, written_at = excluded.written_at
-WHERE writers.batch < excluded.batch
-RETURNING batch
-"""
-
-# A start or an end, or both at once. A resumed session keeps its start and is open again.
-UPSERT_SESSIONS = """
-INSERT INTO sessions (session_id, user_id, start_time, end_time, device_info)
-SELECT s, u, timestamptz 'epoch' + t0 * interval '1 us', timestamptz 'epoch' + t1 * interval '1 us', d
-FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::jsonb[]) AS given (s, u, t0, t1, d)
-ON CONFLICT (session_id) DO UPDATE SET
-    start_time = least(sessions.start_time, excluded.start_time),
-    end_time = excluded.end_time,
-    device_info = excluded.device_info
-"""
-
-FORGET_WRITERS = "DELETE FROM writers WHERE written_at < now() - interval '30 days'"
-
-PREDICTION_COLUMNS = (
-    "timestamp",
-    "session_id",
-    "user_id",
-    "prediction_type",
-    "classifier_name",
-    "data",
-    "confidence",
-    "classifier_version",
-)
-
-# What the data itself is to blame for: wrong values, broken constraints, limits such as the depth of JSON.
-BLAMES_DATA = ("22", "23", "54")
 FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 log = logging.getLogger(__name__)
@@ -86,7 +53,6 @@ class Postgres:
         self._dsn = plain_dsn(database_url)
         self._retention_days = retention_days
         self._columnstore_after_hours = columnstore_after_hours
-        self._writer_id = uuid.uuid4()
         self._connection: Connection = None
         self._tuning: Tuning | None = None
         self._expiry: asyncio.Task[None] | None = None
@@ -99,23 +65,19 @@ class Postgres:
             self._connection = connection = await self._connect()
             await migrate(connection)
             tuning = await tune(connection, self._retention_days, self._columnstore_after_hours)
-            with suppress(asyncpg.InsufficientPrivilegeError):
-                await connection.execute(FORGET_WRITERS)
         if tuning != self._tuning:
             log.log(logging.INFO if tuning.complete else logging.WARNING, tuning.sentence)
         self._tuning = tuning
 
-    async def write(self, batch: Batch) -> None:
-        """Write all of the batch or nothing, once per `batch.n`; StorageError or Refused."""
+    async def position(self, writer_id: uuid.UUID) -> int:
+        """Return the offset up to which a journal is committed; 0 for an unknown one."""
         with self._letting_go():
-            try:
-                await self._write(batch)
-            except (asyncpg.PostgresError, ValueError, OverflowError) as error:
-                if not blames_data(error):
-                    raise
-                if not self._connection.is_closed():
-                    await self._connection.execute("ROLLBACK")
-                raise Refused(reason(error)) from None
+            return await self._connected().fetchval(POSITION, writer_id) or 0
+
+    async def write(self, batch: Batch) -> Written:
+        """Write all of the batch or nothing, once; StorageError, of which Moved is one."""
+        with self._letting_go():
+            return await write(self._connected(), batch)
 
     async def ping(self) -> None:
         """Ask for a sign of life; StorageError when there is none. Starts the hourly deletes when due."""
@@ -160,15 +122,13 @@ class Postgres:
 
     @contextmanager
     def _letting_go(self) -> Iterator[None]:
-        """Give the connection up after any error but Refused, whose transaction is rolled back.
+        """Give the connection up after any error.
 
         A connection in doubt is never used again. Dropping it makes the server roll back, unless it had the
         COMMIT: the retry will tell.
         """
         try:
             yield
-        except Refused:
-            raise
         except BaseException as error:
             self._let_go()
             if isinstance(error, FAILURES):
@@ -179,22 +139,6 @@ class Postgres:
         connection, self._connection = self._connection, None
         if connection:
             connection.terminate()
-
-    async def _write(self, batch: Batch) -> None:
-        connection = self._connected()
-        raw = await _encoded(batch.chunks)  # first: an error here has touched nothing
-        await connection.execute("BEGIN")
-        if await connection.fetchval(CLAIM, self._writer_id, batch.n) is None:
-            await connection.execute("ROLLBACK")
-            return
-        if batch.sessions:
-            await _upsert_sessions(connection, batch.sessions)
-        if batch.chunks:
-            await _copy_raw(connection, raw)
-        if batch.predictions:
-            await connection.copy_records_to_table("predictions", records=batch.predictions, columns=PREDICTION_COLUMNS)
-        if await connection.execute("COMMIT") != "COMMIT":
-            raise StorageError("the transaction was rolled back")
 
     def _expire_when_due(self) -> None:
         if self._retention_days is None or self._tuning is None or self._tuning.expires:
@@ -236,44 +180,9 @@ def reason(error: BaseException) -> str:
     return name if blames_data(error) else f"{name}: {error.args[0] if sqlstate else error}"
 
 
-def blames_data(error: BaseException) -> bool:
-    """Say whether the data is the cause: the server says so, or it could not even be encoded."""
-    if isinstance(error, asyncpg.PostgresError):
-        return (error.sqlstate or "").startswith(BLAMES_DATA)
-    return isinstance(error, ValueError | OverflowError)
-
-
 def _since_2000(time_us: int) -> tuple[int]:
     return (time_us - EPOCH_US,)
 
 
 def _since_1970(time_us: tuple[int]) -> int:
     return time_us[0] + EPOCH_US
-
-
-async def _upsert_sessions(connection: Connection, sessions: list[SessionRecord]) -> None:
-    session_ids, user_ids, starts_us, ends_us, device_infos = zip(*sessions, strict=True)
-    await connection.execute(UPSERT_SESSIONS, session_ids, user_ids, starts_us, ends_us, device_infos)
-
-
-async def _encoded(chunks: list[Chunk]) -> list[bytearray]:
-    """Encode the COPY in pieces of about COPY_BYTES."""
-    pieces = [bytearray(COPY_HEAD)]
-    for rows in encode_raw(chunks):
-        if len(pieces[-1]) >= COPY_BYTES:
-            pieces.append(bytearray())
-            await asyncio.sleep(0)
-        pieces[-1] += rows
-    pieces[-1] += COPY_END
-    return pieces
-
-
-async def _copy_raw(connection: Connection, pieces: list[bytearray]) -> None:
-    # One piece goes as it is; asyncpg makes a task for each of several.
-    source = pieces[0] if len(pieces) == 1 else _each(pieces)
-    await connection.copy_to_table("raw_eeg", source=source, format="binary", columns=RAW_COLUMNS)
-
-
-async def _each(pieces: list[bytearray]) -> AsyncIterator[bytearray]:
-    for piece in pieces:
-        yield piece

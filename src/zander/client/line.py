@@ -22,6 +22,7 @@ STABLE_S = 5.0  # a connection that lived so long makes the next pause short aga
 REASONS: dict[int, str] = {
     CloseCode.TOO_BIG: "a message was too big",
     CloseCode.RESTART: "the server restarts",
+    CloseCode.TRY_LATER: "the server cannot take this now",
     CloseCode.AUTH_TIMEOUT: "the server got no auth in time",
     CloseCode.TOO_SLOW: "this client reads too slowly",
     CloseCode.TOO_MANY: "the server has too many connections",
@@ -65,15 +66,17 @@ class Line:
         await self.connect()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
     async def connect(self) -> None:
-        """Connect, trying until it is done or Rejected; `on_lost` hears of each failure and of the pause, in s.
+        """Wait for a connection; Rejected when there will be none."""
+        raise NotImplementedError
 
-        A connection that is open is closed first.
-        """
-        await self.close()
+    def _path(self) -> str:
+        """Where to connect to, below the URL."""
+        raise NotImplementedError
+
+    async def _dial(self) -> None:
+        """Connect, trying until it is done or Rejected; `on_lost` hears of each failure and of the pause, in s."""
+        await self._hang_up()
         while True:
             if self._lost is not None:
                 await self._pause(self._lost)
@@ -84,22 +87,17 @@ class Line:
             except ConnectionLost as error:
                 self._lost = error
             except BaseException:  # cancelled between the connection and the greeting
-                await self.close()
+                await self._hang_up()
                 raise
             else:
                 self._lost = None
                 self._connected_at = monotonic()
                 return
 
-    async def close(self) -> None:
-        """Say goodbye. `connect` begins anew."""
-        if self._socket is not None:
-            await self._socket.close()
-            self._socket = None
-
-    def _path(self) -> str:
-        """Where to connect to, below the URL."""
-        raise NotImplementedError
+    async def _hang_up(self) -> None:
+        socket, self._socket = self._socket, None
+        if socket is not None:
+            await socket.close()
 
     async def _pause(self, lost: ConnectionLost) -> None:
         """Wait before the next try: random, so that a thousand clients don't come back at once."""

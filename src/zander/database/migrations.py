@@ -68,7 +68,7 @@ class _Timescale(NamedTuple):
 def migrations() -> list[Migration]:
     """Read all migrations, in order."""
     found = []
-    for file in (files("zander") / "schema").iterdir():
+    for file in (files("zander.database") / "schema").iterdir():
         if match := re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name):
             found.append(Migration(int(match[1]), match[2], file.read_text(encoding="utf-8")))
     return sorted(found)

@@ -1,0 +1,21 @@
+"""`Relay` and `Consumer`: the two ends of Zander's wire, for asyncio programs.
+
+    async with Relay("ws://127.0.0.1:8000", "me", {"sampling_rate": 128, "channel_count": 1}) as relay:
+        await relay.send_sample([12.5])
+
+    async for event in Consumer("ws://127.0.0.1:8000", "me"):
+        print(event)
+
+Both connect again by themselves, with growing pauses, as long as that can help, and go on where they were: a relay
+sends again what the server has not stored, a consumer asks for what it missed. What cannot be helped so is a
+`Rejected`. Keys travel in the `Authorization` header, never in the URL.
+"""
+
+from __future__ import annotations
+
+from zander.client.consumer import Consumer, Cursor, Raw
+from zander.client.line import ConnectionLost, Rejected
+from zander.client.relay import Relay
+from zander.client.spool import SpoolError
+
+__all__ = ["ConnectionLost", "Consumer", "Cursor", "Raw", "Rejected", "Relay", "SpoolError"]

@@ -1,0 +1,299 @@
+"""The relay's end of the wire: it numbers what it sends, and keeps it until the server has stored it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from time import time
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from websockets.exceptions import ConnectionClosed
+
+from zander.chunk import MAX_CHUNK_BYTES, Samples
+from zander.client.dispatch import Dispatch
+from zander.client.line import ConnectionLost, Line, Message, Rejected
+from zander.client.spool import SPOOL_BYTES, Spool
+
+AUTH_S = 20.0  # for the answer to `auth`: the server may have to ask its database
+CLOSE_S = 10.0  # how long `close` waits for the last acks
+BREAK_S = 1.0  # and at the end of an `async with` that an exception ends
+
+Values = Sequence[Any] | NDArray[np.floating[Any]]
+
+log = logging.getLogger(__name__)
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+class Relay(Line):
+    """The relay's end, `/stream`: sends a user's samples and features.
+
+    Samples are numbered here, and kept until the server says that they are durable: in memory, or in the folder
+    `spool`, where they outlive this process. `send_sample` and `send_chunk` wait for nobody: without a connection
+    the samples wait in the spool, of at most `spool_bytes`. When that is full the oldest are dropped, and `on_drop`
+    hears from which position to which. After a cut the relay comes back by itself, goes on with its session, and
+    sends again what is not durable: `on_connected` hears, each time, how many samples that are.
+
+    What the server says (`prediction`, `error`, …) goes to `on_message` as soon as it comes; if that raises, the
+    connection ends and the next `send_…` raises it. Once the server has refused this relay, or another one took
+    over, `send_…` raises Rejected.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        user_id: str,
+        device_info: Mapping[str, Any],
+        key: str | None = None,
+        *,
+        spool: Path | None = None,
+        spool_bytes: int = SPOOL_BYTES,
+        on_message: Callable[[Message], None] = _ignore,
+        on_lost: Callable[[ConnectionLost, float], None] = _ignore,
+        on_connected: Callable[[int], None] = _ignore,
+        on_drop: Callable[[int, int], None] = _ignore,
+    ) -> None:
+        super().__init__(url, key, on_lost)
+        self._user_id = user_id
+        self._device_info = dict(device_info)
+        rate = self._device_info.get("sampling_rate")
+        self._period_us = 1e6 / rate if isinstance(rate, int | float) and rate > 0 else 0.0
+        self._on_message = on_message
+        self._on_connected = on_connected
+        self._open_spool = partial(Spool, spool, max_bytes=spool_bytes, on_drop=on_drop)
+        self._dispatch = self._opened()
+        self._news = asyncio.Event()  # replaced with every connection, ack and failure
+        self._task: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
+        self._is_connected = False
+        self._n_connections = 0
+
+    @property
+    def session_id(self) -> str:
+        """The session, as the server named it; empty until the first connection."""
+        return self._spool.session_id
+
+    @property
+    def next_position(self) -> int:
+        """Position of the next sample."""
+        return self._spool.next_position
+
+    @property
+    def durable(self) -> int:
+        """The position below which the server has stored everything that it can have."""
+        return self._spool.durable
+
+    @property
+    def n_waiting(self) -> int:
+        """How many samples are kept because they are not durable yet."""
+        return self._spool.n_waiting
+
+    @property
+    def n_dropped(self) -> int:
+        """How many samples were dropped because the spool was full."""
+        return self._spool.n_dropped
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection, as far as is known here."""
+        return self._is_connected
+
+    # Life.
+
+    async def __aexit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        if n_left := await self.close(BREAK_S if kind else None):
+            log.warning("%s: %d samples are not known to be stored", self._user_id, n_left)
+
+    def start(self) -> None:
+        """Begin to connect, and to come back, in the background; what is sent meanwhile waits."""
+        if self._task is None or self._task.done():
+            if self._spool.is_closed:
+                self._dispatch = self._opened()
+            self._failure = None
+            self._task = asyncio.create_task(self._run())
+
+    async def connect(self) -> None:
+        """Start, and wait for the connection; Rejected when the server refuses, else it is tried again and again."""
+        self.start()
+        n = self._n_connections
+        await self._until(lambda: self._is_connected or self._n_connections > n)
+
+    async def drain(self, timeout_s: float | None = None) -> bool:
+        """Wait until everything sent so far is durable; False when it is not in time."""
+        end = self._spool.end
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._until(lambda: self._spool.durable >= end)
+        return self._spool.durable >= end
+
+    async def close(self, wait_s: float | None = None, *, end_session: bool = False) -> int:
+        """Wait for the last acks, CLOSE_S at most, and leave; return how many samples are not durable.
+
+        `connect`, or another relay with this spool's folder, goes on with the session, and with what is left; with
+        `end_session`, if nothing is left, it begins a new one.
+        """
+        try:
+            with suppress(ConnectionLost):
+                self._check()
+                await self.drain(CLOSE_S if wait_s is None else wait_s)
+        finally:
+            await self._stop()
+            n_left = self.n_waiting
+            if end_session and not n_left:
+                self._spool.clear()
+            self._spool.close()
+        return n_left
+
+    # Sending.
+
+    async def send_sample(self, channels: Values, *, time_us: int | None = None) -> None:
+        """Send one sample, in µV; without a time it is of now."""
+        values = np.asarray(channels, np.float32)[np.newaxis]
+        await self._take_in(values, None, time_us, "channels")
+
+    async def send_chunk(
+        self, samples: Values, *, position: int | None = None, time_us: int | None = None, binary: bool = True
+    ) -> None:
+        """Send consecutive samples `(n, n_channels)`, in µV; `position` and `time_us` are those of the first.
+
+        Without a time the last sample is of now. A position ahead of `next_position` says that the device has lost
+        samples; what lies behind it was sent before, and is left out.
+        """
+        values = np.ascontiguousarray(samples, np.float32)
+        await self._take_in(values, position, time_us, None if binary else "samples")
+
+    async def send_features(self, features: Mapping[str, Any]) -> None:
+        """Send features: `workload`, `confidence`, `band_powers`, `metrics`, and whatever else.
+
+        They are of the moment and not kept: ConnectionLost when there is no connection.
+        """
+        self._check()
+        if self._socket is None or not self._is_connected:
+            raise ConnectionLost("not connected")
+        try:
+            await self._socket.send(orjson.dumps({"type": "features", **features}).decode())
+        except ConnectionClosed:
+            raise ConnectionLost("the connection broke") from None
+
+    async def _take_in(self, values: Samples, position: int | None, time_us: int | None, field: str | None) -> None:
+        self._check()
+        if values.ndim != 2 or not values.shape[1]:
+            raise ValueError(f"expected samples of the shape (n, n_channels), got {values.shape}")
+        n, n_at_once = len(values), max(1, MAX_CHUNK_BYTES // values[:1].nbytes) if len(values) else 1
+        first = self.next_position if position is None else position
+        first_us = round(time() * 1e6 - (n - 1) * self._period_us) if time_us is None else time_us
+        for i in range(max(0, self.next_position - first), n, n_at_once):
+            self._dispatch.keep(first + i, first_us + round(i * self._period_us), values[i : i + n_at_once], field)
+        await asyncio.sleep(0)  # who sends without a pause lets the network have its turn
+
+    # The connection.
+
+    def _path(self) -> str:
+        return "/stream"
+
+    async def _run(self) -> None:
+        """Connect and talk, again and again, until that can't help."""
+        try:
+            while True:
+                await self._dial()
+                self._is_connected = True
+                self._n_connections += 1
+                self._on_connected(self.n_waiting)
+                self._tell()
+                await self._talk()
+        except Exception as error:
+            self._failure = error
+        finally:
+            self._is_connected = False
+            self._tell()
+            await self._hang_up()
+
+    async def _open(self) -> None:
+        await super()._open()
+        assert self._socket is not None
+        auth = {"type": "auth", "user_id": self._user_id, "device_info": self._device_info, "ack": True}
+        if self.session_id:
+            auth["session_id"] = self.session_id
+        try:
+            async with asyncio.timeout(AUTH_S):
+                await self._socket.send(orjson.dumps(auth).decode())
+                while (message := self._read(await self._socket.recv()))["type"] != "auth_ok":
+                    pass  # an error: the close that follows it becomes an exception
+        except ConnectionClosed as error:
+            raise self._ended(error) from None
+        except TimeoutError:
+            await self._hang_up()
+            raise ConnectionLost(f"{self.url} does not answer") from None
+        self._dispatch.resume(message["session_id"], message["next_position"])
+
+    async def _talk(self) -> None:
+        """Send and listen to the end of the connection; Rejected when there is no coming back."""
+        assert self._socket is not None
+        socket = self._socket
+        sender = asyncio.create_task(self._dispatch.send_all(socket))
+        try:
+            while True:  # a WebSocket nobody reads from answers no ping, and is cut
+                self._take(self._read(await socket.recv()))
+        except ConnectionClosed as error:
+            lost = self._ended(error)
+        finally:
+            self._is_connected = False
+            sender.cancel()
+            await asyncio.wait({sender})
+            await self._hang_up()
+        if not sender.cancelled():
+            sender.result()  # raises what the spool's disk did
+        if isinstance(lost, Rejected):
+            raise lost
+
+    def _take(self, message: Message) -> None:
+        if message["type"] != "ack":
+            self._on_message(message)
+        elif message["session_id"] == self.session_id:
+            durable = min(message["durable"], self.next_position)
+            if durable > self.durable:
+                self._spool.forget(durable)
+                self._tell()
+
+    async def _stop(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._check()
+            if self._task is None:
+                raise ConnectionLost("not connected")
+            await self._news.wait()
+
+    def _opened(self) -> Dispatch:
+        spool = self._open_spool()
+        spool.claim(self._user_id, self._layout())
+        return Dispatch(spool, self._period_us)
+
+    @property
+    def _spool(self) -> Spool:
+        return self._dispatch.spool
+
+    def _layout(self) -> dict[str, Any]:
+        """What must not change within a session."""
+        return {name: self._device_info.get(name) for name in ("sampling_rate", "channel_names", "channel_count")}

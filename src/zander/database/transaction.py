@@ -1,0 +1,250 @@
+"""The one transaction that writes a batch: rows, the sessions' durable positions and the journal's, all or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from time import time
+from typing import TypeVar
+
+import asyncpg
+from msgspec import json, structs
+
+from zander.database.migrations import Connection
+from zander.errors import Moved, StorageError
+from zander.journal.batch import Batch, Hold, Reach, Written
+from zander.journal.pgcopy import COPY_END, COPY_HEAD, RAW_COLUMNS
+from zander.journal.records import GapRecord, PredictionRecord, RawRecord, Record, SessionRecord
+
+COPY_BYTES = 1 << 20  # joined or sent in one go; then the event loop gets its turn
+
+# The first statement. A row comes back: the batch is ours to write. No row: somebody wrote it, if only we ourselves
+# before the answer to our COMMIT was lost. It takes the lock of the row, so it waits for an older backend that is still
+# inside such a COMMIT; one that lost its client earlier never commits.
+CLAIM = """
+INSERT INTO writers (writer_id, position, written_at) VALUES ($1, $3, now())
+ON CONFLICT (writer_id) DO UPDATE SET position = excluded.position, written_at = excluded.written_at
+WHERE writers.position = $2
+RETURNING position
+"""
+
+POSITION = "SELECT position FROM writers WHERE writer_id = $1"
+
+# A start or an end, or both at once. A resumed session keeps its start and is open again.
+UPSERT_SESSIONS = """
+INSERT INTO sessions (session_id, user_id, start_time, end_time, device_info, fence)
+SELECT s, u, timestamptz 'epoch' + t0 * interval '1 us', timestamptz 'epoch' + t1 * interval '1 us', d, f
+FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::jsonb[], $6::bigint[])
+    AS given (s, u, t0, t1, d, f)
+ON CONFLICT (session_id) DO UPDATE SET
+    start_time = least(sessions.start_time, excluded.start_time),
+    end_time = excluded.end_time,
+    device_info = coalesce(excluded.device_info, sessions.device_info),
+    fence = excluded.fence
+WHERE sessions.fence <= excluded.fence
+"""
+
+# Takes the locks of the rows: whoever would raise a fence waits for our COMMIT, and then sees how far we came.
+ADVANCE = """
+UPDATE sessions SET
+    durable_position = greatest(sessions.durable_position, given.position),
+    durable_time = greatest(sessions.durable_time, timestamptz 'epoch' + given.time_us * interval '1 us')
+FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[]) AS given (session_id, fence, position, time_us)
+WHERE sessions.session_id = given.session_id AND sessions.fence <= given.fence
+RETURNING sessions.session_id::text, given.fence, sessions.durable_position
+"""
+
+DURABLE = """
+SELECT sessions.session_id::text, given.fence, durable_position, sessions.fence > given.fence
+FROM sessions JOIN unnest($1::uuid[], $2::bigint[]) AS given (session_id, fence)
+    ON sessions.session_id = given.session_id
+"""
+
+KNOWN = "SELECT session_id::text FROM sessions WHERE session_id = ANY($1::uuid[])"
+
+INSERT_GAPS = """
+INSERT INTO gaps (session_id, from_position, to_position, reason, noticed_at)
+SELECT s, f, t, r, timestamptz 'epoch' + at * interval '1 us'
+FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[]) AS given (s, f, t, r, at)
+ON CONFLICT (session_id, from_position) DO UPDATE SET to_position = greatest(gaps.to_position, excluded.to_position)
+"""
+
+BURY = "INSERT INTO dead_letters (table_name, session_id, position, error, record) VALUES ($1, $2, $3, $4, $5)"
+
+PREDICTION_COLUMNS = (
+    "session_id",
+    "timestamp",
+    "user_id",
+    "prediction_type",
+    "classifier_name",
+    "data",
+    "confidence",
+    "classifier_version",
+)
+
+# What the data itself is to blame for: wrong values, broken constraints, limits such as the depth of JSON.
+BLAMES_DATA = ("22", "23", "54")
+
+R = TypeVar("R", SessionRecord, RawRecord, GapRecord, PredictionRecord)
+
+
+async def write(connection: Connection, batch: Batch) -> Written:
+    """Write a batch once; Moved when the journal is committed up to another offset than the batch starts from.
+
+    When the database refuses something for itself, all is written again with more care: what it refuses goes to
+    `dead_letters`, the rest to its table.
+    """
+    try:
+        return await _Transaction(connection, batch, careful=False).run()
+    except (asyncpg.PostgresError, ValueError, OverflowError) as error:
+        if not blames_data(error) or connection.is_closed():
+            raise
+        await connection.execute("ROLLBACK")
+        return await _Transaction(connection, batch, careful=True).run()
+
+
+def blames_data(error: BaseException) -> bool:
+    """Say whether the data is the cause: the server says so, or it could not even be encoded."""
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "").startswith(BLAMES_DATA)
+    return isinstance(error, ValueError | OverflowError)
+
+
+class _Transaction:
+    """One attempt. `careful`: one savepoint per step, and what is refused is halved until it stands alone."""
+
+    def __init__(self, connection: Connection, batch: Batch, *, careful: bool) -> None:
+        self._connection = connection
+        self._batch = batch
+        self._careful = careful
+        self._written = Written()
+
+    async def run(self) -> Written:
+        batch, connection = self._batch, self._connection
+        reaches = batch.reaches()
+        await connection.execute("BEGIN")
+        if await connection.fetchval(CLAIM, batch.writer_id, batch.start, batch.end) is None:
+            return await self._written_before(reaches)
+        await self._each("sessions", list(batch.sessions.values()), self._upsert_sessions)
+        fenced = await self._advance(reaches) if reaches else set()
+        raw = [record for hold, records in batch.raw.items() if hold not in fenced for record in records]
+        gaps = [gap for gap in batch.gaps if (gap.session_id, gap.fence) not in fenced]
+        await self._each("raw_eeg", raw, self._copy_raw)
+        await self._each("gaps", gaps, self._insert_gaps)
+        await self._each("predictions", batch.predictions, self._copy_predictions)
+        if await connection.execute("COMMIT") != "COMMIT":
+            raise StorageError("the transaction was rolled back")
+        return self._written
+
+    async def _written_before(self, reaches: dict[Hold, Reach]) -> Written:
+        position = await self._connection.fetchval(POSITION, self._batch.writer_id)
+        rows = await self._connection.fetch(DURABLE, *_columns(list(reaches), 2))
+        await self._connection.execute("ROLLBACK")
+        if position != self._batch.end:
+            raise Moved(position)
+        durable = {session_id: position for session_id, _, position, is_fenced in rows if not is_fenced}
+        return Written(durable, {(session_id, fence) for session_id, fence, _, is_fenced in rows if is_fenced})
+
+    async def _advance(self, reaches: dict[Hold, Reach]) -> set[Hold]:
+        """Move the durable positions on, and return the sessions that are not ours any more."""
+        rows = [(*hold, *reach) for hold, reach in reaches.items()]
+        moved = await self._connection.fetch(ADVANCE, *_columns(rows, 4))
+        self._written.durable = {session_id: durable for session_id, _, durable in moved}
+        ours = {(session_id, fence) for session_id, fence, _ in moved}
+        if len(ours) == len(reaches):
+            return set()
+        others = reaches.keys() - ours
+        known = {row[0] for row in await self._connection.fetch(KNOWN, [session_id for session_id, _ in others])}
+        self._written.fenced = {hold for hold in others if hold[0] in known}  # else its row was deleted
+        return self._written.fenced
+
+    async def _each(self, table: str, records: list[R], write: Callable[[list[R]], Awaitable[None]]) -> None:
+        """Write records; what the database refuses for itself is buried, if we are careful."""
+        if not records:
+            return
+        if not self._careful:
+            await write(records)
+            return
+        await self._connection.execute("SAVEPOINT before")
+        try:
+            await write(records)
+            await self._connection.execute("RELEASE SAVEPOINT before")
+        except (asyncpg.PostgresError, ValueError, OverflowError) as error:
+            if not blames_data(error) or self._connection.is_closed():
+                raise
+            await self._connection.execute("ROLLBACK TO SAVEPOINT before; RELEASE SAVEPOINT before")
+            if halves := _halves(records):
+                for half in halves:
+                    await self._each(table, half, write)
+            else:
+                await self._bury(table, records[0], error)
+
+    async def _bury(self, table: str, record: Record, error: Exception) -> None:
+        """Keep what was refused where somebody can look at it."""
+        position = record.position if isinstance(record, RawRecord) else None
+        data = record.rows if isinstance(record, RawRecord) else json.encode(record)
+        what = (table, record.session_id, position, str(error), data)
+        await self._connection.execute(BURY, *what)
+        self._written.n_dead_letters += 1
+        if isinstance(record, RawRecord):
+            gap = (record.session_id, record.fence, record.position, record.end, "lost", int(time() * 1e6))
+            await self._insert_gaps([GapRecord(*gap)])
+        if isinstance(record, SessionRecord) and record.device_info != "{}":  # that is to blame; its samples need it
+            await self._each("sessions", [structs.replace(record, device_info="{}")], self._upsert_sessions)
+
+    async def _upsert_sessions(self, records: list[SessionRecord]) -> None:
+        rows = [(r.session_id, r.user_id, r.start_us, r.end_us, r.device_info, r.fence) for r in records]
+        await self._connection.execute(UPSERT_SESSIONS, *_columns(rows, 6))
+
+    async def _copy_raw(self, records: list[RawRecord]) -> None:
+        pieces = await _joined(records)
+        # One piece goes as it is; asyncpg makes a task for each of several.
+        source = pieces[0] if len(pieces) == 1 else _yielded(pieces)
+        await self._connection.copy_to_table("raw_eeg", source=source, format="binary", columns=RAW_COLUMNS)
+
+    async def _insert_gaps(self, records: list[GapRecord]) -> None:
+        rows = {(r.session_id, r.start): (r.session_id, r.start, r.end, r.reason, r.time_us) for r in records}
+        await self._connection.execute(INSERT_GAPS, *_columns(list(rows.values()), 5))
+
+    async def _copy_predictions(self, records: list[PredictionRecord]) -> None:
+        rows = [structs.astuple(record) for record in records]
+        await self._connection.copy_records_to_table("predictions", records=rows, columns=PREDICTION_COLUMNS)
+
+
+def _columns(rows: Sequence[Sequence[object]], n_columns: int) -> list[list[object]]:
+    return [[row[i] for row in rows] for i in range(n_columns)]
+
+
+def _halves(records: list[R]) -> list[list[R]]:
+    """Divide records; none when there is but one sample, session, gap or prediction."""
+    if len(records) > 1:
+        middle = len(records) // 2
+        return [records[:middle], records[middle:]]
+    record = records[0]
+    if isinstance(record, RawRecord) and (n := record.end - record.position) > 1:
+        middle = record.position + n // 2
+        cut = len(record.rows) // n * (n // 2)
+        return [
+            [structs.replace(record, end=middle, rows=record.rows[:cut])],
+            [structs.replace(record, position=middle, rows=record.rows[cut:])],
+        ]
+    return []
+
+
+async def _joined(records: list[RawRecord]) -> list[bytearray]:
+    """Join the rows to a COPY in pieces of about COPY_BYTES; asyncpg would take bytes for the name of a file."""
+    pieces, rows, n_bytes = [], [COPY_HEAD], 0
+    for record in records:
+        rows.append(record.rows)
+        n_bytes += len(record.rows)
+        if n_bytes >= COPY_BYTES:
+            pieces.append(bytearray().join(rows))
+            rows, n_bytes = [], 0
+            await asyncio.sleep(0)
+    pieces.append(bytearray().join([*rows, COPY_END]))
+    return pieces
+
+
+async def _yielded(pieces: list[bytearray]) -> AsyncIterator[bytearray]:
+    for piece in pieces:
+        yield piece

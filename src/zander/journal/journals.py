@@ -1,0 +1,117 @@
+"""All that waits for the database on this machine: this process' journal, and those of dead ones before it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from zander.chunk import Chunk, Origin
+from zander.journal.batch import Batch
+from zander.journal.journal import Journal, orphans
+from zander.journal.pgcopy import decode_rows, row_encoder
+from zander.journal.records import RawRecord, Record, decode
+
+BATCH_BYTES = 8 << 20  # what waits after an outage is written in such pieces
+READ_BYTES = 256 << 10  # some 1,500 one-sample records, sorted in 2 ms; then the event loop gets its turn
+
+log = logging.getLogger(__name__)
+
+
+class Journals:
+    """`own` takes what comes; `orphans` only have to be written, and go first."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        """Open the folder; OSError when it cannot be had."""
+        self.own = Journal.create(folder, max_bytes)
+        self.orphans = deque(orphans(folder))
+
+    @property
+    def n_bytes(self) -> int:
+        """What they take on disk."""
+        return self.own.segments.n_bytes + self.n_orphan_bytes
+
+    @property
+    def n_orphan_bytes(self) -> int:
+        """What the orphans take of it."""
+        return sum(orphan.segments.n_bytes for orphan in self.orphans)
+
+    @property
+    def n_pending_bytes(self) -> int:
+        """What is not in the database yet."""
+        return sum(journal.n_pending_bytes for journal in (*self.orphans, self.own))
+
+    def of(self, batch: Batch) -> Journal:
+        """Return the journal that a batch was read from: it is the first, or our own."""
+        return self.own if batch.writer_id == self.own.writer_id else self.orphans[0]
+
+    async def read(self, journal: Journal) -> Batch:
+        """Return what comes next in a journal, about BATCH_BYTES; without records at its end."""
+        batch = Batch(journal.writer_id, journal.offset or 0)
+        async for records, offset in _pieces(journal, batch.start):
+            for record in records:
+                batch.add(record)
+            batch.end = offset
+            if offset - batch.start >= BATCH_BYTES:
+                break
+        return batch
+
+    async def pending(self, origin: Origin, start: int, end: int) -> list[Chunk]:
+        """Return what is held of a session from position `start` to `end`, in order."""
+        chunks: list[Chunk] = []
+        for journal in (*self.orphans, self.own):
+            async for records, _ in _pieces(journal, journal.offset or 0):
+                chunks += [
+                    _chunk(origin, record)
+                    for record in records
+                    if isinstance(record, RawRecord)
+                    and record.session_id == origin.session_id
+                    and record.position < end
+                    and record.end > start
+                ]
+        return chunks
+
+    async def keep_synced(self, seconds: float | None) -> None:
+        """Force what is taken in to the disk, every so many seconds; None: never. A failure is logged once."""
+        failed = False
+        while seconds is not None:
+            await asyncio.sleep(seconds)
+            try:
+                await asyncio.to_thread(self.own.segments.sync)
+            except OSError as error:
+                if not failed:
+                    log.error("the journal cannot be forced to the disk: %s", error.strerror)
+                failed = True
+            else:
+                failed = False
+
+    def close(self) -> None:
+        """Let go; what is not in the database stays for the next process."""
+        for journal in (*self.orphans, self.own):
+            journal.close()
+
+
+def raw_record(chunk: Chunk, fence: int) -> RawRecord:
+    """Make a record of samples."""
+    origin, position, times_us = chunk.origin, chunk.position, chunk.times_us
+    rows = row_encoder(origin, chunk.samples.shape[1]).encode(position, times_us, chunk.samples)
+    return RawRecord(origin.session_id, fence, position, chunk.end, times_us.item(-1), rows)
+
+
+def _chunk(origin: Origin, record: RawRecord) -> Chunk:
+    return Chunk(origin, record.position, *decode_rows(record.rows, record.end - record.position))
+
+
+async def _pieces(journal: Journal, offset: int) -> AsyncIterator[tuple[list[Record], int]]:
+    """Yield the records from `offset` on in pieces, and the offset after each, up to where the journal ends now.
+
+    Not in a thread: every write of the hot path would wait for it to give the interpreter back, up to 5 ms. What was
+    written lately is in memory, and what was not, the system reads ahead.
+    """
+    end = journal.segments.end  # on a busy machine it would run ahead of us
+    while offset < end and (frames := journal.segments.read(offset, READ_BYTES)).end > offset:
+        offset = frames.end  # beyond what is damaged, if there are none
+        yield [decode(payload) for payload in frames.payloads], offset
+        await asyncio.sleep(0)

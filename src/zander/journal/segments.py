@@ -1,0 +1,201 @@
+"""An append-only log of checksummed frames, in files of bounded size: what the journal and a relay's spool are made of.
+
+A frame is its payload's length and CRC-32, both uint32 little-endian, and the payload. An offset counts the bytes of
+all frames before it, so it only grows; a file is named after the offset of its first byte. What was written only in
+part, by a crash or on a full disk, is recognised by its checksum and cut off.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from struct import Struct
+from typing import NamedTuple
+from zlib import crc32
+
+SUFFIX = ".v1"  # of this layout
+
+_HEADER = Struct("<II")
+
+log = logging.getLogger(__name__)
+
+
+class Frames(NamedTuple):
+    """Payloads that follow each other, and the offset after the last of them."""
+
+    payloads: list[bytes]
+    end: int
+
+
+class _Segment:
+    """One file: `start` is the offset of its first byte, `n_bytes` what of it counts."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        self.path = path
+        self.start = start
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.n_bytes = os.fstat(self.fd).st_size
+
+    @property
+    def end(self) -> int:
+        return self.start + self.n_bytes
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        return os.pread(self.fd, min(n_bytes, self.end - offset), offset - self.start)
+
+    def remove(self) -> None:
+        os.close(self.fd)
+        self.path.unlink(missing_ok=True)
+
+
+class Segments:
+    """The log `name` in a folder. Nothing waits in memory; `append` is one write to the page cache.
+
+    Not for two writers: whoever opens it must have seen to that. Opening cuts a torn tail off.
+    """
+
+    def __init__(self, folder: Path, name: str, *, segment_bytes: int = 16 << 20) -> None:
+        self._folder = folder
+        self._name = name
+        self._segment_bytes = segment_bytes
+        self._segments = [_Segment(path, start) for start, path in files(folder, name)]
+        for segment, following in pairwise(self._segments):  # it may be followed by what could not be cut off
+            segment.n_bytes = min(segment.n_bytes, following.start - segment.start)
+        if self._segments:
+            self._cut_torn_tail(self._segments[-1])
+        else:
+            self._roll(0)
+
+    @property
+    def start(self) -> int:
+        """Offset of the first frame kept."""
+        return self._segments[0].start
+
+    @property
+    def end(self) -> int:
+        """Offset after the last frame."""
+        return self._segments[-1].end
+
+    @property
+    def n_bytes(self) -> int:
+        """What it takes on disk."""
+        return self.end - self.start
+
+    def append(self, payload: bytes) -> int:
+        """Write a frame, and return the offset after it; OSError, and nothing has changed, when it cannot be."""
+        frame = _HEADER.pack(len(payload), crc32(payload)) + payload
+        segment = self._segments[-1]
+        if segment.n_bytes and segment.n_bytes + len(frame) > self._segment_bytes:
+            segment = self._roll(segment.end)
+        n_written = os.pwrite(segment.fd, frame, segment.n_bytes)
+        if n_written != len(frame):
+            with suppress(OSError):
+                os.ftruncate(segment.fd, segment.n_bytes)
+            raise _no_space()
+        segment.n_bytes += n_written
+        return segment.start + segment.n_bytes
+
+    def read(self, offset: int, max_bytes: int) -> Frames:
+        """Return the frames from `offset` on, for about `max_bytes`, at least one; none at the end.
+
+        All are of one file.
+        """
+        for segment in self._segments:
+            offset = max(offset, segment.start)
+            if offset < segment.end:
+                frames = self._read(segment, offset, max_bytes)
+                if frames.payloads:
+                    return frames
+                log.error("%s: %d bytes are damaged and lost", segment.path.name, segment.end - offset)
+                offset = segment.end
+        return Frames([], offset)
+
+    def forget(self, offset: int) -> None:
+        """Delete the files that lie wholly before `offset`; a file that is full and read to its end goes too."""
+        if offset >= self.end and self._segments[-1].n_bytes >= max(1, self._segment_bytes // 2):
+            with suppress(OSError):  # no room for another file: this one goes later
+                self._roll(self.end)
+        while len(self._segments) > 1 and self._segments[0].end <= offset:
+            self._segments.pop(0).remove()
+
+    def probe(self, n_bytes: int = 1 << 16) -> None:
+        """Ask whether the disk would take `n_bytes` more; OSError when it would not."""
+        segment = self._segments[-1]
+        n_written = os.pwrite(segment.fd, bytes(n_bytes), segment.n_bytes)
+        os.ftruncate(segment.fd, segment.n_bytes)
+        if n_written != n_bytes:
+            raise _no_space()
+
+    def sync(self) -> None:
+        """Force what is written to the disk: it then survives the machine's death, not only the process's.
+
+        May run in a thread beside everything else.
+        """
+        for segment in list(self._segments):
+            try:
+                os.fsync(segment.fd)
+            except OSError:
+                if segment in self._segments:  # else it was deleted meanwhile
+                    raise
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for segment in self._segments:
+            os.close(segment.fd)
+        self._segments.clear()
+
+    def remove(self) -> None:
+        """Delete everything."""
+        for segment in self._segments:
+            segment.remove()
+        self._segments.clear()
+
+    def _roll(self, start: int) -> _Segment:
+        segment = _Segment(self._folder / f"{self._name}.{start:016x}{SUFFIX}", start)
+        self._segments.append(segment)
+        return segment
+
+    def _cut_torn_tail(self, segment: _Segment) -> None:
+        size, end = segment.n_bytes, segment.start
+        while (frames := self._read(segment, end, 1 << 20)).payloads:
+            end = frames.end
+        segment.n_bytes = end - segment.start
+        if torn := size - segment.n_bytes:
+            log.warning("%s: the last %d bytes were not written to their end, cut off", segment.path.name, torn)
+            os.ftruncate(segment.fd, segment.n_bytes)
+
+    def _read(self, segment: _Segment, offset: int, max_bytes: int) -> Frames:
+        data = segment.read(offset, max_bytes)
+        payloads, n_read = _split(data)
+        if not payloads and len(data) >= _HEADER.size:  # a frame larger than `max_bytes`, or a torn one
+            n_bytes, _ = _HEADER.unpack_from(data)
+            payloads, n_read = _split(segment.read(offset, _HEADER.size + n_bytes))
+        return Frames(payloads, offset + n_read)
+
+
+def files(folder: Path, name: str) -> list[tuple[int, Path]]:
+    """Return the files of a log, each with the offset of its first byte, in order."""
+    found = folder.glob(f"{name}.{'[0-9a-f]' * 16}{SUFFIX}")
+    return sorted((int(path.name.removesuffix(SUFFIX)[-16:], 16), path) for path in found)
+
+
+def _no_space() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _split(data: bytes) -> tuple[list[bytes], int]:
+    """Return the payloads of the whole frames at the front, and how many bytes they take."""
+    payloads: list[bytes] = []
+    at, n_bytes = 0, len(data)
+    while at + _HEADER.size <= n_bytes:
+        length, checksum = _HEADER.unpack_from(data, at)
+        payload = data[at + _HEADER.size : at + _HEADER.size + length]
+        if not length or len(payload) < length or crc32(payload) != checksum:
+            break
+        payloads.append(payload)
+        at += _HEADER.size + length
+    return payloads, at

@@ -1,0 +1,127 @@
+"""`/sessions`: what was recorded, and what it lacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from zander.chunk import MAX_POSITION
+from zander.database.archive import Lack, StoredGap
+from zander.errors import NotFound
+from zander.messages import Reason
+from zander.routes.context import require_consumer
+from zander.routes.parameters import number, session_id, user_id
+from zander.stored import StoredSession
+from zander.wire import dumps
+
+MAX_LIMIT = 200
+DEFAULT_LIMIT = 50
+MAX_GAPS = 10_000
+
+
+class SessionSummary(Struct):
+    """A session as the database has it."""
+
+    session_id: str
+    user_id: str
+    start_time: float
+    end_time: float | None
+    device_info: dict[str, Any]
+    next_position: int
+    last_time: float | None
+    n_samples: int
+    n_gaps: int
+
+
+class Sessions(Struct):
+    """Sessions, newest first."""
+
+    sessions: list[SessionSummary]
+    next: str | None
+
+
+class SessionGap(Struct, rename={"start": "from", "end": "to"}):
+    """Positions from `from` to `to` (not included) that are not in the database, and never will be."""
+
+    start: int
+    end: int
+    reason: Reason
+    noticed_at: float
+
+
+class SessionDetail(SessionSummary):
+    """A session as the database has it, with what it lacks."""
+
+    first_time: float | None
+    duration_seconds: float | None
+    gaps: list[SessionGap]
+
+
+async def sessions(request: Request) -> Response:
+    """What was recorded, of a user or of all, newest first.
+
+    A session without an `end_time` may be online or may have ended with its server: `/streams` says who is online.
+    """
+    archive = require_consumer(request).archive
+    query = request.query_params
+    before = session_id(query, "before") if "before" in query else None
+    if before and not await archive.session(before):
+        raise NotFound(f"no session {before} in the database")
+    limit = number(query, "limit", 1, MAX_LIMIT, DEFAULT_LIMIT)
+    of_user = user_id(query) if "user_id" in query else None
+    found = await archive.sessions(of_user, before, limit + 1)
+    page = found[:limit]
+    lacks = await archive.lacks(session.session_id for session in page)
+    summaries = [SessionSummary(**_summary(it, lacks.get(it.session_id, Lack(0, 0)))) for it in page]
+    return _json(Sessions(summaries, page[-1].session_id if len(found) > limit else None))
+
+
+async def session(request: Request) -> Response:
+    """What was recorded in a session, and what it lacks."""
+    archive = require_consumer(request).archive
+    asked = session_id(request.path_params)
+    first_gap = number(request.query_params, "from", 0, MAX_POSITION, 0)
+    stored = await archive.session(asked)
+    if not stored:
+        raise NotFound(f"no session {asked} in the database")
+    lacks = await archive.lacks([asked])
+    gaps = await archive.stored_gaps(asked, first_gap, MAX_POSITION, MAX_GAPS)
+    first = await archive.samples(stored, 0, 1)
+    first_us = int(first[0].times_us[0]) if first else None
+    lasted_us = None if first_us is None or stored.durable_us is None else stored.durable_us - first_us
+    detail = SessionDetail(
+        **_summary(stored, lacks.get(asked, Lack(0, 0))),
+        first_time=_seconds(first_us),
+        duration_seconds=_seconds(lasted_us),
+        gaps=[_gap(gap) for gap in gaps],
+    )
+    return _json(detail)
+
+
+def _summary(stored: StoredSession, lack: Lack) -> dict[str, Any]:
+    return {
+        "session_id": stored.session_id,
+        "user_id": stored.user_id,
+        "start_time": stored.start_us / 1e6,
+        "end_time": _seconds(stored.end_us),
+        "device_info": stored.device_info,
+        "next_position": stored.durable_position,
+        "last_time": _seconds(stored.durable_us),
+        "n_samples": max(0, stored.durable_position - lack.n_missing),
+        "n_gaps": lack.n_gaps,
+    }
+
+
+def _gap(gap: StoredGap) -> SessionGap:
+    return SessionGap(gap.start, gap.end, gap.reason, gap.noticed_us / 1e6)  # type: ignore[arg-type]
+
+
+def _seconds(time_us: int | None) -> float | None:
+    return None if time_us is None else time_us / 1e6
+
+
+def _json(message: Struct) -> Response:
+    return Response(dumps(message), media_type="application/json")
