@@ -36,6 +36,8 @@ class Load(NamedTuple):
     duration_s: float
     warmup_s: float
     seed: int
+    acks: bool = False
+    replays: int = 0
 
     @property
     def n_messages(self) -> int:
@@ -106,6 +108,7 @@ class Inbox:
         self.first, self.n, self.arrived = array("q"), array("q"), array("d")
         self.n_samples = 0
         self.n_features = 0
+        self.acked, self.acked_at = array("q"), array("d")
         self.strange: list[str] = []  # what should not have come
         self._rest = b""
         self._start = SAMPLE_START.get(load.format, b"")
@@ -137,7 +140,7 @@ class Inbox:
             elif opcode == PING:
                 pongs += frame(PONG, data[body:stop])
             else:
-                self._take_other(data[body:stop], opcode)
+                self._take_other(data[body:stop], opcode, now)
             at = stop
         self._rest = data[at:]
         return pongs
@@ -145,7 +148,7 @@ class Inbox:
     def _take_text(self, data: bytes, body: int, stop: int, now: float) -> None:
         start = data.find(self._start, body, stop)
         if start < 0:
-            self._take_other(data[body:stop], TEXT)
+            self._take_other(data[body:stop], TEXT, now)
             return
         start += 12
         dot = data.find(b".", start, stop)
@@ -165,9 +168,12 @@ class Inbox:
         if not mine:
             self.strange.append(f"a sample {first} of another relay")
 
-    def _take_other(self, payload: bytes, opcode: int) -> None:
+    def _take_other(self, payload: bytes, opcode: int, now: float) -> None:
         if payload.startswith(b'{"type":"features"'):
             self.n_features += 1
+        elif payload.startswith(b'{"type":"ack"'):
+            self.acked.append(json.loads(payload)["durable"])
+            self.acked_at.append(now)
         elif not payload.startswith((b'{"type":"status"', b'{"type":"auth_ok"')):
             self.strange.append(f"{opcode:#x} {payload[:200]!r}")
 

@@ -48,6 +48,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--duration", type=_positive(float), default=20.0, metavar="S", help="seconds measured, after the warm-up (20)")
     add("--warmup", type=float, default=WARMUP_S, metavar="S", help=f"seconds before them ({WARMUP_S:g})")
     add("--seed", type=int, default=1, metavar="N", help="of the values and the relays' phases (1)")
+    add("--acks", action="store_true", help="relays ask for acks, and the time to them is measured")
+    add("--replays", type=int, default=0, metavar="N", help="consumers that come back meanwhile, to the beginning (0)")
     add("--no-redis", action="store_true", help="run the node alone")
     add("--database-url", metavar="URL", help="write to this PostgreSQL instead of an own one")
     add("--against", type=Path, metavar="DIR", help="measure the checkout in DIR in turn with this one")
@@ -80,6 +82,8 @@ def load_of(options: argparse.Namespace) -> Load:
         duration_s=options.duration,
         warmup_s=options.warmup,
         seed=options.seed,
+        acks=options.acks,
+        replays=options.replays,
     )
 
 

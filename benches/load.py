@@ -33,19 +33,37 @@ HANDSHAKE = (
 class Peer:
     """One connection; `unsent` is what the kernel did not take yet."""
 
-    def __init__(self, load: Load, relay: int, path: str) -> None:
+    def __init__(self, load: Load, relay: int) -> None:
         self.inbox = Inbox(load, relay)
         self.unsent = b""
         self.is_open = True
+        self._answer: bytes | None = b""  # to the handshake, until it is complete
         self.socket = socket.create_connection(("127.0.0.1", load.port), timeout=30)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.sendall(HANDSHAKE.format(path=path).encode())
-        answer = b""
-        while b"\r\n\r\n" not in answer:
-            answer += self.socket.recv(4096) or b"\r\n\r\n"
-        if not answer.startswith(b"HTTP/1.1 101"):
-            raise ConnectionError(f"{path}: {answer.decode(errors='replace')}")
-        self.inbox.take(answer.partition(b"\r\n\r\n")[2], 0.0)
+
+    def shake_hands(self, path: str) -> None:
+        """Ask for a WebSocket, and wait for it."""
+        self.ask(path)
+        while self._answer is not None:
+            self.take(self.socket.recv(4096), 0.0)
+
+    def ask(self, path: str) -> None:
+        """Ask for a WebSocket."""
+        self.send(HANDSHAKE.format(path=path).encode())
+
+    def take(self, data: bytes, now: float) -> bytes:
+        """Read what the socket gave; return the pongs that are due."""
+        if not data:
+            raise ConnectionError("closed by the server")
+        if self._answer is not None:
+            self._answer += data
+            head, end, data = self._answer.partition(b"\r\n\r\n")
+            if not end:
+                return b""
+            if not head.startswith(b"HTTP/1.1 101"):
+                raise ConnectionError(head.decode(errors="replace"))
+            self._answer = None
+        return self.inbox.take(data, now)
 
     def send(self, data: bytes) -> None:
         """Send without waiting; what finds no room goes before whatever comes next."""
@@ -61,9 +79,12 @@ class Peer:
 
 def greet(load: Load, relay: int) -> tuple[Peer, str]:
     """Connect a relay; return it and its session."""
-    peer = Peer(load, relay, "/stream")
+    peer = Peer(load, relay)
+    peer.shake_hands("/stream")
     device = {"device_type": "bench", "sampling_rate": load.rate_hz, "channel_count": load.n_channels}
     auth = {"type": "auth", "api_key": "none", "user_id": f"bench-{relay:04}", "device_info": device}
+    if load.acks:
+        auth["ack"] = True
     peer.socket.sendall(frame(TEXT, json.dumps(auth).encode()))
     answer = peer.socket.recv(4096)
     return peer, json.loads(answer[answer.index(b"{") :])["session_id"]
@@ -96,6 +117,7 @@ class Run:
         self.relays: list[Peer] = []
         self.sessions: list[str] = []
         self.consumers: list[Peer] = []
+        self.latecomers: list[Peer] = []
         self.closed: list[str] = []  # peers that the server closed
         self.lag_s = array("d")  # of the generator itself, per send
         self._poll = select.epoll()
@@ -109,8 +131,11 @@ class Run:
             self.sessions.append(session_id)
         for relay in range(self.load.relays):
             path = f"/subscribe/bench-{relay:04}?format={FORMATS[self.load.format]}"
-            self.consumers += [Peer(self.load, relay, path) for _ in range(self.load.consumers)]
-        for peer in (*self.relays, *self.consumers):
+            for _ in range(self.load.consumers):
+                self.consumers.append(Peer(self.load, relay))
+                self.consumers[-1].shake_hands(path)
+        self.latecomers = [Peer(self.load, n % self.load.relays) for n in range(self.load.replays)]
+        for peer in (*self.relays, *self.consumers, *self.latecomers):
             peer.socket.setblocking(False)
             self._peers[peer.socket.fileno()] = peer
             self._poll.register(peer.socket, select.EPOLLIN)
@@ -122,6 +147,10 @@ class Run:
         n_warmup = int(np.searchsorted(self.schedule.due_s, self.load.warmup_s))
         self._send(0, n_warmup)
         tell("steady")
+        for peer in self.latecomers:
+            session_id = self.sessions[peer.inbox.relay]
+            query = f"format={FORMATS[self.load.format]}&session_id={session_id}&from=0"
+            peer.ask(f"/subscribe/bench-{peer.inbox.relay:04}?{query}")
         self._send(n_warmup, len(self._due))
         tell("sent")
         self._drain()
@@ -148,10 +177,7 @@ class Run:
         for fd, _ in events:
             peer = self._peers[fd]
             try:
-                data = peer.socket.recv(1 << 16)
-                if not data:
-                    raise ConnectionError("closed by the server")
-                pongs = peer.inbox.take(data, monotonic())
+                pongs = peer.take(peer.socket.recv(1 << 16), monotonic())
                 if pongs or peer.unsent:
                     peer.send(pongs)
             except BlockingIOError:
@@ -162,15 +188,25 @@ class Run:
 
     def _drain(self) -> None:
         """Receive until all is here or nothing comes any more."""
-        n_samples, n_features, heard = self.load.n_samples, self.load.n_features, monotonic()
-        while monotonic() - heard < QUIET_S and any(
-            (peer.inbox.n_samples, peer.inbox.n_features) < (n_samples, n_features) for peer in self.consumers
-        ):
+        heard = monotonic()
+        while monotonic() - heard < QUIET_S and self._is_due():
             for peer in self.relays:
                 if peer.unsent:
                     peer.send(b"")
             if self._receive():
                 heard = monotonic()
+
+    def _is_due(self) -> bool:
+        """Whether a consumer has not got everything, or a relay that wants acks not the last of them."""
+        n_samples, n_features = self.load.n_samples, self.load.n_features
+        return (
+            any(peer.inbox.n_samples < n_samples for peer in (*self.consumers, *self.latecomers))
+            or any(peer.inbox.n_features < n_features for peer in self.consumers)
+            or (self.load.acks and any(self._unacked(peer.inbox) for peer in self.relays))
+        )
+
+    def _unacked(self, inbox: Inbox) -> int:
+        return self.load.n_samples - (inbox.acked[-1] if inbox.acked else 0)
 
     def _close(self, peer: Peer, reason: str) -> None:
         if peer.is_open:
@@ -181,18 +217,21 @@ class Run:
     def figures(self) -> dict[str, Any]:
         """Work out what was measured."""
         load, inboxes = self.load, [peer.inbox for peer in self.consumers]
+        replayed = [peer.inbox for peer in self.latecomers]
         latency_ms = np.concatenate([self._latency_s(inbox) for inbox in inboxes] or [np.array([])]) * 1e3
         steady = self.schedule.due_s >= load.warmup_s
         return {
             "sessions": self.sessions,
             "sent_samples": load.relays * load.n_samples,
-            "expected_samples": len(inboxes) * load.n_samples,
-            "lost_samples": sum(lost_samples(inbox, load.n_samples) for inbox in inboxes),
+            "expected_samples": len(inboxes + replayed) * load.n_samples,
+            "lost_samples": sum(lost_samples(inbox, load.n_samples) for inbox in inboxes + replayed),
             "lost_features": sum(abs(load.n_features - inbox.n_features) for inbox in inboxes),
             "latency_ms": percentiles(latency_ms),
+            "ack_ms": percentiles(np.concatenate([self._ack_s(peer.inbox) for peer in self.relays]) * 1e3),
+            "unacked_samples": sum(self._unacked(peer.inbox) for peer in self.relays) if load.acks else 0,
             "generator_lag_ms": percentiles(np.array(self.lag_s)[steady] * 1e3),
             "closed": self.closed,
-            "strange": [s for peer in (*self.relays, *self.consumers) for s in peer.inbox.strange],
+            "strange": [s for peer in self._peers.values() for s in peer.inbox.strange],
         }
 
     def _latency_s(self, inbox: Inbox) -> np.ndarray[Any, Any]:
@@ -201,6 +240,15 @@ class Run:
         index = np.repeat(first - np.cumsum(n) + n, n) + np.arange(n.sum())
         due_s = self.schedule.phase_s[inbox.relay] + index // self.load.n_chunk * self.schedule.period_s
         return (np.repeat(arrived, n) - self.start - due_s)[due_s >= self.load.warmup_s]
+
+    def _ack_s(self, inbox: Inbox) -> np.ndarray[Any, Any]:
+        """Return how long after it was to be sent each sample of the steady part was said to be durable."""
+        index = np.arange(inbox.acked[-1] if inbox.acked else 0)
+        if not len(index):
+            return np.array([])
+        acked_at = np.array(inbox.acked_at)[np.searchsorted(np.array(inbox.acked), index, side="right")]
+        due_s = self.schedule.phase_s[inbox.relay] + index // self.load.n_chunk * self.schedule.period_s
+        return (acked_at - self.start - due_s)[due_s >= self.load.warmup_s]
 
 
 def percentiles(values: np.ndarray[Any, Any]) -> dict[str, float]:

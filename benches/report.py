@@ -14,6 +14,7 @@ class Figures(NamedTuple):
     """One number per question; percentiles are p50, p99, p99.9 and the maximum."""
 
     latency_ms: dict[str, float]
+    ack_ms: dict[str, float]  # empty without acks
     generator_lag_ms: dict[str, float]
     samples_per_s: float
     server_us_per_sample: float
@@ -23,6 +24,7 @@ class Figures(NamedTuple):
     lost_samples: int
     lost_features: int
     sent_samples: int
+    unacked_samples: int
     lost_rows: int
     closed: list[str]
     strange: list[str]
@@ -34,6 +36,7 @@ def faults(figures: Figures) -> list[str]:
         (figures.lost_samples, f"of {figures.expected_samples} samples did not reach their consumer once, in order"),
         (figures.lost_features, "features did not reach their consumer"),
         (figures.lost_rows, f"of {figures.sent_samples} samples, and features, are not in the database once"),
+        (figures.unacked_samples, f"of {figures.sent_samples} samples were not said to be durable"),
         (len(figures.closed), f"connections were closed by the server, first {figures.closed[:1]}"),
         (len(figures.strange), f"messages were not expected, first {figures.strange[:1]}"),
     ]
@@ -60,6 +63,7 @@ def middle(runs: list[Figures]) -> Figures:
 
     return Figures(
         latency_ms=medians([run.latency_ms for run in runs]),
+        ack_ms=medians([run.ack_ms for run in runs]),
         generator_lag_ms=medians([run.generator_lag_ms for run in runs]),
         samples_per_s=median(run.samples_per_s for run in runs),
         server_us_per_sample=median(run.server_us_per_sample for run in runs),
@@ -69,6 +73,7 @@ def middle(runs: list[Figures]) -> Figures:
         lost_samples=sum(run.lost_samples for run in runs),
         lost_features=sum(run.lost_features for run in runs),
         sent_samples=runs[0].sent_samples,
+        unacked_samples=sum(run.unacked_samples for run in runs),
         lost_rows=sum(run.lost_rows for run in runs),
         closed=[line for run in runs for line in run.closed],
         strange=[line for run in runs for line in run.strange],
@@ -90,6 +95,7 @@ def table(columns: dict[str, Figures]) -> str:
 def _cells(figures: Figures) -> dict[str, float]:
     return {
         **{f"latency {name}, ms": value for name, value in figures.latency_ms.items()},
+        **{f"ack {name}, ms": value for name, value in figures.ack_ms.items()},
         "samples in, per s": figures.samples_per_s,
         "lost to consumers": figures.lost_samples + figures.lost_features,
         "lost in the database": figures.lost_rows,
