@@ -1,10 +1,11 @@
-# make run: serve on :8000 · make test: everything, on real parts · make bench: latency · make lint: what CI holds
+# make run: serve on :8000 · make test: everything, on real parts · make lint: what CI holds
+# make bench: latency · make chaos: random faults on a live system, and a checker of the promises
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test bench lint clean
+.PHONY: run test bench chaos lint clean
 
 run: $(VENV)/ready
 	@$(BIN)/zander serve
@@ -14,6 +15,9 @@ test: $(VENV)/ready-dev
 
 bench: $(VENV)/ready-dev
 	$(BIN)/python benches/latency.py $(ARGS)
+
+chaos: $(VENV)/ready-dev
+	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check

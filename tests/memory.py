@@ -134,6 +134,9 @@ class MemoryStorage:
         self.fail()
         return self.database.writers.get(writer_id, 0)
 
+    async def finish(self, writer_id: UUID) -> None:
+        self.fail()
+
     async def ping(self) -> None:
         self.fail()
 

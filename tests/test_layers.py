@@ -32,7 +32,7 @@ history:    messages
 stored:     chunk | msgspec
 session:    chunk errors messages stored | msgspec numpy
 outbox:     chunk errors messages wire
-audience:   chunk messages outbox
+audience:   chunk messages outbox wire
 stream:     chunk errors history messages outbox ring session wire | msgspec
 answers:    chunk wire | numpy
 query:      answers chunk errors stream wire | msgspec
@@ -51,7 +51,7 @@ journal.recorder: chunk errors journal.batch journal.intake journal.journals jou
 
 ledger: chunk journal.records messages session stream wire
 hub:    audience chunk errors journal.batch ledger messages neighbours outbox query session stream wire
-replay: chunk errors hub messages outbox stored wire
+replay: audience chunk errors hub messages outbox stored wire
 
 database:
 database.migrations:  errors | asyncpg

@@ -77,6 +77,7 @@ async def test_the_tables_have_the_columns_of_the_original(any_database_url: str
             ("durable_position", "bigint"),  # from here on ours
             ("durable_time", "timestamp with time zone"),
             ("fence", "bigint"),
+            ("writer_id", "uuid"),
         ]
         assert await columns(connection, "predictions") == [
             ("timestamp", "timestamp with time zone"),

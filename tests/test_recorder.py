@@ -133,13 +133,22 @@ async def test_a_smaller_batch_waits_until_it_is_old_enough(storage: MemoryStora
     async with running(kept):
         await until(lambda: kept.online)
         recorded_s = monotonic()
-        kept.record(SESSION)
         kept.record_prediction(PREDICTION)
         kept.record_chunk(chunk(0), 0)
         await until(lambda: storage.batches)
     assert storage.starts_s[0] >= recorded_s + 0.05
-    assert sizes(storage) == [3]
+    assert sizes(storage) == [2]
     assert storage.database.predictions == [PREDICTION]
+
+
+async def test_the_start_or_end_of_a_session_does_not_wait(storage: MemoryStorage, recorder: Record) -> None:
+    kept = recorder(max_records=1_000, max_seconds=60)
+    async with running(kept):
+        await until(lambda: kept.online)
+        kept.record_chunk(chunk(0), 0)
+        kept.record(SESSION)
+        await until(lambda: storage.batches)
+    assert sizes(storage) == [2]
     assert storage.database.sessions[ORIGIN.session_id].record == SESSION
 
 

@@ -93,7 +93,7 @@ class Listener:
 
     async def resume(self, session_id: str, position: int, replays: Replays | None = None) -> list[Any]:
         """Read until it listens or is closed, and return what it heard."""
-        replaying = asyncio.create_task((replays or Replays(self.house.hub)).run(self.outbox, session_id, position))
+        replaying = (replays or Replays(self.house.hub)).start(self.outbox, session_id, position)
         while not replaying.done():
             await asyncio.sleep(0)
             self.read()
@@ -266,7 +266,7 @@ async def test_a_session_that_ends_while_it_is_replayed_is_left_for_the_next() -
     durable(house, stream, 1000)
     house.archive.sessions[S].start_us = 1000
     listener = Listener(house)
-    replaying = asyncio.create_task(Replays(house.hub).run(listener.outbox, S, 0))
+    replaying = Replays(house.hub).start(listener.outbox, S, 0)
     await turns(20)
     listener.read()
     await turns(20)
@@ -384,7 +384,9 @@ async def test_without_the_database_a_session_that_is_not_in_memory_can_be_asked
     assert listener.outbox.closed.result() == CloseCode.TRY_LATER
 
 
-async def test_a_mistake_of_ours_closes_the_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_mistake_of_ours_closes_the_consumer_and_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     house = build()
 
     async def fail(*_: Any) -> None:
@@ -392,8 +394,8 @@ async def test_a_mistake_of_ours_closes_the_consumer(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(house.archive, "session", fail)
     listener = Listener(house)
-    with pytest.raises(ZeroDivisionError):
-        await listener.resume(S, 0)
+    await listener.resume(S, 0)
+    assert caplog.messages == ["a replay has failed"]
     assert listener.outbox.closed.result() == CloseCode.TRY_LATER
 
 
@@ -404,7 +406,7 @@ async def test_a_consumer_gets_no_more_than_it_has_taken() -> None:
     house = build()
     house.archive.put(stored(S, durable=5000), [chunk(range(5000))])
     slow = Listener(house, max_bytes=10_000)
-    replaying = asyncio.create_task(Replays(house.hub).run(slow.outbox, S, 0))
+    replaying = Replays(house.hub).start(slow.outbox, S, 0)
     for n_pieces in range(4):
         await turns(100)
         slow.read()
@@ -417,7 +419,7 @@ async def test_a_slow_consumer_holds_up_no_other_and_nothing_of_it_is_dropped() 
     house.archive.put(stored(S, durable=2000), [chunk(range(2000))])
     replays = Replays(house.hub)
     slow, quick = Listener(house, "json", max_bytes=10_000), Listener(house)
-    replaying = asyncio.create_task(replays.run(slow.outbox, S, 0))
+    replaying = replays.start(slow.outbox, S, 0)
     assert await quick.resume(S, 0, replays) == ["offline", *samples(range(2000)), "offline"]
     assert not slow.listens
     while not replaying.done():
@@ -444,7 +446,7 @@ async def test_replays_rest_three_times_as_long_as_they_work(monkeypatch: pytest
     monkeypatch.setattr(room, "thread_time", tick)
     monkeypatch.setattr(room.asyncio, "sleep", rest)
     listener = Listener(house)
-    replaying = asyncio.create_task(Replays(house.hub).run(listener.outbox, S, 0))
+    replaying = Replays(house.hub).start(listener.outbox, S, 0)
     while not replaying.done():
         listener.read()
         await sleep(0)
@@ -456,7 +458,7 @@ async def test_one_that_is_replayed_is_counted_but_does_not_listen() -> None:
     house = build()
     house.archive.put(stored(S, durable=2000), [chunk(range(2000))])
     listener = Listener(house)
-    replaying = asyncio.create_task(Replays(house.hub).run(listener.outbox, S, 0))
+    replaying = Replays(house.hub).start(listener.outbox, S, 0)
     await turns(5)
     assert list(house.hub.audience) == [listener.outbox]
     assert "me" not in house.hub.audience

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -211,6 +212,28 @@ async def test_consumers_on_both_nodes_follow_a_session_that_moves(
                 for position in range(150, 200):
                     assert (await listener.receive())["position"] == position
     assert await rows(database_url, edge.session_id) == [(position, position, 0) for position in range(200)]
+
+
+async def test_a_session_that_was_open_in_a_killed_server_ends_with_its_last_sample(
+    database_url: str, user: str, tmp_path: Path
+) -> None:
+    with Program(database_url=database_url, data_dir=tmp_path) as program:
+        eventually(program.ready)
+        async with relay(program.ws, user, ack=True) as gone, relay(program.ws, f"{user}-too", ack=True) as back:
+            for peer in (gone, back):
+                await send(peer, range(10))
+                await acked(peer, 10)
+            program.kill()
+    with Program(database_url=database_url) as other:
+        eventually(other.ready)
+        async with relay(other.ws, f"{user}-too", ack=True, session_id=back.session_id) as back:
+            await send(back, range(10, 20))
+            await acked(back, 20)
+            with Program(database_url=database_url, data_dir=tmp_path) as program:
+                eventually(lambda: len(list(tmp_path.glob("journal/*.lock"))) == 1 and program.ready())
+                ended = await session(database_url, gone.session_id)
+                assert ended["end_time"] == ended["durable_time"]
+                assert (await session(database_url, back.session_id))["end_time"] is None
 
 
 # What cannot be resumed.

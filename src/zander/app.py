@@ -71,8 +71,10 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
         buffer_keep_seconds=settings.buffer_keep_seconds,
     )
     broadcast.attach(hub)
+    replays = Replays(hub)
+    hub.go_back = replays.go_back
     recorder.on_written = hub.written
-    app.state.service = Service(settings, hub, recorder, archive, Replays(hub), monotonic())
+    app.state.service = Service(settings, hub, recorder, archive, replays, monotonic())
     syncing = journals.keep_synced(settings.journal_fsync_seconds)
     async with _running(recorder.run()), _running(_tick(hub)), _running(syncing):
         async with _running(broadcast.run()):

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from time import time
 
 from zander.chunk import Chunk
-from zander.messages import Note
+from zander.messages import Note, Status
 from zander.outbox import Outbox
+from zander.wire import dumps
+
+
+def status_note(status: Status) -> Note:
+    """Make a status what consumers get."""
+    return Note("status", int(time() * 1e6), dumps(status))
 
 
 class Audience:

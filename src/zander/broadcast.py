@@ -68,7 +68,7 @@ class RedisLink:
             began = monotonic()
             try:
                 await self._live(opened, receive)
-            except* (RedisError, OSError, LinkError) as errors:
+            except* (RedisError, OSError, LinkError, RuntimeError) as errors:  # uvloop raises the last when closed
                 if was_up or self.state == "up":
                     log.warning("Redis is away, this node goes on alone: %s", errors.exceptions[0])
                 was_up = False

@@ -7,13 +7,13 @@ recorder in one synchronous call, so whoever subscribes sees it either in the bu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic, time
 from typing import Any
 from uuid import uuid4
 
-from zander.audience import Audience
+from zander.audience import Audience, status_note
 from zander.chunk import Chunk, RawIn
 from zander.errors import CloseCode, Unavailable
 from zander.journal.batch import Written
@@ -55,6 +55,7 @@ class Hub:
         self.n_samples_in = 0
         self.n_bad_messages = 0
         self._ledger = Ledger(recorder)
+        self.go_back: Callable[[Outbox], None] = lambda outbox: None
         self._gone = asyncio.Event()  # set while nobody is connected
         self._gone.set()
 
@@ -176,6 +177,11 @@ class Hub:
         """Add a consumer, with what it gets first."""
         self.audience.listen(outbox, [status_note(status), *history])
 
+    def send_back(self, outbox: Outbox) -> None:
+        """Let a consumer that may have missed something go back to where it stands."""
+        self.unsubscribe(outbox)
+        self.go_back(outbox)
+
     def unsubscribe(self, outbox: Outbox) -> None:
         """Forget a consumer that has gone."""
         if self.audience.forget(outbox):
@@ -291,8 +297,3 @@ class Hub:
         stream.note(note)
         self.audience.deliver(stream.session.user_id, note)
         self.broadcast.publish(stream, note)
-
-
-def status_note(status: Status) -> Note:
-    """Make a status what consumers get."""
-    return Note("status", now_us(), dumps(status))

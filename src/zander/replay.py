@@ -1,4 +1,5 @@
-"""Consumers that resume: memory if it reaches back to where they stand, else the database until it does, then live.
+"""Consumers that come back, or may have missed something: from memory or the database, then live.
+
 
 A consumer gets the rest of the session that it stands in, then the user's later sessions from their start, each behind
 its status. Meanwhile it does not listen; features and predictions come from the moment on from which it does. Memory
@@ -9,14 +10,16 @@ repeats; what neither has any more becomes a gap `lost`.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from time import monotonic, thread_time
 from typing import TypeVar
 
+from zander.audience import status_note
 from zander.chunk import Chunk, join_all
 from zander.errors import ClientError, CloseCode, NotFound, Unavailable
-from zander.hub import Hub, status_note
+from zander.hub import Hub
 from zander.messages import Error, Status
 from zander.outbox import Outbox
 from zander.stored import StoredSession
@@ -27,7 +30,9 @@ PAGE_SAMPLES, PAGE_BYTES = 1024, 256 << 10  # at most, read at once
 PENDING_SAMPLES = 1 << 14  # read from the journal at once, which is read from its start each time
 REST = 3  # times as long as it took to read or offer: all replays together have a quarter of the loop
 PATIENCE_SECONDS = 10.0  # without anything new, until what is missing is given up
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.25
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -38,22 +43,40 @@ class Replays:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._pace = Pace()
+        self._tasks: dict[Outbox, asyncio.Task[None]] = {}
 
-    async def run(self, outbox: Outbox, session_id: str, position: int) -> None:
+    def start(self, outbox: Outbox, session_id: str, position: int) -> asyncio.Task[None]:
         """Bring a consumer from a position to the live stream; what makes that impossible closes it.
 
         NotFound when the user has no such session, Unavailable when nobody knows because the database is away.
         """
         outbox.stand(session_id, position)
+        return self._begin(outbox, Replay(self._hub, outbox, self._pace))
+
+    def go_back(self, outbox: Outbox) -> None:
+        """Bring a consumer that listened, and may have missed something, up from where it stands."""
+        self._begin(outbox, Replay(self._hub, outbox, self._pace, is_known=True))
+
+    def stop(self, outbox: Outbox) -> None:
+        """Forget a consumer that has gone."""
+        if task := self._tasks.pop(outbox, None):
+            task.cancel()
+
+    def _begin(self, outbox: Outbox, replay: Replay) -> asyncio.Task[None]:
         self._hub.audience.replaying.add(outbox)
+        self._tasks[outbox] = task = asyncio.create_task(self._run(outbox, replay))
+        task.add_done_callback(lambda task: self._tasks.pop(outbox) if self._tasks.get(outbox) is task else None)
+        return task
+
+    async def _run(self, outbox: Outbox, replay: Replay) -> None:
         try:
-            await Replay(self._hub, outbox, self._pace).run()
+            await replay.run()
         except ClientError as error:
             outbox.say(dumps(Error(error.code, error.message)))
             outbox.close(error.close)
         except Exception:
             outbox.close(CloseCode.TRY_LATER)
-            raise
+            log.exception("a replay has failed")
 
 
 class Pace:
@@ -88,10 +111,14 @@ class Pace:
 
 
 class Replay:
-    """One consumer on its way to the live stream; where it is, its outbox knows."""
+    """One consumer on its way to the live stream; where it is, its outbox knows.
 
-    def __init__(self, hub: Hub, outbox: Outbox, pace: Pace) -> None:
+    `is_known`: there is such a session, even if the database does not have it yet.
+    """
+
+    def __init__(self, hub: Hub, outbox: Outbox, pace: Pace, *, is_known: bool = False) -> None:
         self._hub = hub
+        self._is_known = is_known
         self._outbox = outbox
         self._pace = pace
         self._stored: StoredSession | None = None  # the session it stands in, once the database has been asked
@@ -127,7 +154,7 @@ class Replay:
         """See whether there is such a session; a new one gets to the database with its first batch."""
         while not self._is_held:
             self._stored = await self._ask(lambda: self._hub.archive.session(self._session_id))
-            if self._stored and self._stored.user_id == self._outbox.user_id:
+            if self._is_known or (self._stored and self._stored.user_id == self._outbox.user_id):
                 return
             if self._stored or self._is_late:
                 raise NotFound(f"no session {self._session_id} of user {self._outbox.user_id}")
@@ -136,8 +163,9 @@ class Replay:
     def _tell(self) -> None:
         """Tell the consumer which session comes now."""
         status = self._hub.status(self._outbox.user_id)
-        if status.session_id != self._session_id and self._stored:
-            status = Status(self._outbox.user_id, False, self._session_id, self._stored.device_info)
+        if status.session_id != self._session_id:
+            device_info = self._stored.device_info if self._stored else None
+            status = Status(self._outbox.user_id, False, self._session_id, device_info)
         self._outbox.note(status_note(status))
 
     # One session.

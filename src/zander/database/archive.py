@@ -27,7 +27,7 @@ MARGIN_US = 100_000  # for a clock that jitters
 SESSION = "session_id, user_id, start_time, end_time, device_info, durable_position, durable_time, fence"
 RESUME = f"""
 INSERT INTO sessions (session_id, user_id, start_time, device_info, fence) VALUES ($1, $2, $3, $4, 1)
-ON CONFLICT (session_id) DO UPDATE SET fence = sessions.fence + 1, end_time = NULL
+ON CONFLICT (session_id) DO UPDATE SET fence = sessions.fence + 1, end_time = NULL, writer_id = NULL
 WHERE sessions.user_id = excluded.user_id
 RETURNING {SESSION}
 """

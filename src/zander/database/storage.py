@@ -16,7 +16,7 @@ from time import monotonic
 import asyncpg
 
 from zander.database.migrations import Connection, Tuning, delete_expired, migrate, tune
-from zander.database.transaction import POSITION, blames_data, write
+from zander.database.transaction import END_SESSIONS, POSITION, blames_data, write
 from zander.errors import StorageError
 from zander.journal.batch import Batch, Written
 from zander.journal.pgcopy import EPOCH_US
@@ -73,6 +73,11 @@ class Postgres:
         """Return the offset up to which a journal is committed; 0 for an unknown one."""
         with self._letting_go():
             return await self._connected().fetchval(POSITION, writer_id) or 0
+
+    async def finish(self, writer_id: uuid.UUID) -> None:
+        """End the sessions that a dead process had open, with its last sample."""
+        with self._letting_go():
+            await self._connected().execute(END_SESSIONS, writer_id)
 
     async def write(self, batch: Batch) -> Written:
         """Write all of the batch or nothing, once; StorageError, of which Moved is one."""

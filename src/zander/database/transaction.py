@@ -28,19 +28,24 @@ WHERE writers.position = $2
 RETURNING position
 """
 
+END_SESSIONS = """
+UPDATE sessions SET end_time = greatest(start_time, durable_time) WHERE writer_id = $1 AND end_time IS NULL
+"""
+
 POSITION = "SELECT position FROM writers WHERE writer_id = $1"
 
 # A start or an end, or both at once. A resumed session keeps its start and is open again.
 UPSERT_SESSIONS = """
-INSERT INTO sessions (session_id, user_id, start_time, end_time, device_info, fence)
-SELECT s, u, timestamptz 'epoch' + t0 * interval '1 us', timestamptz 'epoch' + t1 * interval '1 us', d, f
+INSERT INTO sessions (session_id, user_id, start_time, end_time, device_info, fence, writer_id)
+SELECT s, u, timestamptz 'epoch' + t0 * interval '1 us', timestamptz 'epoch' + t1 * interval '1 us', d, f, $7
 FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::jsonb[], $6::bigint[])
     AS given (s, u, t0, t1, d, f)
 ON CONFLICT (session_id) DO UPDATE SET
     start_time = least(sessions.start_time, excluded.start_time),
     end_time = excluded.end_time,
     device_info = coalesce(excluded.device_info, sessions.device_info),
-    fence = excluded.fence
+    fence = excluded.fence,
+    writer_id = excluded.writer_id
 WHERE sessions.fence <= excluded.fence
 """
 
@@ -194,7 +199,7 @@ class _Transaction:
 
     async def _upsert_sessions(self, records: list[SessionRecord]) -> None:
         rows = [(r.session_id, r.user_id, r.start_us, r.end_us, r.device_info, r.fence) for r in records]
-        await self._connection.execute(UPSERT_SESSIONS, *_columns(rows, 6))
+        await self._connection.execute(UPSERT_SESSIONS, *_columns(rows, 6), self._batch.writer_id)
 
     async def _copy_raw(self, records: list[RawRecord]) -> None:
         pieces = await _joined(records)

@@ -79,6 +79,9 @@ class Storage(Protocol):
         Moved: the journal is committed up to another offset than the batch starts from.
         """
 
+    async def finish(self, writer_id: UUID) -> None:
+        """End the sessions that a dead process had open; StorageError."""
+
     async def ping(self) -> None:
         """Ask for a sign of life; StorageError when there is none."""
 

@@ -71,6 +71,7 @@ class Recorder:
         self._n_waiting = 0  # records in the journal that are in no batch yet
         self._since_s = self._batch_since_s = 0.0  # when the first of them came, and the first of those in the batch
         self._wake_at: float = 1  # how many of them mean something to the loop
+        self._is_urgent = False
         self._batch: Batch | None = None
         self._woken = asyncio.Event()
         self._settled = asyncio.Event()  # set while nothing of this process waits
@@ -108,6 +109,8 @@ class Recorder:
         """Keep a session's start or end, or a gap; never dropped, since it is small and rare."""
         self._intake.insist(record)
         self._count(1)
+        self._is_urgent = True  # somebody may wait for the end of a session
+        self._woken.set()
 
     async def pending(self, origin: Origin, start: int, end: int) -> list[Chunk]:
         """Return what is kept of a session from position `start` to `end`, and not in the database yet, in order."""
@@ -179,10 +182,12 @@ class Recorder:
                 orphans[0].commit(await self._storage.position(orphans[0].writer_id))
             if (batch := await self._journals.read(orphans[0])).n_records:
                 return batch
+            await self._storage.finish(orphans[0].writer_id)
             orphans[0].commit(orphans[0].segments.end)  # what is left, if anything, is damaged
             orphans.popleft().close()
             self._bound()
         await self._until_due()
+        self._is_urgent = False
         batch = await self._journals.read(self._journals.own)
         self._n_waiting = max(0, self._n_waiting - batch.n_records)
         self._batch_since_s, self._since_s = self._since_s, monotonic()
@@ -211,7 +216,8 @@ class Recorder:
         if n_bytes >= BATCH_BYTES or self._draining.is_set():
             return 0.0
         now_s = monotonic()
-        due_s = now_s if self._n_waiting >= self._max_records else self._since_s + self._max_seconds
+        is_due = self._is_urgent or self._n_waiting >= self._max_records
+        due_s = now_s if is_due else self._since_s + self._max_seconds
         return max(due_s, self._started_s + self._linger_seconds) - now_s
 
     def _count(self, n_records: int) -> bool:

@@ -79,7 +79,7 @@ class Cluster:
         self._n_changes += 1
         if stream:
             self._mine[user_id] = self._holding(stream)
-            self._feeds.leave(user_id)
+            self._feeds.come_home(user_id, stream.session.session_id)
         else:
             self._mine.pop(user_id, None)
             self._followers.pop(user_id, None)

@@ -25,6 +25,12 @@ class Feed:
         self.told: Status | None = None  # what our consumers know of the relay
         self.task: asyncio.Task[None] | None = None
 
+    @property
+    def has_all(self) -> bool:
+        """Whether the session has ended, and everything of it came before that."""
+        told = self.told
+        return self.live and told is not None and not told.online and told.session_id == self.origin.session_id
+
     def follows(self, node_id: str, session_id: str) -> bool:
         """Say whether this is a feed of the session on that node."""
         return (self.node_id, self.origin.session_id) == (node_id, session_id)

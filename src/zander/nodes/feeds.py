@@ -52,8 +52,15 @@ class Feeds:
         owner = self._directory.owner(user_id)
         if feed.task or (owner and self._has_more(feed, owner)):
             return
+        if owner and not feed.live and not _follows(feed, owner):
+            self._send_back(feed, owner.holding.session_id)
+            if user_id not in self._hub.audience:
+                return
         self._tell(feed, self.status(user_id))
-        if owner is None or (feed.live and _follows(feed, owner)):
+        if owner is None:
+            feed.live = False  # even if the same session comes back on the same node
+            return
+        if feed.live and _follows(feed, owner):
             return
         if not _follows(feed, owner):
             feed.move(owner)
@@ -87,6 +94,13 @@ class Feeds:
                 feed.task.cancel()
             if feed.node_id:
                 self._calls.send(peers.Unfollow(self._me, user_id), feed.node_id)
+
+    def come_home(self, user_id: str, session_id: str) -> None:
+        """Follow a user no more, whose relay is here now; what its former session still had is to be fetched."""
+        feed = self._feeds.get(user_id)
+        if feed and not feed.has_all:
+            self._send_back(feed, session_id)
+        self.leave(user_id)
 
     def take(self, events: peers.Events) -> None:
         """Deliver what happened to a user."""
@@ -225,6 +239,12 @@ class Feeds:
             if owed_from(outbox, owner.holding) is None:
                 outbox.stand_before(reply.session_id, history, reply.next_position)
             outbox.preload(history)
+
+    def _send_back(self, feed: Feed, session_id: str) -> None:
+        """Send back those whose session may have had more, now that another follows it."""
+        for outbox in list(self._hub.audience.of(feed.origin.user_id)):
+            if outbox.session_id == feed.origin.session_id != session_id:
+                self._hub.send_back(outbox)
 
     def _has_more(self, feed: Feed, owner: Owner) -> bool:
         """Say whether a node that is to give up the user has not said so: its last samples come before that."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
@@ -60,17 +59,15 @@ async def subscribe(socket: WebSocket, context: Service) -> None:
 @asynccontextmanager
 async def _subscribed(outbox: Outbox, start: _Place | int, context: Service) -> AsyncIterator[None]:
     """Deliver to a consumer from a place on, or from the last so many samples, as long as it is there."""
-    replaying: asyncio.Task[None] | None = None
     try:
         if isinstance(start, int):
             await context.hub.subscribe(outbox, start)
         else:
-            replaying = asyncio.create_task(context.replays.run(outbox, *start))
+            context.replays.start(outbox, *start)
         yield
     finally:
         context.hub.unsubscribe(outbox)
-        if replaying and not replaying.cancel():
-            replaying.result()  # raises what went wrong here
+        context.replays.stop(outbox)
 
 
 async def _admit(socket: WebSocket, context: Service) -> tuple[Outbox, _Place | int]:

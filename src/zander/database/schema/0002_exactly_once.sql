@@ -3,7 +3,8 @@
 ALTER TABLE sessions
     ADD COLUMN durable_position bigint NOT NULL DEFAULT 0,  -- every sample below it is in raw_eeg, or in gaps
     ADD COLUMN durable_time     timestamptz,                -- of the last sample below it
-    ADD COLUMN fence            bigint NOT NULL DEFAULT 0;  -- raised when a relay resumes: lower ones write no more
+    ADD COLUMN fence            bigint NOT NULL DEFAULT 0,  -- raised when a relay resumes: lower ones write no more
+    ADD COLUMN writer_id        uuid;                       -- the journal that it comes through, as in writers
 
 ALTER TABLE sessions SET (fillfactor = 50);  -- updated with every batch: room for it in the page, so no index changes
 
