@@ -12,7 +12,9 @@ import pytest
 from databases import until
 from samples import ORIGIN, OTHER, PREDICTION, SESSION, T0_US, chunk, gap
 from zander.journal import journals as journals_module
+from zander.journal import tail as tail_module
 from zander.journal.batch import Batch
+from zander.journal.intake import Intake
 from zander.journal.journals import Journals, raw_record
 from zander.journal.pgcopy import decode_rows
 from zander.journal.records import RawRecord, Record, decode, encode
@@ -83,6 +85,37 @@ async def test_batches_cut_anywhere_hold_everything_once(
     assert all(batch.end - batch.start >= batch_bytes for batch in found[:-1])
 
 
+@pytest.mark.parametrize("tail_bytes", [0, 300, 1 << 20])
+async def test_what_is_in_memory_and_what_is_on_the_disk_are_the_same(
+    journals: Journals, monkeypatch: pytest.MonkeyPatch, tail_bytes: int
+) -> None:
+    monkeypatch.setattr(tail_module, "TAIL_BYTES", tail_bytes)
+    intake = Intake(journals.own.segments, journals.tail, 1 << 30)
+    found: list[Batch] = []
+    for position in range(0, 60, 3):
+        for record in (raw_record(chunk(position, 2), 0), raw_record(chunk(position + 2), 0)):
+            assert intake.add(record)
+            if position % 7 == 0:
+                found += await batches(journals)
+    found += await batches(journals)
+    assert [value for batch in found for value in samples(batch.raw[ORIGIN.session_id, 0])] == list(range(60))
+    assert [batch.start for batch in found] == [0, *(batch.end for batch in found[:-1])]
+
+
+async def test_a_database_that_is_set_back_gets_everything_again(journals: Journals) -> None:
+    intake = Intake(journals.own.segments, journals.tail, 1 << 30)
+    for position in range(10):
+        intake.add(raw_record(chunk(position), 0))
+    await batches(journals)
+    intake.add(raw_record(chunk(10), 0))
+    journals.own.commit(0)
+    (again,) = await batches(journals)
+    assert samples(again.raw[ORIGIN.session_id, 0]) == list(range(11))
+    intake.add(raw_record(chunk(11), 0))
+    (last,) = await batches(journals)
+    assert samples(last.raw[ORIGIN.session_id, 0]) == [11]
+
+
 async def test_what_comes_during_a_reading_is_in_it_or_in_the_next(journals: Journals) -> None:
     append(journals, raw_record(chunk(0), 0))
     reading = asyncio.create_task(journals.read(journals.own))
@@ -117,6 +150,7 @@ async def test_pending_samples_of_a_session_are_found_in_order_wherever_they_are
         assert part.origin is ORIGIN
         np.testing.assert_array_equal(part.samples, chunk(part.position, len(part)).samples)
         np.testing.assert_array_equal(part.times_us, chunk(part.position, len(part)).times_us)
+    assert [part.expected for part in found] == [0, 10, 20]
     assert await journals.pending(ORIGIN, 20, 25) == []
     orphan = journals.orphans[0]
     orphan.commit(orphan.segments.end)

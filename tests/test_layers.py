@@ -41,17 +41,19 @@ neighbours: chunk messages outbox query stored stream
 journal:
 journal.segments:
 journal.records:   | msgspec
+journal.tail:     journal.records
 journal.pgcopy:   chunk | numpy
 journal.batch:    journal.records | msgspec
 journal.journal:  journal.segments
-journal.journals: chunk journal.batch journal.journal journal.pgcopy journal.records
-journal.intake:   journal.records journal.segments
+journal.journals: chunk journal.batch journal.journal journal.pgcopy journal.records journal.tail
+journal.intake:   journal.records journal.segments journal.tail
 journal.outage:   errors
 journal.recorder: chunk errors journal.batch journal.intake journal.journals journal.outage journal.records | msgspec
 
-ledger: chunk journal.records messages session stream wire
-hub:    audience chunk errors journal.batch ledger messages neighbours outbox query session stream wire
-replay: audience chunk errors hub messages outbox stored wire
+ledger:    chunk journal.records messages session stream wire
+admission: errors messages neighbours session stream wire
+hub:       admission audience chunk errors journal.batch ledger messages neighbours outbox query stream wire
+replay:    audience chunk errors hub messages outbox stored wire
 
 database:
 database.migrations:  errors | asyncpg
@@ -99,8 +101,8 @@ routes:            routes.buffer routes.docs routes.health routes.history routes
 app:            broadcast database.archive database.storage errors hub journal.journal journal.journals
      journal.recorder nodes.alone nodes.cluster replay routes routes.context settings | starlette
 protocol:        | uvicorn websockets
-server:         app errors local.embedded messages protocol settings | msgspec starlette uvicorn
-workers:        app errors local.child server settings | msgspec
+server:         app errors journal.journal local.embedded messages protocol settings | msgspec starlette uvicorn
+workers:        app errors journal.journal local.child server settings | msgspec
 local:
 local.launcher:
 local.child:

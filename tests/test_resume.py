@@ -121,6 +121,26 @@ async def test_on_the_same_node_it_goes_on_from_what_is_durable(
     assert (await session(database_url, session_id))["end_time"] is not None
 
 
+async def test_a_relay_that_numbers_nothing_goes_on_where_it_is_told(
+    start_node: StartNode, database_url: str, user: str
+) -> None:
+    node = start_node()
+    eventually(node.ready)
+    async with relay(node.ws, user, ack=True) as edge:
+        for value in range(60):
+            await edge.send({"type": "raw", "channels": [value, 0]})
+        await acked(edge, 60)
+        for value in range(60, 80):
+            await edge.send({"type": "raw", "channels": [value, 0]})
+        await edge.send({"type": "ping", "t0": 1.0})
+        await edge.until("pong")
+        async with relay(node.ws, user, ack=True, session_id=edge.session_id) as back:
+            for value in range(back.next_position, 100):
+                await back.send({"type": "raw", "channels": [value, 0]})
+            await acked(back, 100)
+    assert await rows(database_url, edge.session_id) == [(position, position, 0) for position in range(100)]
+
+
 async def test_a_half_open_connection_is_closed_when_its_relay_comes_back(node: Node, user: str) -> None:
     async with relay(node.ws, user, ack=True) as old:
         await send(old, range(10))
@@ -262,6 +282,25 @@ async def test_a_session_with_other_channels_is_refused(node: Node, user: str) -
         await acked(edge, 1)
         fields = {"session_id": edge.session_id, "device_info": {"channel_count": 3, "sampling_rate": 128}}
         assert await refusal(node.ws, user, **fields) == ("bad_channels", 4500)
+
+
+async def test_a_session_with_another_rate_is_refused(node: Node, user: str) -> None:
+    async with relay(node.ws, user, ack=True) as edge:
+        fields = {"session_id": edge.session_id, "device_info": DEVICE | {"sampling_rate": 256}}
+        assert await refusal(node.ws, user, **fields) == ("bad_rate", 4500)
+
+
+async def test_a_device_that_never_said_its_channels_keeps_them_after_a_restart(
+    start_node: StartNode, user: str
+) -> None:
+    one, two = start_node(), start_node()
+    eventually(lambda: one.ready() and two.ready())
+    async with relay(one.ws, user, {}, ack=True) as edge:
+        await send(edge, range(10))
+        await acked(edge, 10)
+    async with relay(two.ws, user, {}, ack=True, session_id=edge.session_id) as edge:
+        await edge.send({"type": "raw", "channels": [1, 2, 3], "position": 10})
+        assert (await edge.until("error"))["code"] == "bad_channels"
 
 
 async def test_a_session_id_that_is_none_is_refused(node: Node, user: str) -> None:

@@ -81,6 +81,7 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
             yield
             await broadcast.close()
         await recorder.drain(DRAIN_SECONDS)
+    recorder.take_leave()
     await storage.close()
     await archive.close()
     journals.close()

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic, time
 from typing import Any
-from uuid import uuid4
 
+from zander.admission import Admission
 from zander.audience import Audience, status_note
 from zander.chunk import Chunk, RawIn
 from zander.errors import CloseCode, Unavailable
@@ -22,7 +22,6 @@ from zander.messages import Auth, DeviceInfo, Features, Note, Status
 from zander.neighbours import Archive, Broadcast
 from zander.outbox import Outbox
 from zander.query import Answer, Query, answer
-from zander.session import Session, resumed
 from zander.stream import Stream, StreamSummary
 from zander.wire import decode_fields, decode_prediction, dumps, to_us
 
@@ -46,6 +45,7 @@ class Hub:
     ) -> None:
         self.recorder = recorder
         self.archive = archive
+        self._admission = Admission(archive, broadcast)
         self.broadcast = broadcast
         self.buffer_samples = buffer_samples
         self.buffer_keep_seconds = buffer_keep_seconds
@@ -55,6 +55,7 @@ class Hub:
         self.n_samples_in = 0
         self.n_bad_messages = 0
         self._ledger = Ledger(recorder)
+        self._comers: dict[str, Outbox] = {}  # the newest relay of a user while the database is asked for its session
         self.go_back: Callable[[Outbox], None] = lambda outbox: None
         self._gone = asyncio.Event()  # set while nobody is connected
         self._gone.set()
@@ -68,7 +69,10 @@ class Hub:
         """
         if not self.recorder.takes:
             raise Unavailable("the journal is full: what you send could not be kept")
-        session = await self._session(auth, device)
+        self._comers[auth.user_id] = relay
+        session = await self._admission.session(auth, device, self.holds.get(auth.user_id), now_us())
+        if self._comers.pop(auth.user_id, relay) is not relay:
+            raise Unavailable("another relay of the user came meanwhile")
         stream = self.holds.get(auth.user_id)
         if stream and stream.session is session:
             stream.take_back(relay)
@@ -263,17 +267,6 @@ class Hub:
         self.n_connections -= 1
         if not self.n_connections:
             self._gone.set()
-
-    async def _session(self, auth: Auth, device: DeviceInfo) -> Session:
-        """Return the session a relay asks for: the one held here, one that only the database knows, or a new one."""
-        session_id, stream, now = auth.session_id, self.holds.get(auth.user_id), now_us()
-        if session_id is None:
-            return Session(auth.user_id, str(uuid4()), now, device, auth.device_info)
-        if stream and stream.session.session_id == str(session_id):
-            stream.session.check_device(device)
-            return stream.session
-        stored = await self.archive.resume(auth.user_id, str(session_id), now, dumps(auth.device_info))
-        return resumed(stored, device)
 
     def _turn_away(self, stream: Stream) -> None:
         """Close a relay that keeps what is not durable: it comes back with it.

@@ -99,6 +99,14 @@ class Pace:
             await asyncio.sleep(REST * used_s)
         return found
 
+    async def scan(self, pending: Awaitable[T]) -> T:
+        """Look through the journal, one after the other, and rest."""
+        async with self._turn:
+            began_s = thread_time()
+            found = await pending
+            await asyncio.sleep(REST * (thread_time() - began_s))
+        return found
+
     async def offer(self, outbox: Outbox, chunk: Chunk) -> None:
         """Offer samples piece by piece, each when the one before it is on its way."""
         for piece in chunk.pieces(PIECE_SAMPLES):
@@ -195,7 +203,7 @@ class Replay:
 
     def _has_ended(self) -> bool:
         """Say whether nothing more will come of a session that nobody holds; Unavailable when nobody knows."""
-        if self._stored and self._stored.end_us is not None and not self._is_away:
+        if self._stored and not self._is_away and (self._stored.end_us is not None or self._is_late):
             self._outbox.skip(self._stored.durable_position, "lost")
             return True
         if self._is_late and self._is_away:
@@ -236,7 +244,7 @@ class Replay:
             origin = self._stored.origin
         else:
             return []
-        return join_all(await self._pace.read(self._hub.recorder.pending(origin, start, start + PENDING_SAMPLES)))
+        return join_all(await self._pace.scan(self._hub.recorder.pending(origin, start, start + PENDING_SAMPLES)))
 
     # From one session to the next.
 

@@ -21,6 +21,7 @@ from starlette.applications import Starlette
 
 from zander.app import create_app
 from zander.errors import SettingsError
+from zander.journal.journal import FOLDER
 from zander.messages import MAX_MESSAGE_BYTES
 from zander.protocol import WebSocketProtocol
 from zander.settings import Settings
@@ -37,7 +38,7 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; SettingsError when the port cannot be had."""
     configure_logging(settings)
     raise_file_limit()
-    require_folder(settings.data_dir)
+    require_folder(settings.data_dir / FOLDER)
     with listen(settings.host, settings.port) as listener, database(settings) as complete:
         Server(create_app(complete), greeting(settings, listener)).run([listener])
 

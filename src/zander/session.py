@@ -59,6 +59,7 @@ class Session:
         self.n_channels = device.n_channels
         self.fence = fence
         self.next_position = next_position
+        self.count = next_position  # position of the next sample that has none
         self.last_time_us = last_time_us
         self.n_gaps = 0
         self.n_duplicates = 0
@@ -73,7 +74,8 @@ class Session:
         times_us = self._times(raw.time_us, n, now_us)
         self.n_channels = raw.samples.shape[1]
         expected = self.next_position
-        position = expected if raw.position is None else raw.position
+        position = self.count if raw.position is None else raw.position
+        self.count = position + n if raw.position is None else max(expected, position + n)
         skip = min(max(0, expected - position), n)
         self.n_duplicates += skip
         if skip == n:
@@ -93,10 +95,17 @@ class Session:
             raise BadMessage("bad_timestamp", f"expected 1970 to a day from now, got {time_us / 1e6} s")
         return time_us
 
-    def check_device(self, device: DeviceInfo) -> None:
-        """Raise BadMessage when a relay that comes back has another number of channels."""
+    def come_back(self, device: DeviceInfo, durable: int) -> None:
+        """Go on with a relay that comes back: what it does not number begins at `durable`.
+
+        BadMessage when its device has other channels or another rate by now.
+        """
         if None not in (self.n_channels, device.n_channels) and self.n_channels != device.n_channels:
             raise BadMessage("bad_channels", f"expected {self.n_channels} channels as before, got {device.n_channels}")
+        if device.sampling_rate and self.origin.period_us not in (0.0, 1e6 / device.sampling_rate):
+            rate = 1e6 / self.origin.period_us
+            raise BadMessage("bad_rate", f"expected {rate:g} Hz as before, got {device.sampling_rate:g}")
+        self.count = durable
 
     def count_bad(self) -> int:
         """Count a bad message, and return how many there were."""
@@ -112,7 +121,7 @@ class Session:
             raise BadMessage("bad_channels", f"expected {self.n_channels} channels, got {n_channels}")
         if n > 1 and not self.origin.period_us:
             raise BadMessage("no_sampling_rate", "expected device_info.sampling_rate before a chunk of several samples")
-        if (self.next_position if raw.position is None else raw.position) + n > MAX_POSITION:
+        if (self.count if raw.position is None else raw.position) + n > MAX_POSITION:
             raise BadMessage("bad_position", f"expected positions up to {MAX_POSITION}")
 
     def _times(self, time_us: int | None, n: int, now_us: int) -> Times:
@@ -126,7 +135,7 @@ class Session:
 
 
 def resumed(stored: StoredSession, device: DeviceInfo) -> Session:
-    """Go on with a session from where the database has it; BadMessage when its device has other channels now."""
+    """Go on with a session from where the database has it; BadMessage when its device is another by now."""
     session = Session(
         stored.user_id,
         stored.session_id,
@@ -137,5 +146,5 @@ def resumed(stored: StoredSession, device: DeviceInfo) -> Session:
         next_position=stored.durable_position,
         last_time_us=stored.durable_us or 0,
     )
-    session.check_device(device)
+    session.come_back(device, stored.durable_position)
     return session

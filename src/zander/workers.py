@@ -18,6 +18,7 @@ import msgspec
 
 from zander.app import create_app
 from zander.errors import SettingsError
+from zander.journal.journal import FOLDER
 from zander.local.child import Child
 from zander.server import Server, configure_logging, database, greeting, listen, raise_file_limit, require_folder
 from zander.settings import Settings, environment, load
@@ -33,7 +34,7 @@ def supervise(settings: Settings, n_workers: int) -> None:
     if settings.redis_url is None:
         raise SettingsError("REDIS_URL: --workers needs it, the workers are nodes that find each other over Redis")
     configure_logging(settings)
-    require_folder(settings.data_dir)
+    require_folder(settings.data_dir / FOLDER)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())

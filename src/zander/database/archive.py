@@ -35,7 +35,7 @@ BY_ID = f"SELECT {SESSION} FROM sessions WHERE session_id = $1"
 LATER = f"""
 SELECT {SESSION} FROM sessions
 WHERE user_id = $1 AND (start_time, session_id) > (SELECT start_time, session_id FROM sessions WHERE session_id = $2)
-ORDER BY start_time, session_id
+ORDER BY start_time, session_id LIMIT 100
 """
 NEWEST = f"""
 SELECT {SESSION} FROM sessions
@@ -106,7 +106,7 @@ class Archive:
         return _session(found[0]) if found else None
 
     async def later_sessions(self, user_id: str, session_id: str) -> list[StoredSession]:
-        """Return the user's sessions that began after that one, oldest first."""
+        """Return the first of the user's sessions that began after that one, oldest first."""
         return [_session(row) for row in await self._pool.fetch(LATER, user_id, session_id)]
 
     async def sessions(self, user_id: str | None, before: str | None, n: int) -> list[StoredSession]:

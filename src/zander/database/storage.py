@@ -17,7 +17,7 @@ import asyncpg
 
 from zander.database.migrations import Connection, Tuning, delete_expired, migrate, tune
 from zander.database.transaction import END_SESSIONS, POSITION, blames_data, write
-from zander.errors import StorageError
+from zander.errors import Moved, StorageError
 from zander.journal.batch import Batch, Written
 from zander.journal.pgcopy import EPOCH_US
 
@@ -134,6 +134,8 @@ class Postgres:
         """
         try:
             yield
+        except Moved:  # all is rolled back, and well
+            raise
         except BaseException as error:
             self._let_go()
             if isinstance(error, FAILURES):

@@ -53,6 +53,7 @@ class Journal:
     def __init__(self, folder: Path, lock: Lock, offset: int | None, segment_bytes: int = SEGMENT_BYTES) -> None:
         self.writer_id = writer_id = uuid.UUID(lock.path.stem)
         self.offset = offset
+        self.is_open = True
         self._lock = lock
         self.segments = Segments(folder, str(writer_id), segment_bytes=segment_bytes)
 
@@ -75,6 +76,7 @@ class Journal:
 
     def close(self) -> None:
         """Let go; what is not committed stays for the next process, else nothing does."""
+        self.is_open = False
         is_done = self.offset is not None and self.offset >= self.segments.end
         if is_done:
             self.segments.remove()

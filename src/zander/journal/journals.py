@@ -12,7 +12,8 @@ from zander.chunk import Chunk, Origin
 from zander.journal.batch import Batch
 from zander.journal.journal import Journal, orphans
 from zander.journal.pgcopy import decode_rows, row_encoder
-from zander.journal.records import RawRecord, Record, decode
+from zander.journal.records import GapRecord, RawRecord, Record, decode
+from zander.journal.tail import Tail
 
 BATCH_BYTES = 8 << 20  # what waits after an outage is written in such pieces
 READ_BYTES = 256 << 10  # some 1,500 one-sample records, sorted in 2 ms; then the event loop gets its turn
@@ -26,6 +27,7 @@ class Journals:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         """Open the folder; OSError when it cannot be had."""
         self.own = Journal.create(folder, max_bytes)
+        self.tail = Tail()  # of our own
         self.orphans = deque(orphans(folder))
 
     @property
@@ -50,27 +52,34 @@ class Journals:
     async def read(self, journal: Journal) -> Batch:
         """Return what comes next in a journal, about BATCH_BYTES; without records at its end."""
         batch = Batch(journal.writer_id, journal.offset or 0)
+        if journal is self.own and (records := self.tail.take(batch.start, journal.segments.end)) is not None:
+            for record in records:
+                batch.add(record)
+            batch.end = journal.segments.end
+            return batch
         async for records, offset in _pieces(journal, batch.start):
             for record in records:
                 batch.add(record)
             batch.end = offset
             if offset - batch.start >= BATCH_BYTES:
                 break
+        if journal is self.own and batch.end == journal.segments.end:
+            self.tail.begin(batch.end)
         return batch
 
     async def pending(self, origin: Origin, start: int, end: int) -> list[Chunk]:
         """Return what is held of a session from position `start` to `end`, in order."""
         chunks: list[Chunk] = []
+        skipped: dict[int, int] = {}  # by the position behind it, where the relay's gap begins
         for journal in (*self.orphans, self.own):
             async for records, _ in _pieces(journal, journal.offset or 0):
-                chunks += [
-                    _chunk(origin, record)
-                    for record in records
-                    if isinstance(record, RawRecord)
-                    and record.session_id == origin.session_id
-                    and record.position < end
-                    and record.end > start
-                ]
+                for record in records:
+                    if record.session_id != origin.session_id:
+                        continue
+                    if isinstance(record, GapRecord) and record.reason == "relay":
+                        skipped[record.end] = record.start
+                    elif isinstance(record, RawRecord) and record.position < end and record.end > start:
+                        chunks.append(_chunk(origin, record, skipped.get(record.position)))
         return chunks
 
     async def keep_synced(self, seconds: float | None) -> None:
@@ -100,8 +109,8 @@ def raw_record(chunk: Chunk, fence: int) -> RawRecord:
     return RawRecord(origin.session_id, fence, position, chunk.end, times_us.item(-1), rows)
 
 
-def _chunk(origin: Origin, record: RawRecord) -> Chunk:
-    return Chunk(origin, record.position, *decode_rows(record.rows, record.end - record.position))
+def _chunk(origin: Origin, record: RawRecord, expected: int | None) -> Chunk:
+    return Chunk(origin, record.position, *decode_rows(record.rows, record.end - record.position), expected)
 
 
 async def _pieces(journal: Journal, offset: int) -> AsyncIterator[tuple[list[Record], int]]:
@@ -110,8 +119,10 @@ async def _pieces(journal: Journal, offset: int) -> AsyncIterator[tuple[list[Rec
     Not in a thread: every write of the hot path would wait for it to give the interpreter back, up to 5 ms. What was
     written lately is in memory, and what was not, the system reads ahead.
     """
+    if not journal.is_open:  # while we looked through another, this one was done
+        return
     end = journal.segments.end  # on a busy machine it would run ahead of us
-    while offset < end and (frames := journal.segments.read(offset, READ_BYTES)).end > offset:
+    while offset < end and journal.is_open and (frames := journal.segments.read(offset, READ_BYTES)).end > offset:
         offset = frames.end  # beyond what is damaged, if there are none
         yield [decode(payload) for payload in frames.payloads], offset
         await asyncio.sleep(0)

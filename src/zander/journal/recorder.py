@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
 
-from msgspec import Struct, structs
+from msgspec import DecodeError, Struct, structs
 
 from zander.chunk import Chunk, Origin
 from zander.errors import Moved
@@ -64,7 +64,7 @@ class Recorder:
         self.on_written: Callable[[Written], None] = lambda written: None
         self._storage = storage
         self._journals = journals
-        self._intake = Intake(journals.own.segments, journal_max_bytes)
+        self._intake = Intake(journals.own.segments, journals.tail, journal_max_bytes)
         self._max_records = max_records
         self._max_seconds = max_seconds
         self._linger_seconds = linger_seconds
@@ -153,9 +153,6 @@ class Recorder:
             async with asyncio.timeout(seconds):
                 await self._settled.wait()
         except TimeoutError:
-            log.warning("%d bytes stay in the journal for the next start", self._journals.own.n_pending_bytes)
-            if n_waiting := self._intake.n_waiting:
-                log.error("%d records for which there was no room on the disk are lost", n_waiting)
             return False
         finally:
             self._draining.clear()
@@ -163,6 +160,13 @@ class Recorder:
                 own_run.cancel()
                 await asyncio.wait([own_run])
         return True
+
+    def take_leave(self) -> None:
+        """Say what the last drain has left."""
+        if n_bytes := self._journals.own.n_pending_bytes:
+            log.warning("%d bytes stay in the journal for the next start", n_bytes)
+        if n_waiting := self._intake.n_waiting:
+            log.error("%d records for which there was no room on the disk are lost", n_waiting)
 
     async def _turn(self) -> None:
         if not self._opened:
@@ -180,8 +184,13 @@ class Recorder:
         while orphans:
             if orphans[0].offset is None:
                 orphans[0].commit(await self._storage.position(orphans[0].writer_id))
-            if (batch := await self._journals.read(orphans[0])).n_records:
-                return batch
+            try:
+                if (batch := await self._journals.read(orphans[0])).n_records:
+                    return batch
+            except (OSError, DecodeError) as error:
+                log.error("journal %s cannot be read, it is left as it is: %s", orphans[0].writer_id, error)
+                orphans.popleft().close()
+                continue
             await self._storage.finish(orphans[0].writer_id)
             orphans[0].commit(orphans[0].segments.end)  # what is left, if anything, is damaged
             orphans.popleft().close()
@@ -243,7 +252,7 @@ class Recorder:
         except Moved as moved:  # the last word of the process that died was on its way when we asked
             self._batch = None
             journal.commit(moved.position)
-            raise
+            return
         self._batch = None
         journal.commit(batch.end)
         self._finish(batch, written)
@@ -256,6 +265,7 @@ class Recorder:
         if written.n_dead_letters and not counts.dead_letters:
             log.error("the database refuses records for themselves: they are kept in its table dead_letters")
         counts.dead_letters += written.n_dead_letters
+        counts.last_error = None
         counts.last_batch_records = batch.n_records
         counts.last_batch_seconds = monotonic() - self._started_s
         self._bound()
@@ -269,9 +279,8 @@ class Recorder:
         self._intake.bound(self._journals.n_orphan_bytes)
 
     def _age_seconds(self, batch: Batch | None) -> float:
-        if batch:
-            return monotonic() - self._batch_since_s
-        return monotonic() - self._since_s if self._n_waiting else 0.0
+        since_s = self._batch_since_s if batch else self._since_s
+        return monotonic() - since_s if batch or self._n_waiting else 0.0
 
     async def _retreat(self, error: Exception) -> None:
         """Wait before the next attempt; less long when we are about to stop."""

@@ -141,6 +141,11 @@ class Segments:
             except OSError:
                 if segment in self._segments:  # else it was deleted meanwhile
                     raise
+        folder = os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC)  # a new file's name is in it
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def close(self) -> None:
         """Let go of the files."""

@@ -42,6 +42,12 @@ class Feed:
         self.origin = Origin(owner.holding.user_id, owner.holding.session_id, 0.0)
         self.n_notes = None
 
+    def reset(self) -> None:
+        """Follow nothing, until somebody has the user again; if it is the same session, anew."""
+        self.live = False
+        self.node_id = ""
+        self.origin = Origin(self.origin.user_id, "", 0.0)
+
     def stand(self, reply: peers.Followed) -> None:
         """Stand where the reply ends; events go on from there."""
         self.origin.period_us, self.origin.base = reply.period_us, reply.base

@@ -52,13 +52,13 @@ class Feeds:
         owner = self._directory.owner(user_id)
         if feed.task or (owner and self._has_more(feed, owner)):
             return
-        if owner and not feed.live and not _follows(feed, owner):
-            self._send_back(feed, owner.holding.session_id)
+        if not feed.live and not (owner and _follows(feed, owner)):
+            self._send_back(feed, owner.holding.session_id if owner else "")
             if user_id not in self._hub.audience:
                 return
         self._tell(feed, self.status(user_id))
         if owner is None:
-            feed.live = False  # even if the same session comes back on the same node
+            feed.reset()
             return
         if feed.live and _follows(feed, owner):
             return
@@ -241,7 +241,7 @@ class Feeds:
             outbox.preload(history)
 
     def _send_back(self, feed: Feed, session_id: str) -> None:
-        """Send back those whose session may have had more, now that another follows it."""
+        """Send back those whose session may have had more, now that it is not there any more."""
         for outbox in list(self._hub.audience.of(feed.origin.user_id)):
             if outbox.session_id == feed.origin.session_id != session_id:
                 self._hub.send_back(outbox)

@@ -262,6 +262,7 @@ ERROR_CODES = {
     "bad_length": "samples of different lengths, none at all, or a binary message that is too short or too long",
     "bad_header": "a binary message of another version, kind or dtype",
     "bad_channels": "not the session's number of channels",
+    "bad_rate": "not the session's sampling rate",
     "bad_position": "a position out of its range",
     "bad_timestamp": "a time before 1970, or more than a day from now",
     "no_sampling_rate": "a chunk of several samples, of a device that did not tell its sampling rate",

@@ -1,0 +1,51 @@
+"""Which session a relay gets: a new one, the one it had here, or the one that only the database knows."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from uuid import uuid4
+
+from zander.errors import Unavailable
+from zander.messages import Auth, DeviceInfo
+from zander.neighbours import Archive, Broadcast
+from zander.session import Session, resumed
+from zander.stream import Stream
+from zander.wire import dumps
+
+
+class Admission:
+    """Finds sessions. Raising a session's fence in the database is what takes it over from another node."""
+
+    def __init__(self, archive: Archive, broadcast: Broadcast) -> None:
+        self._archive = archive
+        self._broadcast = broadcast
+
+    async def session(self, auth: Auth, device: DeviceInfo, held: Stream | None, now_us: int) -> Session:
+        """Return the session that a relay asks for; `held` is what this node has of its user.
+
+        BadMessage when its device is another by now, Forbidden for another user's session, Unavailable when the
+        database has to be asked and is away.
+        """
+        if auth.session_id is None:
+            return Session(auth.user_id, str(uuid4()), now_us, device, auth.device_info)
+        session_id = str(auth.session_id)
+        if held and held.session.session_id == session_id and not await self._is_elsewhere(held):
+            held.session.come_back(device, held.durable)
+            return held.session
+        return await self._resumed(auth, device, session_id, now_us)
+
+    async def _is_elsewhere(self, held: Stream) -> bool:
+        """Ask the database, while Redis is away, whether another node has taken a session over."""
+        if self._broadcast.state == "down":
+            with suppress(Unavailable):
+                stored = await self._archive.session(held.session.session_id)
+                return stored is not None and stored.fence > held.session.fence
+        return False
+
+    async def _resumed(self, auth: Auth, device: DeviceInfo, session_id: str, now_us: int) -> Session:
+        stored = await self._archive.resume(auth.user_id, session_id, now_us, dumps(auth.device_info))
+        session = resumed(stored, device)
+        if session.n_channels is None:  # the device does not say, but what it has sent does
+            for chunk in await self._archive.samples(stored, stored.durable_position - 1, 1):
+                session.n_channels = chunk.samples.shape[1]
+        return session
