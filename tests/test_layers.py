@@ -51,20 +51,21 @@ journal.outage:   errors
 journal.recorder: chunk errors journal.batch journal.intake journal.journals journal.outage journal.records | msgspec
 
 ledger:    chunk journal.records messages session stream wire
-admission: errors messages neighbours session stream wire
+admission: errors messages neighbours outbox session stream wire
 hub:       admission audience chunk errors journal.batch ledger messages neighbours outbox query stream wire
 replay:    audience chunk errors hub messages outbox stored wire
 
 database:
-database.migrations:  errors | asyncpg
-database.transaction: database.migrations errors journal.batch journal.pgcopy journal.records | asyncpg msgspec
-database.storage:     database.migrations database.transaction errors journal.batch journal.pgcopy | asyncpg
-database.pool:        database.storage errors journal.pgcopy | asyncpg
+database.connection:  errors journal.pgcopy | asyncpg
+database.migrations:  database.connection errors | asyncpg
+database.transaction: database.connection errors journal.batch journal.pgcopy journal.records | asyncpg msgspec
+database.storage:     database.connection database.migrations database.transaction errors journal.batch
+database.pool:        database.connection errors
 database.seek:
 database.rows:        chunk messages wire | msgspec numpy
 database.past:        chunk database.pool database.rows messages | msgspec
 database.pages:       chunk database.past messages
-database.archive:     chunk database.past database.pool database.rows database.seek errors messages stored | msgspec
+database.archive:     chunk database.past database.pool database.rows database.seek errors stored | msgspec
 
 broadcast:        | redis
 nodes:
@@ -80,7 +81,7 @@ nodes.cluster:   broadcast chunk errors hub messages neighbours nodes.calls node
 routes.context:    auth database.archive hub journal.recorder replay settings | starlette
 routes.parameters: errors messages wire | msgspec
 routes.socket:     errors messages outbox protocol routes.context wire | starlette
-routes.stream:     auth chunk messages outbox protocol routes.context routes.socket stream wire | starlette
+routes.stream:     auth chunk errors messages outbox protocol routes.context routes.socket stream wire | starlette
 routes.subscribe:  auth chunk errors messages outbox protocol routes.context routes.parameters routes.socket wire |
      starlette
 routes.buffer:     errors query routes.context routes.parameters stream | starlette
@@ -208,7 +209,7 @@ def test_no_room_leads_back_to_itself() -> None:
 @pytest.mark.parametrize(
     ("package", "rooms"),
     [
-        ("asyncpg", {"database.storage", "database.transaction", "database.migrations", "database.pool"}),
+        ("asyncpg", {"database.connection", "database.transaction", "database.migrations"}),
         ("redis", {"broadcast"}),
         ("uvicorn", {"protocol", "server"}),
         ("websockets", {"client.line", "client.dispatch", "client.relay", "client.consumer", "protocol"}),

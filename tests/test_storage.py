@@ -21,10 +21,12 @@ from databases import connected, opened, until
 from samples import ORIGIN, PREDICTION, SESSION, T0_US, WRITER_ID, batch, chunk, gap
 from services import PostgresServer
 from zander.chunk import Chunk, Origin
+from zander.database import connection as connection_module
 from zander.database import storage as storage_module
 from zander.database import transaction as transaction_module
+from zander.database.connection import blames_data, plain_dsn
 from zander.database.migrations import Connection
-from zander.database.storage import Postgres, plain_dsn
+from zander.database.storage import Postgres
 from zander.errors import StorageError
 from zander.journal import outage as outage_module
 from zander.journal import recorder as recorder_module
@@ -223,7 +225,7 @@ async def test_a_password_that_breaks_the_url_is_not_repeated() -> None:
 
 
 async def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(connection_module, "CONNECT_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:  # the kernel takes the connection, nobody reads it
         url = f"postgresql://u:p@127.0.0.1:{server.getsockname()[1]}/d"
         with pytest.raises(StorageError, match="no answer in time"):
@@ -376,8 +378,8 @@ async def test_a_database_that_refuses_everything_buries_nothing(database_url: s
 
 
 def test_a_full_disk_is_no_refusal() -> None:
-    assert not transaction_module.blames_data(asyncpg.exceptions.DiskFullError("no space"))
-    assert transaction_module.blames_data(asyncpg.exceptions.DatetimeFieldOverflowError("out of range"))
+    assert not blames_data(asyncpg.exceptions.DiskFullError("no space"))
+    assert blames_data(asyncpg.exceptions.DatetimeFieldOverflowError("out of range"))
 
 
 # Outages.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from uuid import uuid4
 
 from zander.errors import Unavailable
 from zander.messages import Auth, DeviceInfo
 from zander.neighbours import Archive, Broadcast
+from zander.outbox import Outbox
 from zander.session import Session, resumed
 from zander.stream import Stream
 from zander.wire import dumps
+
+ADMISSION_SECONDS = 10.0  # a relay that waits for an answer must be more patient: later it may be elsewhere
 
 
 class Admission:
@@ -19,13 +23,31 @@ class Admission:
     def __init__(self, archive: Archive, broadcast: Broadcast) -> None:
         self._archive = archive
         self._broadcast = broadcast
+        self._comers: dict[str, list[Outbox]] = {}  # relays whose session is being asked for, in the order they came
 
-    async def session(self, auth: Auth, device: DeviceInfo, held: Stream | None, now_us: int) -> Session:
+    async def session(self, auth: Auth, device: DeviceInfo, held: Stream | None, now_us: int, relay: Outbox) -> Session:
         """Return the session that a relay asks for; `held` is what this node has of its user.
 
-        BadMessage when its device is another by now, Forbidden for another user's session, Unavailable when the
-        database has to be asked and is away.
+        BadMessage when its device is another by now, Forbidden for another user's session. Unavailable when the
+        database has to be asked and is away, or when the relay has gone meanwhile or a newer one has come.
         """
+        comers = self._comers.setdefault(auth.user_id, [])
+        comers.append(relay)
+        try:
+            async with asyncio.timeout(ADMISSION_SECONDS):
+                session = await self._find(auth, device, held, now_us)
+        except TimeoutError:
+            raise Unavailable("the database does not answer") from None
+        finally:
+            is_newest = relay in comers
+            del comers[: comers.index(relay) + 1 if is_newest else 0]  # and those who came before
+            if not comers:
+                self._comers.pop(auth.user_id, None)
+        if not is_newest or relay.closed.done():
+            raise Unavailable("a newer relay of the user has come")
+        return session
+
+    async def _find(self, auth: Auth, device: DeviceInfo, held: Stream | None, now_us: int) -> Session:
         if auth.session_id is None:
             return Session(auth.user_id, str(uuid4()), now_us, device, auth.device_info)
         session_id = str(auth.session_id)

@@ -55,7 +55,6 @@ class Hub:
         self.n_samples_in = 0
         self.n_bad_messages = 0
         self._ledger = Ledger(recorder)
-        self._comers: dict[str, Outbox] = {}  # the newest relay of a user while the database is asked for its session
         self.go_back: Callable[[Outbox], None] = lambda outbox: None
         self._gone = asyncio.Event()  # set while nobody is connected
         self._gone.set()
@@ -69,10 +68,7 @@ class Hub:
         """
         if not self.recorder.takes:
             raise Unavailable("the journal is full: what you send could not be kept")
-        self._comers[auth.user_id] = relay
-        session = await self._admission.session(auth, device, self.holds.get(auth.user_id), now_us())
-        if self._comers.pop(auth.user_id, relay) is not relay:
-            raise Unavailable("another relay of the user came meanwhile")
+        session = await self._admission.session(auth, device, self.holds.get(auth.user_id), now_us(), relay)
         stream = self.holds.get(auth.user_id)
         if stream and stream.session is session:
             stream.take_back(relay)

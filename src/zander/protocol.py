@@ -27,12 +27,19 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     """Like uvicorn's, but an endpoint may take messages as they are read, and send many in one write."""
 
     _take: Callable[[Message], None] | None = None
+    lost: Callable[[], None] | None = None  # called when the connection is gone, whoever ended it
 
     def handle_connect(self, event: Request) -> None:
         """Begin as uvicorn does; the endpoint runs in a later turn of the loop and finds the way in its scope."""
         super().handle_connect(event)
         if not self.handshake_complete:
             cast(Any, self.scope)["extensions"][DIRECT] = self
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End as uvicorn does, and tell who wants to know at once."""
+        super().connection_lost(exc)
+        if self.lost:
+            self.lost()
 
     def divert(self, take: Callable[[Message], None]) -> None:
         """Hand over what is queued and all that comes; the queue is left with the disconnect."""

@@ -80,7 +80,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 0.1
     journal_max_bytes: Annotated[
         int,
-        Meta(ge=1 << 16, description="bytes on disk that may wait for the database; beyond, relays are refused"),
+        Meta(
+            ge=1 << 16,
+            description="bytes on disk, per process, that may wait for the database; then relays wait",
+        ),
     ] = 1 << 30
     journal_fsync_seconds: Annotated[
         Positive | None,

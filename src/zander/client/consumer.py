@@ -68,9 +68,7 @@ class Consumer(Line):
         self._stood: dict[str, int] = {}  # how far it has come in other sessions: one may be resumed after another
         self._period_us = 0.0
         self._has_heard = False  # which session there is, if any
-        self._is_blind = (
-            False  # it is back, could not say from where, and does not know yet whether it missed a session
-        )
+        self._is_blind = False  # it is back, could not say from where, and may have missed a session
         self._error_code = ""  # of the last message, if that was an error
 
     @property

@@ -1,1 +1,1 @@
-"""Everything that speaks SQL: `storage.py` writes, `archive.py` and `past.py` read, `migrations.py` prepares."""
+"""All that speaks SQL: `storage.py` writes batches, `archive.py` and `past.py` answer, `migrations.py` prepares."""

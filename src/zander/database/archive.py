@@ -13,7 +13,6 @@ from zander.database.past import Past, in_windows
 from zander.database.pool import Pool, Row
 from zander.database.seek import Sight, seek
 from zander.errors import Forbidden
-from zander.messages import Gap
 from zander.stored import StoredSession
 
 N_READING = 4
@@ -114,11 +113,6 @@ class Archive:
         return [_session(row) for row in await self._pool.fetch(NEWEST, user_id, before, n)]
 
     # What they lack.
-
-    async def gaps(self, session_id: str, start: int, end: int) -> list[Gap]:
-        """Return the stored gaps between two positions, cut to them."""
-        found = await self.stored_gaps(session_id, start, end)
-        return [Gap(session_id, max(gap.start, start), min(gap.end, end), gap.reason) for gap in found]  # type: ignore[arg-type]
 
     async def stored_gaps(self, session_id: str, start: int, end: int, n: int = MAX_GAPS) -> list[StoredGap]:
         """Return the first `n` gaps between two positions, as they are stored."""

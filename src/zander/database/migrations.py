@@ -11,13 +11,12 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import asyncpg
 
+from zander.database.connection import Connection
 from zander.errors import StorageError
-
-Connection = Any  # asyncpg has no types of its own
 
 CONNECT_SECONDS = 10.0
 LOCK = 0x5A616E64  # "Zand": any number that nobody else is likely to take

@@ -9,31 +9,22 @@ from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import Any
 
-import asyncpg
-
-from zander.database.storage import DURABLE_COMMITS, plain_dsn, reason
+from zander.database.connection import CLOSE_SECONDS, FAILURES, Connection, connect, plain_dsn, reason
 from zander.errors import StorageError, Unavailable
-from zander.journal.pgcopy import EPOCH_US
 
-Connection = Any  # asyncpg has no types of its own
-Row = Any
+Row = Any  # asyncpg has no types of its own
 
 WAIT_SECONDS = 10.0  # for one of the connections
-CONNECT_SECONDS = 5.0
 COMMAND_SECONDS = 10.0
-CLOSE_SECONDS = 1.0
 IDLE_SECONDS = 60.0  # after which a connection may have been cut on its way without a word
 
 # A page is to be found by going along the index until it is full. A plan made for any values, or for a chunk that the
-# server knows nothing of yet, might gather a whole session first: 100 ms instead of 0.1. And what is answered to a
-# relay must be on the disk, whatever the database is set to.
-SETTINGS = f"""
+# server knows nothing of yet, might gather a whole session first: 100 ms instead of 0.1.
+SETTINGS = """
 SET plan_cache_mode = force_custom_plan;
 SET enable_bitmapscan = off;
-SET statement_timeout = '15s';
-{DURABLE_COMMITS}
+SET statement_timeout = '15s'
 """
-FAILURES = (OSError, StorageError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +48,7 @@ class Pool:
         try:
             async with self._connection() as connection:
                 rows: list[Row] = await connection.fetch(statement, *values)
-        except FAILURES as error:
+        except (StorageError, *FAILURES) as error:
             self._tell(reason(error))
             raise Unavailable("the database does not answer") from None
         self._tell(None)
@@ -76,7 +67,7 @@ class Pool:
         async with asyncio.timeout(WAIT_SECONDS):
             await self._turns.acquire()
         try:
-            connection = self._rested() or await self._connect()
+            connection = self._rested() or await connect(self._dsn, SETTINGS, COMMAND_SECONDS)
             self._used.add(connection)
             try:
                 yield connection
@@ -103,26 +94,6 @@ class Pool:
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _connect(self) -> Connection:
-        try:
-            connection = await asyncpg.connect(
-                self._dsn,
-                timeout=CONNECT_SECONDS,
-                command_timeout=COMMAND_SECONDS,
-                server_settings={"application_name": "zander"},
-            )
-        except ValueError:  # its message may hold a piece of the password
-            raise StorageError("DATABASE_URL cannot be read: special characters need %-encoding") from None
-        try:
-            await connection.execute(SETTINGS)
-            await connection.set_type_codec(
-                "timestamptz", schema="pg_catalog", format="tuple", encoder=_since_2000, decoder=_since_1970
-            )
-        except BaseException:
-            connection.terminate()
-            raise
-        return connection
-
     def _tell(self, failure: str | None) -> None:
         """Log a change from answers to failures, or back."""
         if failure and not self._is_failing:
@@ -140,11 +111,3 @@ async def _close(connection: Connection) -> None:
                 await connection.close(timeout=CLOSE_SECONDS)
         finally:
             connection.terminate()
-
-
-def _since_2000(time_us: int) -> tuple[int]:
-    return (time_us - EPOCH_US,)
-
-
-def _since_1970(time_us: tuple[int]) -> int:
-    return time_us[0] + EPOCH_US

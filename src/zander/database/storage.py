@@ -1,47 +1,31 @@
-"""PostgreSQL or TimescaleDB: the one connection that writes, and all SQL of the data path.
-
-Every batch is one transaction, and is written once however often it is tried: see CLAIM.
-"""
+"""PostgreSQL or TimescaleDB: the one connection that writes batches, each once however often it is tried."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
 
-import asyncpg
-
-from zander.database.migrations import Connection, Tuning, delete_expired, migrate, tune
-from zander.database.transaction import END_SESSIONS, POSITION, blames_data, write
+from zander.database.connection import CLOSE_SECONDS, FAILURES, Connection, connect, plain_dsn, reason
+from zander.database.migrations import Tuning, delete_expired, migrate, tune
+from zander.database.transaction import END_SESSIONS, POSITION, write
 from zander.errors import Moved, StorageError
 from zander.journal.batch import Batch, Written
-from zander.journal.pgcopy import EPOCH_US
 
-CONNECT_SECONDS = 5.0
 COMMAND_SECONDS = 30.0
-CLOSE_SECONDS = 1.0  # a stop may take 15 s in all
 PING_SECONDS = 5.0
 EXPIRE_EVERY_SECONDS = 3600.0
 
-# What we call durable has to be.
-DURABLE_COMMITS = (
-    "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
-)
-
 # A server that lost us must not keep our row of `writers` locked for the two hours of a usual TCP keepalive.
-LET_GO = f"""
+LET_GO = """
 SET idle_in_transaction_session_timeout = '60s';
 SET tcp_keepalives_idle = 10;
 SET tcp_keepalives_interval = 5;
-SET tcp_keepalives_count = 4;
-{DURABLE_COMMITS}
+SET tcp_keepalives_count = 4
 """
-
-FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +46,7 @@ class Postgres:
         """Connect, migrate, tune; StorageError when that is not possible now."""
         self._let_go()
         with self._letting_go():
-            self._connection = connection = await self._connect()
+            self._connection = connection = await connect(self._dsn, LET_GO, COMMAND_SECONDS)
             await migrate(connection)
             tuning = await tune(connection, self._retention_days, self._columnstore_after_hours)
         if tuning != self._tuning:
@@ -99,26 +83,6 @@ class Postgres:
         if connection:
             with suppress(*FAILURES):
                 await connection.close(timeout=CLOSE_SECONDS)
-
-    async def _connect(self) -> Connection:
-        try:
-            connection = await asyncpg.connect(
-                self._dsn,
-                timeout=CONNECT_SECONDS,
-                command_timeout=COMMAND_SECONDS,
-                server_settings={"application_name": "zander"},
-            )
-        except ValueError:  # its message may hold a piece of the password
-            raise StorageError("DATABASE_URL cannot be read: special characters need %-encoding") from None
-        try:
-            await connection.execute(LET_GO)
-            await connection.set_type_codec(
-                "timestamptz", schema="pg_catalog", format="tuple", encoder=_since_2000, decoder=_since_1970
-            )
-        except BaseException:
-            connection.terminate()
-            raise
-        return connection
 
     def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
@@ -158,7 +122,7 @@ class Postgres:
         """Delete what is too old, on a connection of its own, so that no batch waits for it."""
         connection = None
         try:
-            connection = await self._connect()
+            connection = await connect(self._dsn, LET_GO, COMMAND_SECONDS)
             if n_deleted := await delete_expired(connection, retention_days):
                 log.info("retention: %d rows or chunks older than %g days deleted", n_deleted, retention_days)
         except (StorageError, *FAILURES) as error:
@@ -166,30 +130,3 @@ class Postgres:
         finally:
             if connection:
                 connection.terminate()
-
-
-def plain_dsn(database_url: str) -> str:
-    """Turn SQLAlchemy's form of a URL into PostgreSQL's."""
-    scheme, _, rest = database_url.partition("://")
-    if scheme.endswith("+asyncpg"):
-        rest = re.sub(r"([?&])ssl=", r"\1sslmode=", rest)
-    return f"postgresql://{rest}"
-
-
-def reason(error: BaseException) -> str:
-    """Say why, without a word of the data: the messages of data errors quote it."""
-    if isinstance(error, StorageError):
-        return str(error)
-    if isinstance(error, TimeoutError) and not error.args:
-        return "no answer in time"
-    sqlstate = getattr(error, "sqlstate", None)
-    name = type(error).__name__ + (f" ({sqlstate})" if sqlstate else "")
-    return name if blames_data(error) else f"{name}: {error.args[0] if sqlstate else error}"
-
-
-def _since_2000(time_us: int) -> tuple[int]:
-    return (time_us - EPOCH_US,)
-
-
-def _since_1970(time_us: tuple[int]) -> int:
-    return time_us[0] + EPOCH_US

@@ -10,7 +10,7 @@ from typing import TypeVar
 import asyncpg
 from msgspec import json, structs
 
-from zander.database.migrations import Connection
+from zander.database.connection import Connection, blames_data
 from zander.errors import Moved, StorageError
 from zander.journal.batch import Batch, Hold, Reach, Written
 from zander.journal.pgcopy import COPY_END, COPY_HEAD, RAW_COLUMNS
@@ -87,9 +87,6 @@ PREDICTION_COLUMNS = (
     "classifier_version",
 )
 
-# What the data itself is to blame for: wrong values, broken constraints, limits such as the depth of JSON.
-BLAMES_DATA = ("22", "23", "54")
-
 R = TypeVar("R", SessionRecord, RawRecord, GapRecord, PredictionRecord)
 
 
@@ -106,13 +103,6 @@ async def write(connection: Connection, batch: Batch) -> Written:
             raise
         await connection.execute("ROLLBACK")
         return await _Transaction(connection, batch, careful=True).run()
-
-
-def blames_data(error: BaseException) -> bool:
-    """Say whether the data is the cause: the server says so, or it could not even be encoded."""
-    if isinstance(error, asyncpg.PostgresError):
-        return (error.sqlstate or "").startswith(BLAMES_DATA)
-    return isinstance(error, ValueError | OverflowError)
 
 
 class _Transaction:

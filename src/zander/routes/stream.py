@@ -8,9 +8,10 @@ from starlette.websockets import WebSocket
 
 from zander import auth
 from zander.chunk import RawIn
+from zander.errors import CloseCode
 from zander.messages import AuthOk, Features, Pong
 from zander.outbox import Outbox
-from zander.protocol import Message
+from zander.protocol import DIRECT, Message
 from zander.routes.context import Service
 from zander.routes.socket import Conversation, door, first_message
 from zander.stream import Stream
@@ -48,6 +49,8 @@ async def _connect(socket: WebSocket, context: Service) -> tuple[Outbox, Stream]
     first, device = decode_auth(await first_message(socket))
     auth.require(settings.edge_api_key, auth.given_key(socket.headers) or first.api_key)
     relay = Outbox(first.user_id, types=(), max_bytes=settings.outbox_max_bytes)
+    if direct := socket.scope.get("extensions", {}).get(DIRECT):  # it may go while the database is asked
+        direct.lost = lambda: relay.close(CloseCode.TRY_LATER)
     connected = await context.hub.connect(first, device, relay)
     session = connected.session
     relay.say(dumps(AuthOk(session.session_id, session.user_id, connected.durable, time())))
