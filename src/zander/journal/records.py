@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 
-class _Record(Struct, tag=True, array_like=True):
+class _Record(Struct, tag=True, array_like=True, gc=False):  # nothing in it that could lead back to it
     session_id: str
 
 
