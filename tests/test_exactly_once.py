@@ -276,8 +276,11 @@ class Relay:
             held = node.begin(resumed(stored, DEVICE))
         else:
             node.ledger.begin(held.session)
-        assert self.acked <= held.durable <= self.end, "it is asked for what it has forgotten, or never had"
-        self.node, self.next_position = node, held.durable
+        row = node.world.sessions.get(self.session_id)
+        is_stale = row is not None and row.fence > held.session.fence  # it was elsewhere, and this node has not heard
+        assert held.durable <= self.end, "it is asked for what it never had"
+        assert self.acked <= held.durable or is_stale, "it is asked for what it has forgotten"
+        self.node, self.next_position = node, max(self.acked, held.durable)
         self.acked = max(self.acked, held.durable)
         node.relays[self.session_id] = self
         self.transmit()
