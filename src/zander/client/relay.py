@@ -185,8 +185,6 @@ class Relay(Line):
         self._check()
         if values.ndim != 2 or not values.shape[1]:
             raise ValueError(f"expected samples of the shape (n, n_channels), got {values.shape}")
-        if self._device_info.get("channel_count") not in (None, values.shape[1]):
-            raise ValueError(f"expected {self._device_info['channel_count']} channels, got {values.shape[1]}")
         n, n_at_once = len(values), max(1, MAX_CHUNK_BYTES // values[:1].nbytes) if len(values) else 1
         first = self.next_position if position is None else position
         first_us = round(time() * 1e6 - (n - 1) * self._period_us) if time_us is None else time_us
