@@ -10,7 +10,7 @@ from zander.nodes.directory import DEAD_SECONDS, Directory, Holding, Owner, Peer
 
 
 def holding(user_id: str = "me", session_id: str = "s", rank: int = 1, online: bool = True) -> Holding:
-    return Holding(user_id, session_id, rank, online, {})
+    return Holding(user_id, session_id, rank, 0, online, {})
 
 
 def peer(*holdings: Holding, link_n: int = 1, n_changes: int = 5, now: float = 0.0) -> Peer:

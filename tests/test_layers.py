@@ -73,7 +73,7 @@ nodes.directory:  | msgspec
 nodes.peers:     chunk errors messages nodes.directory query stream | msgspec numpy
 nodes.calls:     broadcast errors nodes.peers
 nodes.feed:      chunk messages nodes.directory nodes.peers outbox
-nodes.feeds:     errors hub messages nodes.calls nodes.directory nodes.feed nodes.peers outbox
+nodes.feeds:     errors hub messages nodes.calls nodes.directory nodes.feed nodes.peers outbox stream
 nodes.alone:     chunk errors hub messages neighbours outbox query stream
 nodes.cluster:   broadcast chunk errors hub messages neighbours nodes.calls nodes.directory nodes.feeds nodes.peers
      outbox query stream

@@ -21,7 +21,7 @@ from zander.stream import StreamSummary
 from zander.wire import decode_auth
 
 ORIGIN = Origin("me", "s", 7812.5)
-HOLDING = Holding("me", "s", 3, True, {"sampling_rate": 128, "names": ["C3", None, "Zoë"], "nested": {"x": 1.5}})
+HOLDING = Holding("me", "s", 3, 7, True, {"sampling_rate": 128, "names": ["C3", None, "Zoë"], "nested": {"x": 1.5}})
 EVENTS: list[peers.Event] = [
     peers.RawEvent(3, 5, bytes(8), bytes(8)),
     peers.NoteEvent("features", 1_764_000_000_000_000, "{}", "azure"),
@@ -42,7 +42,6 @@ MESSAGES: list[peers.Message] = [
         "node",
         session_id="s",
         period_us=7812.5,
-        base=1,
         first_position=2,
         next_position=6,
         n_notes=4,
@@ -77,7 +76,7 @@ def test_whatever_a_relay_may_say_of_its_device_can_be_told_to_the_other_nodes(s
         auth, _ = decode_auth(f'{{"type":"auth","user_id":"me","device_info":{{"serial":{serial}}}}}')
     except BadMessage:
         return
-    told = peers.Changed("node", 1, "me", Holding("me", "s", 3, True, auth.device_info))
+    told = peers.Changed("node", 1, "me", Holding("me", "s", 3, 7, True, auth.device_info))
     assert peers.decode(peers.encode(told)) == told
 
 

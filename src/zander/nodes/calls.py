@@ -44,8 +44,10 @@ class Calls:
                 return
             if isinstance(reply, peers.Failed):
                 future.set_exception(reply.error())
-            else:
-                future.set_result(then(reply))
+                return
+            result = then(reply)
+            if not future.done():  # what was done may have ended the asking
+                future.set_result(result)
 
         question.call = next(self._numbers)
         self._open[question.call] = resolve

@@ -79,7 +79,7 @@ class Cluster:
         self._n_changes += 1
         if stream:
             self._mine[user_id] = self._holding(stream)
-            self._feeds.come_home(user_id, stream.session.session_id)
+            self._feeds.come_home(stream)
         else:
             self._mine.pop(user_id, None)
             self._followers.pop(user_id, None)
@@ -132,7 +132,9 @@ class Cluster:
             rank = mine.rank
         else:
             rank = max(now_us(), elsewhere.holding.rank + 1 if elsewhere else 0)
-        return Holding(session.user_id, session.session_id, rank, stream.online, session.device_info)
+        return Holding(
+            session.user_id, session.session_id, rank, session.origin.base, stream.online, session.device_info
+        )
 
     # What the others say.
 
@@ -196,9 +198,9 @@ class Cluster:
         self._feeds.attend(user_id)
 
     def _lose(self, node_id: str) -> None:
+        """Forget a node; one that took its leave has sent everything before."""
         for followers in self._followers.values():
             followers.discard(node_id)
-        self._feeds.suspend(node_id)
         for user_id in self._directory.remove(node_id):
             self._moved(user_id)
 
@@ -215,6 +217,7 @@ class Cluster:
         while True:
             self._calls.send(peers.Beat(self._me, self._link_n, self._n_changes))
             for node_id in self._directory.silent(monotonic()):
+                self._feeds.suspend(node_id)
                 self._lose(node_id)
             self._feeds.attend_all()
             await asyncio.sleep(BEAT_SECONDS)
@@ -254,7 +257,6 @@ class Cluster:
             self._me,
             session_id=session.session_id,
             period_us=session.origin.period_us,
-            base=session.origin.base,
             first_position=stream.ring.first_position,
             next_position=session.next_position,
             n_notes=stream.n_notes,

@@ -16,11 +16,15 @@ DEAD_SECONDS = 3.0
 
 
 class Holding(Struct, array_like=True):
-    """A stream that a node holds. `rank` orders the sessions of a user: the greatest is the newest."""
+    """A stream that a node holds. `rank` orders the sessions of a user: the greatest is the newest.
+
+    `base` is the position from which on its relay sends there.
+    """
 
     user_id: str
     session_id: str
     rank: int
+    base: int
     online: bool
     device_info: dict[str, Any]
 

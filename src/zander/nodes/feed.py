@@ -39,7 +39,7 @@ class Feed:
         """Follow another node, or another session."""
         self.live = False
         self.node_id = owner.node_id
-        self.origin = Origin(owner.holding.user_id, owner.holding.session_id, 0.0)
+        self.origin = Origin(owner.holding.user_id, owner.holding.session_id, 0.0, owner.holding.base)
         self.n_notes = None
 
     def reset(self) -> None:
@@ -50,7 +50,7 @@ class Feed:
 
     def stand(self, reply: peers.Followed) -> None:
         """Stand where the reply ends; events go on from there."""
-        self.origin.period_us, self.origin.base = reply.period_us, reply.base
+        self.origin.period_us = reply.period_us
         self.n_notes = reply.n_notes
         self.live = True
 
@@ -68,7 +68,7 @@ def owed_from(outbox: Outbox, holding: Holding) -> int | None:
     """Return from where on a consumer is to get a session; None: it was on for long when the consumer came."""
     position = outbox.stands_in(holding.session_id)
     if position is None and is_owed(outbox, holding):
-        return 0
+        return holding.base
     return position
 
 

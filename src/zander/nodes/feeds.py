@@ -20,6 +20,7 @@ from zander.nodes.calls import Calls
 from zander.nodes.directory import Directory, Owner
 from zander.nodes.feed import Feed, is_owed, owed_from
 from zander.outbox import Outbox
+from zander.stream import Stream
 
 MAX_TRIES = 20  # to join a feed, while its user moves
 TRY_SECONDS = 0.1
@@ -63,7 +64,7 @@ class Feeds:
         if feed.live and _follows(feed, owner):
             return
         if not _follows(feed, owner):
-            feed.move(owner)
+            self._move(feed, owner)
         feed.task = asyncio.create_task(self._catch_up(feed, owner))
 
     def suspend(self, node_id: str | None = None) -> None:
@@ -95,12 +96,13 @@ class Feeds:
             if feed.node_id:
                 self._calls.send(peers.Unfollow(self._me, user_id), feed.node_id)
 
-    def come_home(self, user_id: str, session_id: str) -> None:
-        """Follow a user no more, whose relay is here now; what its former session still had is to be fetched."""
-        feed = self._feeds.get(user_id)
+    def come_home(self, stream: Stream) -> None:
+        """Follow a user no more, whose relay is here now; what it had elsewhere and is not here is to be fetched."""
+        session = stream.session
+        feed = self._feeds.get(session.user_id)
         if feed and not feed.has_all:
-            self._send_back(feed, session_id)
-        self.leave(user_id)
+            self._send_back(feed, session.session_id, stream.ring.first_position)
+        self.leave(session.user_id)
 
     def take(self, events: peers.Events) -> None:
         """Deliver what happened to a user."""
@@ -230,21 +232,33 @@ class Feeds:
         return peers.Follow(self._me, user_id, None, min(owed), n_notes)
 
     def _caught_up(self, feed: Feed, owner: Owner, reply: peers.Followed) -> None:
+        """Go on live; who stands before what the owner has in memory is sent back."""
         user_id = owner.holding.user_id
         if self._feeds.get(user_id) is not feed or not feed.follows(reply.node_id, reply.session_id) or feed.live:
             return
         feed.stand(reply)
         history = feed.unpack(reply.events)
-        for outbox in self._hub.audience.of(user_id):
+        for outbox in list(self._hub.audience.of(user_id)):
             if owed_from(outbox, owner.holding) is None:
                 outbox.stand_before(reply.session_id, history, reply.next_position)
+            elif outbox.position < reply.first_position:
+                self._hub.send_back(outbox)
+                continue
             outbox.preload(history)
 
-    def _send_back(self, feed: Feed, session_id: str) -> None:
-        """Send back those whose session may have had more, now that it is not there any more."""
+    def _move(self, feed: Feed, owner: Owner) -> None:
+        """Follow another node, or another session; who is owed it stands in it from now on, samples or not."""
+        feed.move(owner)
+        for outbox in self._hub.audience.of(owner.holding.user_id):
+            if (position := owed_from(outbox, owner.holding)) is not None:
+                outbox.stand(owner.holding.session_id, position)
+
+    def _send_back(self, feed: Feed, session_id: str, memory_from: int = 0) -> None:
+        """Send back those whose session may have had more; if it goes on, those before what is in memory now."""
         for outbox in list(self._hub.audience.of(feed.origin.user_id)):
-            if outbox.session_id == feed.origin.session_id != session_id:
-                self._hub.send_back(outbox)
+            if outbox.session_id == feed.origin.session_id:
+                if outbox.session_id != session_id or outbox.position < memory_from:
+                    self._hub.send_back(outbox)
 
     def _has_more(self, feed: Feed, owner: Owner) -> bool:
         """Say whether a node that is to give up the user has not said so: its last samples come before that."""

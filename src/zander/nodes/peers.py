@@ -103,7 +103,6 @@ class Followed(_Call):
 
     session_id: str
     period_us: float
-    base: int
     first_position: int
     next_position: int
     n_notes: int
