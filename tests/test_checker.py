@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from chaos.checker import check, n_announced_though_there
+from chaos.checker import check, n_announced_though_there, n_missed
 from chaos.history import Gap, History, Samples, Seen, Sent, Stored
 from chaos.positions import spans
 
@@ -203,6 +203,19 @@ def test_a_gap_is_excused_but_where_nothing_happened() -> None:
     assert n_announced_though_there(history) == 5
     (found,) = check(replace(history, gapless=True))
     assert "positions 5 to 9 were given up (lost) for no reason" in found
+
+
+def test_a_session_that_only_a_node_that_was_away_knew_is_missed_and_counted() -> None:
+    history = _clean()
+    history.sent.insert(1, _sent("unheard", taken=N))
+    history.stored["unheard"] = _stored()
+    (found,) = check(history)
+    assert "ended at 0, the database goes up to 20" in found
+    history.may_miss = True
+    assert check(history) == []
+    assert n_missed(history) == N
+    history.seen[0].events = history.seen[0].events[:4]  # nothing later has been seen
+    assert len(check(history)) == 2
 
 
 def test_many_of_a_kind_are_counted() -> None:

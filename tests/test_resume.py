@@ -334,3 +334,20 @@ async def test_a_stop_tells_relays_what_is_durable_before_it_closes_them(databas
             assert await edge.close_code() == 1012
         assert program.exit_code() == 0
     assert len(await rows(database_url, edge.session_id)) == 100
+
+
+async def test_a_relay_that_is_gone_when_its_auth_is_read_takes_nothing_over(database_url: str, user: str) -> None:
+    """Both waited in the socket of a server that was frozen, while the relay came back elsewhere."""
+    with Program(database_url=database_url) as zander:
+        eventually(zander.ready)
+        async with connect(f"{zander.ws}/stream") as stale, relay(zander.ws, user, ack=True) as edge:
+            zander.send(signal.SIGSTOP)
+            await Peer(stale).send(
+                {"type": "auth", "user_id": user, "device_info": DEVICE, "session_id": edge.session_id}
+            )
+            stale.transport.abort()
+            zander.send(signal.SIGCONT)
+            await send(edge, range(10))
+            await edge.send({"type": "ping", "t0": 0})
+            await edge.until("pong")
+            await acked(edge, 10)

@@ -81,7 +81,7 @@ async def test_no_key_and_no_password_is_ever_logged(database_url: str, user: st
 
 async def test_sigterm_under_load_loses_nothing_that_was_taken_in(database_url: str, user: str) -> None:
     seen: list[int] = []
-    with Program(database_url=database_url) as zander:
+    with Program(database_url=database_url, outbox_max_bytes=64 << 20) as zander:  # whoever reads on gets all
         eventually(zander.ready)
 
         async def stream(name: str) -> int:

@@ -14,6 +14,7 @@ from zander.session import Session, resumed
 from zander.stream import Stream
 from zander.wire import dumps
 
+TURNS = 4  # of the loop, in which the end of a connection is noticed that came together with the relay's first message
 ADMISSION_SECONDS = 10.0  # a relay that waits for an answer must be more patient: later it may be elsewhere
 
 
@@ -35,6 +36,10 @@ class Admission:
         comers.append(relay)
         try:
             async with asyncio.timeout(ADMISSION_SECONDS):
+                for _ in range(TURNS):
+                    await asyncio.sleep(0)
+                if relay.closed.done():
+                    raise Unavailable("it has gone")
                 session = await self._find(auth, device, held, now_us)
         except TimeoutError:
             raise Unavailable("the database does not answer") from None

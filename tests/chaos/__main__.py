@@ -54,6 +54,7 @@ async def _round(system: System, seed: int, only: list[str]) -> Outcome:
     print(f"{seed}: {'; '.join(map(str, strikes))}", end=" ", flush=True)
     outcome = await play(system, seed, strikes)
     spared = f", {outcome.n_spared:,} announced as gaps though stored" if outcome.n_spared else ""
+    spared += f", {outcome.n_missed:,} in sessions that a consumer never heard of" if outcome.n_missed else ""
     verdict = "BROKEN" if outcome.sentences else "ok"
     print(f"— {outcome.seconds:.1f} s, {outcome.n_samples:,} samples{spared}, {verdict}", flush=True)
     if outcome.sentences:
@@ -73,7 +74,8 @@ def _summarise(outcomes: list[Outcome], repeats: list[str]) -> None:
     print(f"samples      {sum(outcome.n_samples for outcome in outcomes):,} in the database,", end=" ")
     print(f"{sum(outcome.n_acked for outcome in outcomes):,} acked,", end=" ")
     print(f"{sum(outcome.n_delivered for outcome in outcomes):,} delivered to consumers,", end=" ")
-    print(f"{sum(outcome.n_spared for outcome in outcomes):,} announced to a consumer as a gap though stored")
+    print(f"{sum(outcome.n_spared for outcome in outcomes):,} announced to a consumer as a gap though stored,", end=" ")
+    print(f"{sum(outcome.n_missed for outcome in outcomes):,} in sessions that a consumer never heard of")
     print(f"ack          p50 {p50:.3f} s, p99 {p99:.1f} s, max {most:.1f} s, outages and all")
     print(*repeats, sep="\n", end="\n" if repeats else "")
     print("violations  ", f"in rounds {', '.join(broken)}" if broken else "none" if not repeats else "above")

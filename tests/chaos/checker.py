@@ -158,8 +158,16 @@ def _check_consumer(seen: Seen, sessions: dict[str, Sent], history: History) -> 
         if sent.user_id == seen.user_id:
             events = [event for event in seen.events if event.session_id == session_id]
             stored = history.stored.get(session_id, NOTHING)
+            if not events and _is_missed(seen, sent, history):
+                continue
             for rule in (_in_order, _seen_as_sent, _reasons, _seen_is_stored):
                 yield from (f"{sent}: {sentence}" for sentence in _few(rule(events, sent, stored, history)))
+
+
+def _is_missed(seen: Seen, sent: Sent, history: History) -> bool:
+    """Say whether a consumer may never have heard of a session: only a node that was away had, when the next began."""
+    later = {one.session_id for one in history.sent[history.sent.index(sent) + 1 :]}
+    return history.may_miss and not sent.numbered and any(event.session_id in later for event in seen.events)
 
 
 def _sessions_in_order(seen: Seen) -> Iterator[str]:
@@ -223,6 +231,17 @@ def n_announced_though_there(history: History) -> int:
         for event in seen.events:
             if isinstance(event, Gap) and event.session_id in history.stored:
                 n += int(marked(history.stored[event.session_id].positions, event.end)[event.start :].sum())
+    return n
+
+
+def n_missed(history: History) -> int:
+    """Count the samples of sessions that a consumer has never heard of, and of which no promise tells it."""
+    n = 0
+    for seen in history.seen:
+        heard_of = {event.session_id for event in seen.events}
+        for sent in history.sent:
+            if sent.user_id == seen.user_id and sent.session_id not in heard_of:
+                n += len(history.stored.get(sent.session_id, NOTHING).positions)
     return n
 
 

@@ -83,4 +83,5 @@ class History:
     may_lose: bool = False
     may_forget: bool = False  # it died with the disk full: of the end of an original session there may be no trace
     may_refuse: bool = False
+    may_miss: bool = False  # a node was away, with sessions that nobody else had heard of
     gapless: bool = False  # nothing happened that excuses a gap at a consumer (a rolling restart)

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from chaos import database
-from chaos.checker import check, n_announced_though_there
+from chaos.checker import check, n_announced_though_there, n_missed
 from chaos.consumers import Bare
 from chaos.faults import Stage
 from chaos.history import History
@@ -34,6 +34,7 @@ KINDS = ((Original, 2), (Numbered, 2), (TwinRelay, 2), (SpooledRelay, 1))
 LOSES = {"full disk", "kill on a full disk"}
 FORGETS = {"kill on a full disk"}
 REFUSES = {"poison"}
+AWAY = {"kill node", "kill both nodes", "freeze node"}
 GAPLESS = {"rolling restart", "cut links", "orphan links"}
 
 
@@ -68,6 +69,7 @@ class Outcome:
     n_acked: int = 0
     n_delivered: int = 0
     n_spared: int = 0  # announced to consumers as a gap, though the database has them
+    n_missed: int = 0  # in sessions that ended before anybody but a node that was away had heard of them
     latencies_s: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -146,6 +148,7 @@ async def _history(system: System, cast: Cast, names: set[str]) -> History:
         may_lose=bool(names & LOSES),
         may_forget=bool(names & FORGETS),
         may_refuse=bool(names & REFUSES),
+        may_miss=bool(names & AWAY),
         gapless=names <= GAPLESS,
     )
 
@@ -155,6 +158,7 @@ def _count(outcome: Outcome, history: History, cast: Cast) -> None:
     outcome.n_acked = sum(sent.acked for sent in history.sent)
     outcome.n_delivered = sum(len(getattr(event, "values", ())) for seen in history.seen for event in seen.events)
     outcome.n_spared = n_announced_though_there(history)
+    outcome.n_missed = n_missed(history)
     outcome.latencies_s = [s for relay in cast.relays if isinstance(relay, Numbered) for s in relay.latencies_s]
 
 
