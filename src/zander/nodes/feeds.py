@@ -256,9 +256,9 @@ class Feeds:
     def _send_back(self, feed: Feed, session_id: str, memory_from: int = 0) -> None:
         """Send back those whose session may have had more; if it goes on, those before what is in memory now."""
         for outbox in list(self._hub.audience.of(feed.origin.user_id)):
-            if outbox.session_id == feed.origin.session_id:
-                if outbox.session_id != session_id or outbox.position < memory_from:
-                    self._hub.send_back(outbox)
+            goes_on = outbox.session_id == session_id and outbox.position >= memory_from
+            if outbox.session_id == feed.origin.session_id and not goes_on:
+                self._hub.send_back(outbox)
 
     def _has_more(self, feed: Feed, owner: Owner) -> bool:
         """Say whether a node that is to give up the user has not said so: its last samples come before that."""
