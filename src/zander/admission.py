@@ -14,7 +14,7 @@ from zander.session import Session, resumed
 from zander.stream import Stream
 from zander.wire import dumps
 
-TURNS = 4  # of the loop, in which the end of a connection is noticed that came together with the relay's first message
+TURNS = 4  # of the loop, in which the end of a connection is noticed that has come already
 ADMISSION_SECONDS = 10.0  # a relay that waits for an answer must be more patient: later it may be elsewhere
 
 
@@ -36,11 +36,11 @@ class Admission:
         comers.append(relay)
         try:
             async with asyncio.timeout(ADMISSION_SECONDS):
-                for _ in range(TURNS):
-                    await asyncio.sleep(0)
+                await _read_on()
                 if relay.closed.done():
                     raise Unavailable("it has gone")
                 session = await self._find(auth, device, held, now_us)
+                await _read_on()
         except TimeoutError:
             raise Unavailable("the database does not answer") from None
         finally:
@@ -76,3 +76,9 @@ class Admission:
             for chunk in await self._archive.samples(stored, stored.durable_position - 1, 1):
                 session.n_channels = chunk.samples.shape[1]
         return session
+
+
+async def _read_on() -> None:
+    """Let what waits in the sockets be read: after this process was frozen, a relay's end may be among it."""
+    for _ in range(TURNS):
+        await asyncio.sleep(0)

@@ -27,7 +27,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     """Like uvicorn's, but an endpoint may take messages as they are read, and send many in one write."""
 
     _take: Callable[[Message], None] | None = None
-    lost: Callable[[], None] | None = None  # called when the connection is gone, whoever ended it
+    _lost: Callable[[], None] | None = None
 
     def handle_connect(self, event: Request) -> None:
         """Begin as uvicorn does; the endpoint runs in a later turn of the loop and finds the way in its scope."""
@@ -38,8 +38,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End as uvicorn does, and tell who wants to know at once."""
         super().connection_lost(exc)
-        if self.lost:
-            self.lost()
+        if self._lost:
+            self._lost()
+
+    def when_lost(self, call: Callable[[], None]) -> None:
+        """Call when the connection is gone, whoever ended it; at once if it is gone already."""
+        self._lost = call
+        if self.disconnected:
+            call()
 
     def divert(self, take: Callable[[Message], None]) -> None:
         """Hand over what is queued and all that comes; the queue is left with the disconnect."""

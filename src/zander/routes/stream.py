@@ -50,7 +50,7 @@ async def _connect(socket: WebSocket, context: Service) -> tuple[Outbox, Stream]
     auth.require(settings.edge_api_key, auth.given_key(socket.headers) or first.api_key)
     relay = Outbox(first.user_id, types=(), max_bytes=settings.outbox_max_bytes)
     if direct := socket.scope.get("extensions", {}).get(DIRECT):  # it may go while the database is asked
-        direct.lost = lambda: relay.close(CloseCode.TRY_LATER)
+        direct.when_lost(lambda: relay.close(CloseCode.TRY_LATER))
     connected = await context.hub.connect(first, device, relay)
     session = connected.session
     relay.say(dumps(AuthOk(session.session_id, session.user_id, connected.durable, time())))
