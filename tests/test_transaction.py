@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +19,7 @@ from zander.chunk import Chunk, Origin
 from zander.database.archive import RESUME
 from zander.database.storage import Postgres
 from zander.errors import Moved
+from zander.journal.batch import Batch
 from zander.journal.pgcopy import decode_rows
 from zander.journal.records import PredictionRecord, Record, SessionRecord
 
@@ -233,6 +236,7 @@ async def test_a_journal_that_others_moved_on_is_not_written(any_database_url: s
             with pytest.raises(Moved) as caught:
                 await storage.write(batch(start, end, chunk(1)))
             assert caught.value.position == 9
+            assert await session(connection) == 1
             await storage.open()
         assert await positions(connection) == [0]
         await storage.write(batch(9, 20, chunk(1)))
@@ -257,6 +261,112 @@ async def test_a_batch_written_before_tells_what_is_durable_unless_somebody_resu
         written = await storage.write(first)
         assert (written.durable, written.fenced) == ({}, {(SESSION_ID, 0)})
         assert await positions(connection) == list(range(10))
+
+
+# While the claim waits, in one statement with what follows.
+
+
+@asynccontextmanager
+async def waiting(url: str, batch: Batch, claimed: str = "position") -> AsyncIterator[tuple[asyncio.Task[Any], Any]]:
+    """Write a batch, which waits for somebody who has the row of its claim, until the end of the block."""
+    async with opened(url) as storage, connected(url) as other, connected(url) as connection:
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute(f"UPDATE writers SET position = {claimed} WHERE writer_id = '{WRITER_ID}'")
+        writing = asyncio.create_task(storage.write(batch))
+        await _until_waiting(connection, 1)
+        yield writing, connection
+        assert not writing.done()
+        await transaction.commit()
+        await asyncio.wait([writing])
+
+
+async def test_a_fence_that_is_raised_while_the_claim_waits_is_not_overlooked(database_url: str) -> None:
+    other_session = structs.replace(SESSION, session_id=OTHER.session_id, user_id="other")
+    async with opened(database_url) as storage, connected(database_url) as connection:
+        await storage.write(batch(0, 9, SESSION, other_session, chunk(0, 10)))
+        again = batch(9, 20, chunk(10, 10), gap(20, 25), chunk(0, 3, OTHER))
+        async with waiting(database_url, again) as (writing, raiser):
+            assert await resume(raiser) == 1
+        assert writing.result().fenced == {(SESSION_ID, 0)}
+        assert writing.result().durable == {OTHER.session_id: 3}
+        assert await positions(connection) == list(range(10))
+        assert await positions(connection, OTHER.session_id) == [0, 1, 2]
+        assert await session(connection, "(durable_position, durable_time)") == (10, at(9 * 7812))
+        assert await stored_gaps(connection) == []
+        assert await storage.position(WRITER_ID) == 20
+
+
+async def test_a_session_that_is_inserted_while_the_claim_waits_is_found(database_url: str) -> None:
+    async with opened(database_url) as storage, connected(database_url) as connection:
+        await storage.write(batch(0, 9, PREDICTION))
+        async with waiting(database_url, batch(9, 20, chunk(0, 10))) as (writing, other):
+            await other.execute(
+                "INSERT INTO sessions (session_id, user_id, start_time) VALUES ($1, 'user', now())", SESSION_ID
+            )
+        assert (writing.result().durable, writing.result().fenced) == ({SESSION_ID: 10}, set())
+        assert await session(connection) == 10
+        assert await positions(connection) == list(range(10))
+
+
+async def test_a_session_that_comes_further_while_the_claim_waits_does_not_go_back(database_url: str) -> None:
+    async with opened(database_url) as storage, connected(database_url) as connection:
+        await storage.write(batch(0, 9, SESSION, chunk(0, 5)))
+        async with waiting(database_url, batch(9, 20, chunk(5, 5))) as (writing, other):
+            await other.execute("UPDATE sessions SET durable_position = 50")
+        assert writing.result().durable == {SESSION_ID: 50}
+        assert await session(connection) == 50
+        assert await positions(connection) == list(range(10))
+
+
+async def test_a_session_that_is_deleted_while_the_claim_waits_keeps_its_samples(database_url: str) -> None:
+    async with opened(database_url) as storage, connected(database_url) as connection:
+        await storage.write(batch(0, 9, SESSION, chunk(0, 5)))
+        async with waiting(database_url, batch(9, 20, chunk(5, 5))) as (writing, other):
+            await other.execute("DELETE FROM sessions")
+        assert (writing.result().durable, writing.result().fenced) == ({}, set())
+        assert await positions(connection) == list(range(10))
+
+
+@pytest.mark.parametrize(("claimed", "durable"), [("20", {SESSION_ID: 5}), ("15", None), ("30", None)])
+async def test_a_claim_that_somebody_else_commits_while_it_waits_moves_nothing(
+    database_url: str, claimed: str, durable: dict[str, int] | None
+) -> None:
+    """As an older backend inside the COMMIT whose answer was lost."""
+    async with opened(database_url) as storage, connected(database_url) as connection:
+        await storage.write(batch(0, 9, SESSION, chunk(0, 5)))
+        async with waiting(database_url, batch(9, 20, chunk(5, 5)), claimed) as (writing, _):
+            pass
+        if durable is None:
+            with pytest.raises(Moved):
+                await writing
+        else:
+            assert (await writing).durable == durable
+        assert await positions(connection) == list(range(5))
+        assert await session(connection, "(durable_position, durable_time)") == (5, at(4 * 7812))
+        assert await storage.position(WRITER_ID) == int(claimed)
+
+
+# What a write costs: every answer that it waits for is a turn of a busy event loop.
+
+
+@pytest.mark.parametrize(
+    ("what", "n_statements"),
+    [([chunk(10)], 2), ([chunk(10), gap(11, 12)], 3), ([SESSION, chunk(10)], 4), ([PREDICTION], 2)],
+    ids=["samples", "with a gap", "with a session", "no samples"],
+)
+async def test_a_batch_takes_few_round_trips(
+    any_database_url: str, what: list[Record | Chunk], n_statements: int
+) -> None:
+    """A COPY is one more, and not seen here."""
+    async with opened(any_database_url) as storage:
+        await storage.write(batch(0, 9, SESSION, chunk(0, 10)))
+        statements: list[str] = []
+        with storage._connection.query_logger(lambda query: statements.append(query.query)):
+            await storage.write(batch(9, 20, *what))
+            await asyncio.sleep(0)
+        assert len(statements) == n_statements
+        assert (statements[0].partition(";")[0], statements[-1]) == ("BEGIN", "COMMIT")
 
 
 # What the database refuses for itself.
