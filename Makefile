@@ -1,11 +1,15 @@
 # make run: serve on :8000 · make test: everything, on real parts · make lint: what CI holds
-# make bench: latency · make chaos: random faults on a live system, and a checker of the promises
+# make test-native: the native crate alone · make fuzz: the native path against its Python twin
+# make bench: latency, with ARGS=--baseline beside an ordinary service
+# make chaos: random faults on a live system, and a checker of the promises
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CRATE := src/native
+NATIVE := $(wildcard $(CRATE)/*.rs $(CRATE)/Cargo.*)
 
-.PHONY: run test bench chaos lint clean
+.PHONY: run test test-native bench chaos fuzz lint clean
 
 run: $(VENV)/ready
 	@$(BIN)/zander serve
@@ -13,11 +17,19 @@ run: $(VENV)/ready
 test: $(VENV)/ready-dev
 	$(BIN)/pytest $(ARGS)
 
-bench: $(VENV)/ready-dev
+bench: $(VENV)/$(if $(filter --baseline,$(ARGS)),ready-bench,ready-dev)
 	$(BIN)/python benches/latency.py $(ARGS)
 
 chaos: $(VENV)/ready-dev
 	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
+
+test-native:
+	cargo test --quiet --locked --manifest-path $(CRATE)/Cargo.toml
+	cargo clippy --quiet --locked --all-targets --manifest-path $(CRATE)/Cargo.toml -- --deny warnings
+	cargo fmt --check --manifest-path $(CRATE)/Cargo.toml
+
+fuzz: $(VENV)/ready-dev
+	PYTHONPATH=tests $(BIN)/python tests/fuzz_native.py $(ARGS)
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check
@@ -27,15 +39,20 @@ lint: $(VENV)/ready-dev
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/ready: pyproject.toml | $(BIN)/python
-	@echo "Setting up $(VENV) (once, about 20 s) …"
+$(VENV)/ready: pyproject.toml $(NATIVE) | $(BIN)/python
+	@echo "Setting up $(VENV) (once, about a minute) …"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local]'
 	@touch $@
 
-$(VENV)/ready-dev: pyproject.toml | $(BIN)/python
-	@echo "Setting up $(VENV) for development (once, about 30 s) …"
+$(VENV)/ready-dev: pyproject.toml $(NATIVE) | $(BIN)/python
+	@echo "Setting up $(VENV) for development (once, about a minute) …"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/ready
 
+$(VENV)/ready-bench: pyproject.toml $(NATIVE) | $(BIN)/python
+	@echo "Setting up $(VENV) for the baseline (once, about 30 s) …"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@ $(VENV)/ready-dev $(VENV)/ready
+
 clean:
-	rm -rf $(VENV) build src/*.egg-info
+	rm -rf $(VENV) build src/*.egg-info $(CRATE)/target src/zander/*.so

@@ -41,18 +41,23 @@ neighbours: chunk messages outbox query stored stream
 journal:
 journal.segments:
 journal.records:   | msgspec
-journal.tail:     journal.records
+journal.tail:     _native journal.records native
 journal.pgcopy:   chunk | numpy
 journal.batch:    journal.records | msgspec
 journal.journal:  journal.segments
 journal.journals: chunk journal.batch journal.journal journal.pgcopy journal.records journal.tail
 journal.intake:   journal.records journal.segments journal.tail
 journal.outage:   errors
-journal.recorder: chunk errors journal.batch journal.intake journal.journals journal.outage journal.records | msgspec
+journal.counts:    | msgspec
+journal.recorder: chunk errors journal.batch journal.counts journal.intake journal.journals journal.outage
+     journal.records | msgspec
 
 ledger:    chunk journal.records messages session stream wire
 admission: errors messages neighbours outbox session stream wire
-hub:       admission audience chunk errors journal.batch ledger messages neighbours outbox query stream wire
+_native:   stream
+native:    _native
+turn:      _native audience chunk ledger native neighbours outbox stream | msgspec numpy
+hub:       admission audience chunk errors journal.batch ledger messages neighbours outbox query stream turn wire
 replay:    audience chunk errors hub messages outbox stored wire
 
 database:
@@ -89,7 +94,7 @@ routes.history:    answers chunk database.archive database.pages database.past e
      routes.parameters stream | starlette
 routes.sessions:   chunk database.archive errors messages routes.context routes.parameters stored wire | msgspec
      starlette
-routes.health:     journal.recorder neighbours routes.context stream wire | msgspec starlette
+routes.health:     journal.counts neighbours routes.context stream turn wire | msgspec starlette
 routes.openapi:    errors | msgspec starlette
 routes.meanings:
 routes.reference:  errors messages outbox query routes.health routes.history routes.meanings routes.openapi
@@ -154,7 +159,7 @@ def room(file: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-FILES = {room(file): file for file in sorted(SOURCE.rglob("*.py"))}
+FILES = {room(file): file for file in sorted([*SOURCE.rglob("*.py"), *SOURCE.rglob("*.pyi")])}
 ROOMS = [name for name in FILES if name not in NO_ROOMS]
 
 

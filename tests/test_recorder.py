@@ -20,6 +20,7 @@ from zander.journal import intake as intake_module
 from zander.journal import journals as journals_module
 from zander.journal import outage as outage_module
 from zander.journal import recorder as recorder_module
+from zander.journal import tail as tail_module
 from zander.journal.batch import Written
 from zander.journal.journals import Journals
 from zander.journal.recorder import Recorder
@@ -214,6 +215,7 @@ async def test_a_large_backlog_is_written_in_pieces_in_order(
     storage: MemoryStorage, recorder: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journals_module, "BATCH_BYTES", 1 << 20)
+    monkeypatch.setattr(tail_module, "TAIL_BYTES", 1 << 20)
     kept = recorder()
     for position in range(0, 40_000, 500):
         kept.record_chunk(chunk(position, 500), 0)

@@ -39,9 +39,10 @@ class Origin:
     """Where samples come from: the user, the session, and the sampling period that spaces a chunk (0: unknown).
 
     `base` is the position from which on its relay sends, there where it is connected now: not 0 when it has resumed.
+    `prefix` is the JSON text of a raw message up to its position.
     """
 
-    __slots__ = ("_prefix", "base", "period_us", "session_id", "user_id")
+    __slots__ = ("base", "period_us", "prefix", "session_id", "user_id")
 
     def __init__(self, user_id: str, session_id: str, period_us: float, base: int = 0) -> None:
         self.user_id = user_id
@@ -49,12 +50,12 @@ class Origin:
         self.period_us = period_us
         self.base = base
         names = orjson.dumps({"type": "raw", "user_id": user_id, "session_id": session_id}).decode()
-        self._prefix = f'{names[:-1]},"position":'
+        self.prefix = f'{names[:-1]},"position":'
 
     def frame(self, position: int, time_us: int, field: str, values: Samples) -> str:
         """Write one raw message; `field` is `channels` for one sample, `samples` for a chunk."""
         text = orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY).decode()
-        return f'{self._prefix}{position},"timestamp":{time_us / 1e6},"{field}":{text}}}'
+        return f'{self.prefix}{position},"timestamp":{time_us / 1e6},"{field}":{text}}}'
 
 
 class Chunk:

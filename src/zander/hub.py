@@ -23,6 +23,7 @@ from zander.neighbours import Archive, Broadcast
 from zander.outbox import Outbox
 from zander.query import Answer, Query, answer
 from zander.stream import Stream, StreamSummary
+from zander.turn import Turn
 from zander.wire import decode_fields, decode_prediction, dumps, to_us
 
 
@@ -52,12 +53,18 @@ class Hub:
         self.holds: dict[str, Stream] = {}
         self.audience = Audience()
         self.n_connections = 0
-        self.n_samples_in = 0
+        self._n_ingested = 0
         self.n_bad_messages = 0
         self._ledger = Ledger(recorder)
+        self.turn = Turn(recorder, self.audience, broadcast, self.ingest)
         self.go_back: Callable[[Outbox], None] = lambda outbox: None
         self._gone = asyncio.Event()  # set while nobody is connected
         self._gone.set()
+
+    @property
+    def n_samples_in(self) -> int:
+        """How many samples were taken in since the start."""
+        return self._n_ingested + self.turn.n_samples
 
     # Relays.
 
@@ -107,7 +114,7 @@ class Hub:
         gap, accepted = stream.session.accept(raw, time_us)
         if accepted is None:
             return
-        self.n_samples_in += len(accepted)
+        self._n_ingested += len(accepted)
         for chunk in accepted.pieces():
             if not self._ledger.raw(stream, gap, chunk, time_us) and stream.acks:
                 self._turn_away(stream)
@@ -278,6 +285,7 @@ class Hub:
         self.tell_status(stream.status())
 
     def _end(self, stream: Stream) -> None:
+        self.turn.flush()
         stream.relay = None
         stream.offline_at = monotonic()
         self._ledger.end(stream, now_us())

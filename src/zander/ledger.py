@@ -28,6 +28,9 @@ class Recorder(Protocol):
     def record_chunk(self, chunk: Chunk, fence: int) -> bool:
         """Keep samples; False when there is no room."""
 
+    def record_frames(self, frames: bytes, n_samples: int) -> bool:
+        """Keep samples that are frames of the journal already; False when there is no room."""
+
     def drop(self, n_records: int) -> None:
         """Count what was not even offered."""
 

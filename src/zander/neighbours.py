@@ -42,6 +42,9 @@ class Broadcast(Protocol):
     @property
     def n_peers(self) -> int: ...
 
+    def is_followed(self, user_id: str) -> bool:
+        """Say whether another node wants what happens to a user of ours."""
+
     def announce(self, user_id: str, stream: Stream | None) -> None:
         """Tell the others that this node's stream of the user changed its status, or (None) is no more."""
 

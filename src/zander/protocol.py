@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from struct import Struct
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
+from websockets.protocol import State
 
 DIRECT = "zander.direct"
 MAX_QUEUED = 64  # messages read but not taken yet, from which on a peer has to wait; uvicorn pauses for each one
@@ -23,10 +24,26 @@ _LENGTH_16 = Struct("!BBH").pack
 _LENGTH_64 = Struct("!BBQ").pack
 
 
+class Peel(Protocol):
+    """What takes messages off the front of the bytes."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing counts any more."""
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Take messages; None when that was all, else what is for the parser, and more is to be fed, if only b""."""
+
+    def end(self) -> bytes:
+        """Take no more, and return what is left for the parser."""
+
+
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """Like uvicorn's, but an endpoint may take messages as they are read, and send many in one write."""
 
     _take: Callable[[Message], None] | None = None
+    _peel: Peel | None = None
+    _peel_next: Peel | None = None
     _lost: Callable[[], None] | None = None
 
     def handle_connect(self, event: Request) -> None:
@@ -47,8 +64,43 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self.disconnected:
             call()
 
-    def divert(self, take: Callable[[Message], None]) -> None:
-        """Hand over what is queued and all that comes; the queue is left with the disconnect."""
+    def data_received(self, data: bytes) -> None:
+        """Read what the peel leaves."""
+        peel = self._peel
+        if peel is None:
+            super().data_received(data)
+            self._begin_to_peel()
+            return
+        passed: bytes | None = data if peel.is_over else peel.feed(data)
+        while passed is not None:
+            super().data_received(passed)
+            if peel.is_over or self.conn.state is not State.OPEN:
+                self._peel = None
+                super().data_received(peel.end())
+                return
+            passed = peel.feed(b"")
+
+    def push(self, frames: bytes) -> bool:
+        """Write whole frames at once; False when they have to wait, or the connection is closing."""
+        if self.close_sent or self.disconnected or not self.writable.is_set():
+            return False
+        self.transport.write(frames)
+        return True
+
+    def _begin_to_peel(self) -> None:
+        """Begin once the parser stands between two messages: it waits for the next frame, and no fragment is open."""
+        if self._peel_next and self.conn.state is State.OPEN and not self.frames:
+            waits_in: Any = self.conn.parser
+            while inner := waits_in.gi_yieldfrom:
+                waits_in = inner
+            if waits_in.__name__ == "at_eof":
+                self._peel, self._peel_next = self._peel_next, None
+
+    def divert(self, take: Callable[[Message], None], peel: Peel | None) -> None:
+        """Hand over what is queued and all that comes; the queue is left with the disconnect.
+
+        What `peel` takes is not handed over.
+        """
         events: list[Any] = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
         for event in events:
             if event["type"] == "websocket.receive":
@@ -57,6 +109,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             else:
                 self.queue.put_nowait(event)
         self._take = take
+        self._peel_next = peel
+        self._begin_to_peel()
         if self.read_paused:
             self.read_paused = False
             self.transport.resume_reading()

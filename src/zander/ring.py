@@ -23,16 +23,19 @@ class Ring:
     """The last `capacity` samples of `n_channels` each. A write is at most two slices; reads are copies, as Runs.
 
     Positions are not stored per sample: `_starts` holds (index, position) for every place where they jump, an index
-    being the count of samples written before. `base` is the position before the first write.
+    being the count of samples written before. `base` is the position before the first write, `next_position` the one
+    after the last. The native path writes to `samples`, `times_us`, `n_written` and `next_position` itself, where
+    samples follow.
     """
 
     def __init__(self, capacity: int, n_channels: int, base: int = 0) -> None:
         self.capacity = capacity
         self.n_channels = n_channels
         self.n_written = 0
+        self.next_position: int | None = None
         self._end_before = base  # where the samples before the first of `_starts` ended
-        self._samples = np.zeros((capacity, n_channels), dtype=np.float32)
-        self._times_us = np.zeros(capacity, dtype=np.int64)
+        self.samples = np.zeros((capacity, n_channels), dtype=np.float32)
+        self.times_us = np.zeros(capacity, dtype=np.int64)
         self._starts: deque[tuple[int, int]] = deque()
 
     def __len__(self) -> int:
@@ -41,7 +44,7 @@ class Ring:
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return self._samples.nbytes + self._times_us.nbytes
+        return self.samples.nbytes + self.times_us.nbytes
 
     @property
     def span_us(self) -> tuple[int, int] | None:
@@ -49,11 +52,12 @@ class Ring:
         if not self.n_written:
             return None
         oldest, newest = self._oldest % self.capacity, (self.n_written - 1) % self.capacity
-        return int(self._times_us[oldest]), int(self._times_us[newest])
+        return int(self.times_us[oldest]), int(self.times_us[newest])
 
     @property
     def first_position(self) -> int:
         """Position from which on nothing was overwritten: every later one is held, or was never written."""
+        self._forget_starts()
         if not self._starts or self._oldest == self._starts[0][0]:
             return self._end_before
         return self._starts[0][1] + self._oldest - self._starts[0][0]
@@ -64,21 +68,20 @@ class Ring:
 
     def write(self, position: int, times_us: NDArray[np.int64], samples: NDArray[np.float32]) -> None:
         """Append samples that follow each other from `position`, which lies behind everything written before."""
-        if not self._starts or position != self._position(self.n_written):
+        if position != self.next_position:
             self._starts.append((self.n_written, position))
         skip = max(0, len(samples) - self.capacity)  # what would be overwritten at once
         index, end = self.n_written + skip, self.n_written + len(samples)
         at = index % self.capacity
         n_first = min(end - index, self.capacity - at)
-        self._samples[at : at + n_first] = samples[skip : skip + n_first]
-        self._times_us[at : at + n_first] = times_us[skip : skip + n_first]
+        self.samples[at : at + n_first] = samples[skip : skip + n_first]
+        self.times_us[at : at + n_first] = times_us[skip : skip + n_first]
         if n_rest := end - index - n_first:
-            self._samples[:n_rest] = samples[skip + n_first :]
-            self._times_us[:n_rest] = times_us[skip + n_first :]
+            self.samples[:n_rest] = samples[skip + n_first :]
+            self.times_us[:n_rest] = times_us[skip + n_first :]
         self.n_written = end
-        while len(self._starts) > 1 and self._starts[1][0] <= self._oldest:
-            start, position = self._starts.popleft()
-            self._end_before = position + self._starts[0][0] - start
+        self.next_position = position + len(samples)
+        self._forget_starts()
 
     def last(self, n: int) -> list[Run]:
         """Return the last `n` samples, or as many as there are."""
@@ -86,6 +89,7 @@ class Ring:
 
     def since(self, position: int) -> list[Run]:
         """Return the samples at `position` and after it that are still held."""
+        self._forget_starts()
         index = self._oldest
         for start, first in reversed(self._starts):
             if first <= position:
@@ -96,15 +100,18 @@ class Ring:
 
     def between(self, start_us: int, end_us: int) -> list[Run]:
         """Return the samples with `start_us` <= time < `end_us`."""
-        times_us = self._cut(self._times_us, self._oldest, self.n_written)
+        times_us = self._cut(self.times_us, self._oldest, self.n_written)
         first, last = np.searchsorted(times_us, [start_us, end_us], side="left")
         return self._runs(self._oldest + int(first), self._oldest + int(last))
 
-    def _position(self, index: int) -> int:
-        start, position = self._starts[-1]
-        return position + index - start
+    def _forget_starts(self) -> None:
+        """Forget the jumps that were overwritten."""
+        while len(self._starts) > 1 and self._starts[1][0] <= self._oldest:
+            start, position = self._starts.popleft()
+            self._end_before = position + self._starts[0][0] - start
 
     def _runs(self, index: int, end: int) -> list[Run]:
+        self._forget_starts()
         return list(self._split(index, end)) if index < end else []
 
     def _split(self, index: int, end: int) -> Iterator[Run]:
@@ -114,8 +121,8 @@ class Ring:
             stop = min(end, starts[i + 1]) if i + 1 < len(starts) else end
             if index >= stop:
                 break
-            times_us = self._cut(self._times_us, index, stop)
-            yield Run(position + index - start, times_us, self._cut(self._samples, index, stop))
+            times_us = self._cut(self.times_us, index, stop)
+            yield Run(position + index - start, times_us, self._cut(self.samples, index, stop))
             index = stop
 
     def _cut(self, array: NDArray, index: int, end: int) -> NDArray:  # type: ignore[type-arg]

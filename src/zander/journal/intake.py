@@ -10,7 +10,7 @@ import logging
 from time import monotonic
 
 from zander.journal.records import Record, encode
-from zander.journal.segments import Segments
+from zander.journal.segments import Segments, frame
 from zander.journal.tail import Tail
 
 PAUSE_SECONDS = 1.0  # between two tries while it is full
@@ -55,6 +55,10 @@ class Intake:
         self.n_refused += n_records
         return False
 
+    def add_frames(self, frames: bytes) -> bool:
+        """Append what is in frames already; False when there is no room, which whoever asks tries once more."""
+        return (self._full_s is None or self._try()) and self._append(frames, self._limit)
+
     def insist(self, record: Record) -> None:
         """Append a record even beyond the bound, as soon as the disk takes it."""
         if self._waiting or not self._append(record, None):
@@ -65,11 +69,12 @@ class Intake:
         if self._full_s is not None:
             self._try()
 
-    def _append(self, record: Record, limit: int | None) -> bool:
+    def _append(self, record: Record | bytes, limit: int | None) -> bool:
         try:
             if limit is not None and self._segments.end > limit:
                 raise OSError(f"it has {self._segments.n_bytes} bytes, its bound")
-            self._tail.append(record, self._segments.append(encode(record)))
+            frames = record if isinstance(record, bytes) else frame(encode(record))
+            self._tail.append(record, self._segments.write(frames))
         except OSError as error:
             self._close(error)
             return False

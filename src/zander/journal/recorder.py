@@ -13,11 +13,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
 
-from msgspec import DecodeError, Struct, structs
+from msgspec import DecodeError, structs
 
 from zander.chunk import Chunk, Origin
 from zander.errors import Moved
 from zander.journal.batch import Batch, Storage, Written
+from zander.journal.counts import RecorderStats
 from zander.journal.intake import Intake
 from zander.journal.journals import BATCH_BYTES, Journals, raw_record
 from zander.journal.outage import Outage, error_text
@@ -27,24 +28,6 @@ PING_SECONDS = 1.0
 DRAINING_PAUSE_SECONDS = 0.2
 
 log = logging.getLogger(__name__)
-
-
-class RecorderStats(Struct):
-    """Counts since the start; a record is a sample, a prediction, a gap, or the start or end of a session."""
-
-    online: bool = False
-    taking: bool = True  # the journal has room
-    pending_records: int = 0  # of this process
-    pending_bytes: int = 0  # in the journal, what dead processes left included
-    oldest_pending_seconds: float = 0.0
-    journal_bytes: int = 0  # on disk
-    written_records: int = 0
-    written_batches: int = 0
-    dropped_records: int = 0  # found no room
-    dead_letters: int = 0  # the database would never take them
-    last_batch_records: int = 0
-    last_batch_seconds: float = 0.0
-    last_error: str | None = None
 
 
 class Recorder:
@@ -94,8 +77,11 @@ class Recorder:
 
     def record_chunk(self, chunk: Chunk, fence: int) -> bool:
         """Keep raw samples; False when there is no room."""
-        n_samples = len(chunk.samples)
-        return self._intake.add(raw_record(chunk, fence), n_samples) and self._count(n_samples)
+        return self._intake.add(raw_record(chunk, fence), len(chunk)) and self._count(len(chunk))
+
+    def record_frames(self, frames: bytes, n_samples: int) -> bool:
+        """Keep samples that are frames of the journal already; False when there is no room."""
+        return self._intake.add_frames(frames) and self._count(n_samples)
 
     def drop(self, n_records: int) -> None:
         """Count what was not even offered, since there is no room."""
@@ -290,10 +276,10 @@ class Recorder:
         seconds = self._outage.note(error)
         if self._draining.is_set():
             await asyncio.sleep(min(seconds, DRAINING_PAUSE_SECONDS))
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._draining.wait()
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._draining.wait()
 
     def _advance(self) -> None:
         self.online = True

@@ -87,12 +87,15 @@ class Segments:
 
     def append(self, payload: bytes) -> int:
         """Write a frame, and return the offset after it; OSError, and nothing has changed, when it cannot be."""
-        frame = _HEADER.pack(len(payload), crc32(payload)) + payload
+        return self.write(frame(payload))
+
+    def write(self, frames: bytes) -> int:
+        """Write whole frames, as `append` does one."""
         segment = self._segments[-1]
-        if segment.n_bytes and segment.n_bytes + len(frame) > self._segment_bytes:
+        if segment.n_bytes and segment.n_bytes + len(frames) > self._segment_bytes:
             segment = self._roll(segment.end)
-        n_written = os.pwrite(segment.fd, frame, segment.n_bytes)
-        if n_written != len(frame):
+        n_written = os.pwrite(segment.fd, frames, segment.n_bytes)
+        if n_written != len(frames):
             with suppress(OSError):
                 os.ftruncate(segment.fd, segment.n_bytes)
             raise _no_space()
@@ -186,6 +189,11 @@ def files(folder: Path, name: str) -> list[tuple[int, Path]]:
     """Return the files of a log, each with the offset of its first byte, in order."""
     found = folder.glob(f"{name}.{'[0-9a-f]' * 16}{SUFFIX}")
     return sorted((int(path.name.removesuffix(SUFFIX)[-16:], 16), path) for path in found)
+
+
+def frame(payload: bytes) -> bytes:
+    """Put a payload into a frame."""
+    return _HEADER.pack(len(payload), crc32(payload)) + payload
 
 
 def _no_space() -> OSError:

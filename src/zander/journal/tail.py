@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from zander.journal.records import Record
+from zander.journal.records import RawRecord, Record
+from zander.native import IS_NATIVE
 
-TAIL_BYTES = 1 << 20  # of the journal: half a second of 100 relays. To read a record back would cost 1.3 µs
+if IS_NATIVE:
+    from zander._native import join_frames
+
+# Of the journal: half a second of 500 relays, or of 100 without the native path, which joins in 0.1 µs what Python
+# sorts in 0.5. To read a record back from the disk would cost 1.3 µs.
+TAIL_BYTES = 8 << 20 if IS_NATIVE else 1 << 20
 
 
 class Tail:
     """The records from an offset to the end of the journal; nothing once they are more than TAIL_BYTES."""
 
     def __init__(self) -> None:
-        self._records: list[Record] = []
+        self._records: list[Record | bytes] = []
         self._start: int | None = 0  # offset of the first of them; None: they are to be read from the disk
         self._end = 0
 
-    def append(self, record: Record, end: int) -> None:
-        """Add the record that now ends the journal, at `end`."""
+    def append(self, record: Record | bytes, end: int) -> None:
+        """Add the record, or the native path's frames of several, that now end the journal, at `end`."""
         if self._start is not None:
             self._records.append(record)
             self._end = end
@@ -28,10 +34,25 @@ class Tail:
         """Take all from `start` to `end`, where the journal ends; None when they have to be read from the disk."""
         if (start, end) != (self._start, self._end):
             return None
-        records = self._records
+        records: list[Record] = []
+        frames: list[bytes] = []
+        for record in self._records:
+            if isinstance(record, bytes):
+                frames.append(record)
+                continue
+            if isinstance(record, RawRecord):  # which keeps its place among the raw of its session
+                records += _joined(frames)
+                frames = []
+            records.append(record)
+        records += _joined(frames)
         self.begin(end)
         return records
 
     def begin(self, end: int) -> None:
         """Begin again at the end of the journal, once everything before was read from the disk."""
         self._records, self._start, self._end = [], end, end
+
+
+def _joined(frames: list[bytes]) -> list[Record]:
+    """Read the native path's frames: one record for samples that follow each other, not one for each."""
+    return [RawRecord(*fields) for fields in join_frames(b"".join(frames))] if frames else []

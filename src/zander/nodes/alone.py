@@ -27,6 +27,9 @@ class Alone:
     async def close(self) -> None:
         """Have nobody to take leave of."""
 
+    def is_followed(self, user_id: str) -> bool:
+        return False
+
     def announce(self, user_id: str, stream: Stream | None) -> None:
         pass
 

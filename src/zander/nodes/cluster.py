@@ -85,8 +85,11 @@ class Cluster:
             self._followers.pop(user_id, None)
         self._calls.send(peers.Changed(self._me, self._n_changes, user_id, self._mine.get(user_id)))
 
+    def is_followed(self, user_id: str) -> bool:
+        return bool(self._followers.get(user_id))
+
     def publish(self, stream: Stream, event: Chunk | Note) -> None:
-        if self._followers.get(stream.session.user_id):
+        if self.is_followed(stream.session.user_id):
             if not self._outgoing:
                 asyncio.get_running_loop().call_soon(self._flush)
             self._outgoing.setdefault(stream, []).append(event)

@@ -9,10 +9,11 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from zander.journal.recorder import RecorderStats
+from zander.journal.counts import RecorderStats
 from zander.neighbours import LinkState
 from zander.routes.context import require_consumer, service
 from zander.stream import StreamSummary
+from zander.turn import PathStats
 from zander.wire import dumps
 
 
@@ -49,6 +50,7 @@ class ServerStats(Struct):
     bad_messages: int
     redis: LinkState
     peers: int
+    path: PathStats
     database: RecorderStats
 
 
@@ -86,6 +88,7 @@ async def stats(request: Request) -> Response:
         bad_messages=hub.n_bad_messages,
         redis=hub.broadcast.state,
         peers=hub.broadcast.n_peers,
+        path=hub.turn.stats(),
         database=context.recorder.stats(),
     )
     return _json(found)

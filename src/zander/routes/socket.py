@@ -14,7 +14,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from zander.errors import BadMessage, ClientError, CloseCode, TooMany, Unauthorized
 from zander.messages import Error
 from zander.outbox import Outbox
-from zander.protocol import DIRECT, Message, WebSocketProtocol
+from zander.protocol import DIRECT, Message, Peel, WebSocketProtocol
 from zander.routes.context import Service, refuse_strangers, service
 from zander.wire import dumps, message_type
 
@@ -70,7 +70,8 @@ class Conversation:
     """Gives what comes to `take` and sends what the outbox holds, until the peer goes or the outbox is closed.
 
     A ClientError of `take` is answered; a bad message is counted too, and `count_bad` says how many there were. A
-    `take` that never waits is called in the very turn in which its message is read, where the server can do that.
+    `take` that never waits is called in the very turn in which its message is read, where the server can do that, and
+    `peel` gets the bytes before.
     """
 
     def __init__(
@@ -79,17 +80,21 @@ class Conversation:
         outbox: Outbox,
         take: Callable[[Message], Awaitable[None] | None],
         count_bad: Callable[[], int],
+        peel: Peel | None = None,
     ) -> None:
         self._socket = socket
         self._outbox = outbox
         self._take = take
         self._count_bad = count_bad
+        self._peel = peel
         self._direct: WebSocketProtocol | None = socket.scope.get("extensions", {}).get(DIRECT)
 
     async def run(self) -> None:
         """Talk to the end, and close with the outbox's code if it was ours."""
         if self._direct and not iscoroutinefunction(self._take):
-            self._direct.divert(self._take_now)
+            self._direct.divert(self._take_now, self._peel)
+        if self._direct:
+            self._outbox.sink = self._direct.push
         closed = self._outbox.closed
         reader, writer = asyncio.create_task(self._read()), asyncio.create_task(self._write())
         try:
@@ -99,6 +104,8 @@ class Conversation:
                 with suppress(TimeoutError, *GONE):
                     await asyncio.wait_for(self._socket.close(closed.result()), FLUSH_SECONDS)
         finally:
+            if self._peel:
+                self._peel.end()
             ended = [task for task in (reader, writer) if not task.cancel()]
             await asyncio.wait({reader, writer})
         for task in ended:

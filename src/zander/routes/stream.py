@@ -39,7 +39,7 @@ async def stream(socket: WebSocket, context: Service) -> None:
         return connected.session.count_bad()
 
     try:
-        await Conversation(socket, relay, take, count_bad).run()
+        await Conversation(socket, relay, take, count_bad, hub.turn.peel(connected, relay)).run()
     finally:
         hub.disconnect(connected, relay)
 

@@ -1,0 +1,153 @@
+//! What comes on one relay's connection: raw messages that simply follow are peeled off, everything else passes.
+
+use std::cell::RefCell;
+
+use crate::frame::{self, BINARY, CONTINUATION, TEXT};
+use crate::raw::{self, Raw};
+use crate::session::{Run, Stand};
+
+const MAX_MESSAGE_BYTES: u64 = 1 << 20;
+const MAX_RUN_BYTES: usize = 64 << 10; // of float32, as MAX_CHUNK_BYTES of chunk.py
+
+/// Why bytes go to the standard parser.
+#[derive(Clone, Copy)]
+pub enum Reason {
+    Frame,   // a control frame, a fragment, or one that breaks a rule of RFC 6455
+    Message, // features, a ping, or raw that is not in its usual form, or wrong
+    Session, // raw that does not simply follow: a gap, a repeat, the first of a session
+}
+
+pub const N_REASONS: usize = 3;
+
+/// `More`: take away what was peeled off, hand `pass` to the standard parser, and feed again. `All`: nothing is left,
+/// but perhaps an unfinished frame.
+pub enum Fed {
+    All,
+    More,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<(Vec<u8>, Raw)> = RefCell::default();
+}
+
+pub struct Lane {
+    pub run: Run,
+    pub n_channels: usize,
+    pub period_us: f64,
+    pub max_run_samples: usize,
+    pub n_peeled: u64, // messages
+    pub n_passed: [u64; N_REASONS],
+    kept: Vec<u8>,  // an unfinished frame, and what lies behind what was passed
+    n_passing: u64, // bytes of a frame that are still to be passed
+    in_fragments: bool,
+}
+
+impl Lane {
+    pub fn new(n_channels: usize, period_us: f64, capacity: usize) -> Self {
+        let max_run_samples = capacity.min(MAX_RUN_BYTES / 4 / n_channels).max(1);
+        Self {
+            run: Run::default(),
+            n_channels,
+            period_us,
+            max_run_samples,
+            n_peeled: 0,
+            n_passed: [0; N_REASONS],
+            kept: Vec::new(),
+            n_passing: 0,
+            in_fragments: false,
+        }
+    }
+
+    /// Go through what was kept and `data`. `stand` tells and is told where the session stands; None: nothing follows.
+    pub fn feed(&mut self, data: &[u8], stand: &mut Option<Stand>, now_us: i64, pass: &mut Vec<u8>) -> Fed {
+        let mut kept = std::mem::take(&mut self.kept);
+        let is_whole = kept.is_empty();
+        if !is_whole {
+            kept.extend_from_slice(data);
+        }
+        let input = if is_whole { data } else { &kept };
+        let (at, outcome) = self.walk(input, stand, now_us, pass);
+        if is_whole {
+            self.kept.extend_from_slice(&data[at..]);
+        } else {
+            self.kept = kept.split_off(at); // which lets go of what a large message took
+        }
+        outcome
+    }
+
+    /// Return what was kept, for good: everything passes from now on.
+    pub fn take_kept(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.kept)
+    }
+
+    fn walk(&mut self, input: &[u8], stand: &mut Option<Stand>, now_us: i64, pass: &mut Vec<u8>) -> (usize, Fed) {
+        let mut at = 0;
+        loop {
+            if self.n_passing > 0 {
+                let n = self.n_passing.min((input.len() - at) as u64) as usize;
+                if n == 0 {
+                    return (at, Fed::All);
+                }
+                pass.extend_from_slice(&input[at..at + n]);
+                self.n_passing -= n as u64;
+                return (at + n, Fed::More);
+            }
+            let Some(header) = frame::header(&input[at..]) else {
+                return (at, Fed::All);
+            };
+            let n_frame = header.n_payload.saturating_add(header.n_bytes as u64);
+            let is_data = header.opcode == TEXT || header.opcode == BINARY;
+            let is_plain = header.is_plain && header.fin && is_data && !self.in_fragments;
+            if !is_plain || header.n_payload > MAX_MESSAGE_BYTES {
+                if is_data || header.opcode == CONTINUATION {
+                    self.in_fragments = !header.fin;
+                }
+                self.start_passing(n_frame, Reason::Frame);
+                continue;
+            }
+            if ((input.len() - at) as u64) < n_frame {
+                return (at, Fed::All);
+            }
+            let end = at + n_frame as usize;
+            let payload = &input[at + header.n_bytes..end];
+            match self.peel(payload, header.mask, header.opcode == TEXT, stand, now_us) {
+                Ok(true) => {
+                    self.n_peeled += 1;
+                    at = end;
+                }
+                Ok(false) => return (at, Fed::More),
+                Err(reason) => self.start_passing(n_frame, reason),
+            }
+        }
+    }
+
+    fn start_passing(&mut self, n_bytes: u64, reason: Reason) {
+        self.n_passing = n_bytes;
+        self.n_passed[reason as usize] += 1;
+    }
+
+    /// Take a message in; false when there is no room for it in this run.
+    fn peel(
+        &mut self,
+        payload: &[u8],
+        mask: [u8; 4],
+        is_text: bool,
+        stand: &mut Option<Stand>,
+        now_us: i64,
+    ) -> Result<bool, Reason> {
+        let Some(now) = *stand else { return Err(Reason::Session) };
+        SCRATCH.with_borrow_mut(|(plain, raw)| {
+            frame::unmask(payload, mask, plain);
+            let read = if is_text { raw::read_json } else { raw::read_binary };
+            read(plain, self.n_channels, raw).ok_or(Reason::Message)?;
+            if raw.n_samples > self.max_run_samples {
+                return Err(Reason::Session);
+            }
+            if self.run.times_us.len() + raw.n_samples > self.max_run_samples {
+                return Ok(false);
+            }
+            *stand = Some(self.run.accept(raw, now, self.period_us, now_us).ok_or(Reason::Session)?);
+            Ok(true)
+        })
+    }
+}

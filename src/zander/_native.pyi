@@ -1,0 +1,69 @@
+"""The native hot path: what comes on a relay's connection, peeled off without a Python object per message.
+
+The results are those of `wire`, `session`, `ring`, `journal` and `chunk`, to the bit. Whatever is not a raw message
+that simply follows the one before it is left to them, and so is every error.
+"""
+
+from zander.stream import Stream
+
+DEBUG: bool
+"""Whether it was built without optimisation: for no measurement."""
+
+class Lane:
+    """One relay's connection, and the samples that were peeled off it in this turn of the loop."""
+
+    stream: Stream
+
+    def __init__(self, stream: Stream) -> None:
+        """Begin at the boundary of a frame. ValueError unless the session's channels are known."""
+
+    def feed(self, data: bytes, now_us: int | None = None) -> bytes | None:
+        """Take what was received; None when nothing is left of it but perhaps an unfinished frame, which is kept.
+
+        Else what waits has to be taken away, the bytes returned are for the standard parser, and more is to be fed, if
+        only b"". `now_us` is the clock of the samples that carry no time, µs; None: the system's.
+        """
+
+    def take_kept(self) -> bytes:
+        """Return what is kept, for the standard parser: nothing will be fed any more."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether there are samples."""
+
+    @property
+    def position(self) -> int:
+        """Position of the first of them."""
+
+    @property
+    def end(self) -> int:
+        """Position after the last."""
+
+    def json(self) -> bytes | None:
+        """Write each as the original JSON message, in a WebSocket frame; None for times that the twin has to write."""
+
+    def samples(self) -> tuple[bytes, bytes]:
+        """Return their times, int64 `(n,)` in µs, and the samples, float32 `(n, n_channels)` in µV."""
+
+    def clear(self) -> None:
+        """Forget them."""
+
+    @property
+    def n_peeled(self) -> int:
+        """How many messages were peeled off."""
+
+    @property
+    def n_passed(self) -> tuple[int, int, int]:
+        """How many frames were left to the standard parser: for the frame itself, the message, or the session."""
+
+def journal_frames(lanes: list[Lane]) -> bytes:
+    """Write what waits in each as a frame of the journal."""
+
+def join_frames(frames: bytes) -> list[tuple[str, int, int, int, int, bytes]]:
+    """Read what `journal_frames` wrote, several times over, as the fields of RawRecords; those that follow are joined.
+
+    ValueError for anything else.
+    """
+
+def commit(lanes: list[Lane]) -> None:
+    """Write what waits in each to its ring, and where it ends to its session."""

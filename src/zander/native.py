@@ -1,0 +1,21 @@
+"""Whether the hot path runs natively: `zander._native` is built, and the environment does not say ZANDER_NATIVE=0.
+
+Without it everything works as with it, slower: what it does, `wire`, `session`, `ring` and `journal` do as well.
+"""
+
+from __future__ import annotations
+
+import os
+
+SWITCH = "ZANDER_NATIVE"
+
+try:
+    if os.environ.get(SWITCH) == "0":
+        raise ImportError(f"{SWITCH} is 0")
+    from zander._native import DEBUG as IS_DEBUG
+except ImportError as error:
+    WHY_NOT, IS_DEBUG = str(error), False
+else:
+    WHY_NOT = ""
+
+IS_NATIVE = not WHY_NOT

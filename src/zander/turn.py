@@ -1,0 +1,169 @@
+"""What relays sent in one turn of the event loop, taken in at its end, all at once: the native path.
+
+A `Peel` stands before a relay's standard parser and takes what its `Lane` peels off. The Turn brings what the lanes
+hold into the journal with one write, and then into the rings, to the consumers and to the other nodes, in one go like
+`Hub.ingest`. What is not a raw message that simply follows goes the standard way, after what came before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import numpy as np
+from msgspec import Struct
+
+from zander.audience import Audience
+from zander.chunk import Chunk, RawIn
+from zander.ledger import Recorder
+from zander.native import IS_NATIVE
+from zander.neighbours import Broadcast
+from zander.outbox import MAX_DRIFT_US, Outbox
+from zander.stream import Stream
+
+if IS_NATIVE:
+    from zander._native import Lane, commit, journal_frames
+
+
+class PathStats(Struct):
+    """How many messages took the native path, and why the other frames did not."""
+
+    native: bool = IS_NATIVE
+    peeled: int = 0
+    passed_frames: int = 0
+    passed_messages: int = 0
+    passed_sessions: int = 0
+
+
+class Peel:
+    """What is taken off one relay's bytes before the standard parser gets the rest. `feed` is as the Lane's."""
+
+    def __init__(self, turn: Turn, stream: Stream, relay: Outbox) -> None:
+        self._turn = turn
+        self._relay = relay
+        self.lane = Lane(stream)
+        turn.peels.add(self)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the relay is to be closed, and nothing counts any more that it sends."""
+        return self._relay.closed.done()
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Peel off what can be; what is returned is for the standard parser, and then there is more to feed."""
+        lane = self.lane
+        waited = lane.waits
+        passed = lane.feed(data)
+        if lane.waits and not waited:
+            self._turn.add(lane)
+        if passed is not None:
+            self._turn.flush()
+        return passed
+
+    def end(self) -> bytes:
+        """Peel no more, and return what is left for the standard parser."""
+        self._turn.forget(self)
+        return self.lane.take_kept()
+
+
+class Turn:
+    """The lanes that have something, in the order in which it came. `ingest` is `Hub.ingest`."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        audience: Audience,
+        broadcast: Broadcast,
+        ingest: Callable[[Stream, RawIn], None],
+    ) -> None:
+        self.n_samples = 0
+        self.peels: set[Peel] = set()
+        self._recorder = recorder
+        self._audience = audience
+        self._broadcast = broadcast
+        self._ingest = ingest
+        self._lanes: list[Lane] = []
+        self._ended = PathStats()  # of peels that are over
+
+    def peel(self, stream: Stream, relay: Outbox) -> Peel | None:
+        """Return what peels off a relay's messages, where that is possible: its channels have to be known."""
+        return Peel(self, stream, relay) if IS_NATIVE and stream.session.n_channels else None
+
+    def add(self, lane: Lane) -> None:
+        """Take in what a lane holds at the end of this turn."""
+        if not self._lanes:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._lanes.append(lane)
+
+    def flush(self) -> None:
+        """Take in what all lanes hold, now."""
+        lanes, self._lanes = self._lanes, []
+        if not lanes:
+            return
+        n_samples = sum([lane.end - lane.position for lane in lanes])
+        if not self._recorder.record_frames(journal_frames(lanes), n_samples):
+            for lane in lanes:
+                self._refuse(lane)
+            return
+        self.n_samples += n_samples
+        commit(lanes)
+        for lane in lanes:
+            self._deliver(lane)
+            lane.clear()
+
+    def forget(self, peel: Peel) -> None:
+        """Add a peel that is over to the count."""
+        if peel in self.peels:
+            self.peels.remove(peel)
+            _count(self._ended, peel.lane)
+
+    def stats(self) -> PathStats:
+        """Return the counts since the start."""
+        stats = PathStats(**{name: getattr(self._ended, name) for name in PathStats.__struct_fields__})
+        for peel in self.peels:
+            _count(stats, peel.lane)
+        return stats
+
+    def _deliver(self, lane: Lane) -> None:
+        """Give samples to who listens: those who keep up get the very bytes, the others a chunk in their outbox."""
+        stream = lane.stream
+        session = stream.session
+        user_id, position, end = session.user_id, lane.position, lane.end
+        others: list[Outbox] = []
+        if listeners := self._audience.of(user_id):
+            self._audience.n_samples_out += (end - position) * len(listeners)
+            frames = None
+            for outbox in listeners:
+                if outbox.stands_clear(session.session_id, position):
+                    frames = frames or lane.json()
+                    if frames and outbox.write_through(frames, end):
+                        continue
+                others.append(outbox)
+        if others or self._broadcast.is_followed(user_id):
+            chunk = _chunk(lane)
+            self._broadcast.publish(stream, chunk)
+            for outbox in others:
+                for part in chunk.steady(MAX_DRIFT_US):
+                    outbox.offer(part)
+
+    def _refuse(self, lane: Lane) -> None:
+        """Let the hub take in sample by sample what found no room: it knows what to do."""
+        chunk = _chunk(lane)
+        lane.clear()
+        for i, time_us in enumerate(chunk.times_us.tolist()):
+            self._ingest(lane.stream, RawIn(chunk.position + i, time_us, chunk.samples[i : i + 1]))
+
+
+def _chunk(lane: Lane) -> Chunk:
+    times, values = lane.samples()
+    times_us = np.frombuffer(times, np.int64)
+    samples = np.frombuffer(values, np.float32).reshape(len(times_us), -1)
+    return Chunk(lane.stream.session.origin, lane.position, times_us, samples)
+
+
+def _count(stats: PathStats, lane: Lane) -> None:
+    n_frames, n_messages, n_sessions = lane.n_passed
+    stats.peeled += lane.n_peeled
+    stats.passed_frames += n_frames
+    stats.passed_messages += n_messages
+    stats.passed_sessions += n_sessions
