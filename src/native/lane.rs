@@ -69,8 +69,9 @@ impl Lane {
         let (at, outcome) = self.walk(input, stand, now_us, pass);
         if is_whole {
             self.kept.extend_from_slice(&data[at..]);
-        } else {
-            self.kept = kept.split_off(at); // which lets go of what a large message took
+        } else if at < kept.len() {
+            kept.drain(..at);
+            self.kept = kept;
         }
         outcome
     }

@@ -23,12 +23,26 @@ pub fn write(run: &Run, prefix: &[u8], scratch: &mut Vec<u8>, out: &mut Vec<u8>)
             if value.is_nan() {
                 scratch.extend_from_slice(b"null");
             } else {
-                scratch.extend_from_slice(ryu::Buffer::new().format_finite(value).as_bytes());
+                microvolts(value, scratch);
             }
         }
         scratch.extend_from_slice(b"]}");
         text_header(scratch.len(), out);
         out.extend_from_slice(scratch);
+    }
+}
+
+/// As orjson does: a positive exponent has its sign.
+fn microvolts(value: f32, out: &mut Vec<u8>) {
+    let mut buffer = ryu::Buffer::new();
+    let text = buffer.format_finite(value);
+    match text.split_once('e') {
+        Some((digits, exponent)) if !exponent.starts_with('-') => {
+            out.extend_from_slice(digits.as_bytes());
+            out.extend_from_slice(b"e+");
+            out.extend_from_slice(exponent.as_bytes());
+        }
+        _ => out.extend_from_slice(text.as_bytes()),
     }
 }
 

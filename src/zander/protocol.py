@@ -7,11 +7,13 @@ message by message, with the same results.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from struct import Struct
 from typing import Any, Protocol, cast
 
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
 from websockets.http11 import Request
 from websockets.protocol import State
 
@@ -132,7 +134,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         try:
             message: Message = data.decode() if is_text else bytes(data)
         except UnicodeDecodeError:
-            self.conn.send_close(1007)
+            with suppress(InvalidState):  # it came with the peer's close, which is answered already
+                self.conn.send_close(1007)
             self.handle_parser_exception()
             return
         if self._take:
