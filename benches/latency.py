@@ -3,7 +3,8 @@
     python benches/latency.py [options]
 
 Starts the service with a PostgreSQL and a Valkey of its own, and drives it from another process (load.py), all on
-this machine. Ends with 1 when a sample was lost, with 2 when the bench could not run.
+this machine. Another checkout, or an ordinary service of this kind (baseline.py), can be measured in turn with it.
+Ends with 1 when a sample was lost, with 2 when the bench could not run.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from urllib.request import urlopen
 import psutil
 
 from frames import FORMATS, Load
-from parts import BenchError, Checkout, Usage, machine, rss_bytes, service, usage, valkey
+from parts import Baseline, BenchError, Checkout, Subject, Usage, machine, rss_bytes, service, usage, valkey
 from report import Figures, doubts, faults, middle, table
 from stored import lost_rows
 from zander.local.embedded import EmbeddedPostgresError, Postgres
@@ -52,10 +53,15 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--replays", type=int, default=0, metavar="N", help="consumers that come back meanwhile, to the beginning (0)")
     add("--no-redis", action="store_true", help="run the node alone")
     add("--database-url", metavar="URL", help="write to this PostgreSQL instead of an own one")
-    add("--against", type=Path, metavar="DIR", help="measure the checkout in DIR in turn with this one")
+    other = parser.add_mutually_exclusive_group().add_argument
+    other("--against", type=Path, metavar="DIR", help="measure the checkout in DIR in turn with this one")
+    other("--baseline", action="store_true", help="measure an ordinary FastAPI service in turn with this one")
     add("--rounds", type=_positive(int), default=1, metavar="N", help="runs of each version; the median is shown (1)")
     add("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.baseline and (options.format != "json" or options.acks or options.replays or options.no_redis):
+        parser.error("--baseline knows one-sample JSON, no acks and no replays, and needs its Redis")
+    return options
 
 
 def _positive(kind: type) -> Any:
@@ -87,8 +93,8 @@ def load_of(options: argparse.Namespace) -> Load:
     )
 
 
-def measure(checkout: Checkout, load: Load, options: argparse.Namespace) -> Figures:
-    """Run the load once against a fresh service of a checkout."""
+def measure(subject: Subject, load: Load, options: argparse.Namespace) -> Figures:
+    """Run the load once against a fresh service."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zander-bench-")))
         directory.chmod(0o755)  # PostgreSQL has an account of its own when we are root
@@ -100,12 +106,12 @@ def measure(checkout: Checkout, load: Load, options: argparse.Namespace) -> Figu
             dsn, pids["PostgreSQL"] = postgres.dsn, postgres.pid or 0
         if not options.no_redis:
             settings["REDIS_URL"], pids["Valkey"] = stack.enter_context(valkey())
-        port, server = stack.enter_context(service(checkout, settings | {"DATABASE_URL": dsn}))
+        port, server = stack.enter_context(service(subject, settings | {"DATABASE_URL": dsn}))
         try:
             found = drive(load._replace(port=port), pids | {"server": server.pid})
         except (BenchError, OSError, psutil.Error) as error:
             raise BenchError(f"{error or 'the service ended'}\nThe server said:\n{server.said()}") from None
-        lost = asyncio.run(lost_rows(dsn, found.pop("sessions"), load.n_samples, load.n_features))
+        lost = asyncio.run(lost_rows(dsn, subject.tables, found.pop("sessions"), load.n_samples, load.n_features))
         figures = Figures(**found, lost_rows=lost)
         if faults(figures):
             print(f"The server said:\n{server.said()}\n", file=sys.stderr)
@@ -192,20 +198,27 @@ def main() -> int:
     n_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (n_files, n_files))  # for us and all that we start
     load = load_of(options)
-    checkouts = _named([*([options.against] if options.against else []), HERE.parent])
-    for name, checkout in checkouts.items():
-        print(f"Zander {checkout.version} ({name})")
+    subjects = _subjects(options)
+    for name, subject in subjects.items():
+        print(f"{subject.title} ({name})")
     print(f"{machine()}\n{describe(load, options)}\n", flush=True)
-    runs: dict[str, list[Figures]] = {name: [] for name in checkouts}
+    runs: dict[str, list[Figures]] = {name: [] for name in subjects}
     for _ in range(options.rounds):
-        for name, checkout in checkouts.items():
-            runs[name].append(measure(checkout, load, options))
+        for name, subject in subjects.items():
+            runs[name].append(measure(subject, load, options))
     columns = {name: middle(figures) for name, figures in runs.items()}
     print(table(columns))
     if options.json:
         figures = {name: column._asdict() for name, column in columns.items()}
         options.json.write_text(json.dumps(figures, indent=1))
     return say_faults(columns)
+
+
+def _subjects(options: argparse.Namespace) -> dict[str, Subject]:
+    """Name what is measured, this checkout last."""
+    if options.baseline:
+        return {"baseline": Baseline()} | _named([HERE.parent])
+    return dict(_named([*([options.against] if options.against else []), HERE.parent]))
 
 
 def _named(directories: list[Path]) -> dict[str, Checkout]:

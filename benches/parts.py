@@ -1,4 +1,4 @@
-"""What a run is made of: the service and its Redis, and what they take of the machine."""
+"""What a run is made of: a service and its Redis, and what they take of the machine."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -21,6 +22,7 @@ from urllib.request import urlopen
 
 import psutil
 
+from stored import BASELINE, ZANDER
 from zander.local.child import Child
 from zander.local.embedded import free_port
 
@@ -34,17 +36,21 @@ class BenchError(Exception):
 class Checkout:
     """A version of Zander that can be started."""
 
+    tables = ZANDER
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory.resolve()
         if not (self.directory / "src" / "zander").is_dir():
             raise BenchError(f"expected a checkout with src/zander in it, got {directory}")
         own_python = self.directory / ".venv" / "bin" / "python"
-        self.python = str(own_python if own_python.exists() else sys.executable)
+        python = str(own_python if own_python.exists() else sys.executable)
+        self.command = [f"PYTHONPATH={self.directory}/src", python, "-m", "zander", "serve"]
 
     @property
-    def version(self) -> str:
-        """The version of the package."""
-        return str(tomllib.loads((self.directory / "pyproject.toml").read_text())["project"]["version"])
+    def title(self) -> str:
+        """The name and the version of the package."""
+        project = tomllib.loads((self.directory / "pyproject.toml").read_text())["project"]
+        return f"Zander {project['version']}"
 
     @property
     def commit(self) -> str:
@@ -54,6 +60,26 @@ class Checkout:
             return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return ""
+
+
+class Baseline:
+    """The ordinary service (baseline.py)."""
+
+    tables = BASELINE
+    command = (sys.executable, str(Path(__file__).with_name("baseline.py")))
+
+    def __init__(self) -> None:
+        if missing := [name for name in ("fastapi", "sqlalchemy", "greenlet") if not find_spec(name)]:
+            raise BenchError(f"the baseline needs {' and '.join(missing)}: make bench ARGS=--baseline installs them")
+
+    @property
+    def title(self) -> str:
+        """What it is made of."""
+        parts = {"FastAPI": "fastapi", "pydantic": "pydantic", "SQLAlchemy": "sqlalchemy", "redis-py": "redis"}
+        return "The ordinary service, " + ", ".join(f"{name} {version(package)}" for name, package in parts.items())
+
+
+Subject = Checkout | Baseline
 
 
 class Program(NamedTuple):
@@ -69,12 +95,11 @@ class Program(NamedTuple):
 
 
 @contextmanager
-def service(checkout: Checkout, settings: dict[str, str]) -> Iterator[tuple[int, Program]]:
-    """Run the service of a checkout; gives its port too."""
+def service(subject: Subject, settings: dict[str, str]) -> Iterator[tuple[int, Program]]:
+    """Run the service that is measured; gives its port too."""
     port = free_port()
-    variables = {"HOST": "127.0.0.1", "PORT": str(port), "PYTHONPATH": f"{checkout.directory}/src", **settings}
-    command = [str(shutil.which("env")), *(f"{name}={value}" for name, value in variables.items())]
-    command += [checkout.python, "-m", "zander", "serve"]
+    variables = {"HOST": "127.0.0.1", "PORT": str(port), **settings}
+    command = [str(shutil.which("env")), *(f"{name}={value}" for name, value in variables.items()), *subject.command]
     with running("the service", command, lambda: _is_up(port)) as server:
         yield port, server
 

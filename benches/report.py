@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan, nan
 from statistics import median
 from typing import NamedTuple
 
@@ -59,7 +60,8 @@ def middle(runs: list[Figures]) -> Figures:
     """Take the median of every figure over several runs; what is wrong with one is wrong with all."""
 
     def medians(tables: list[dict[str, float]]) -> dict[str, float]:
-        return {name: median(table[name] for table in tables) for name in tables[0]}
+        names = dict.fromkeys(name for table in tables for name in table)
+        return {name: median(table[name] for table in tables if name in table) for name in names}
 
     return Figures(
         latency_ms=medians([run.latency_ms for run in runs]),
@@ -82,12 +84,14 @@ def middle(runs: list[Figures]) -> Figures:
 
 def table(columns: dict[str, Figures]) -> str:
     """Write the figures, a column per version; of two, also how the second relates to the first."""
-    ours = list(columns.values())
-    rows = [(name, [cells[name] for cells in map(_cells, ours)]) for name in _cells(ours[0])]
+    ours = [_cells(figures) for figures in columns.values()]
+    names = dict.fromkeys(name for cells in sorted(ours, key=len, reverse=True) for name in cells)
+    rows = [(name, [cells.get(name, nan) for cells in ours]) for name in names]
     lines = ["".join([" " * 30, *(f"{name[-17:]:>18}" for name in columns)])] if len(columns) > 1 else []
     for name, cells in rows:
         texts = "".join(f"{_number(cell):>18}" for cell in cells)
-        ratio = f"{cells[1] / cells[0]:>9.2f}×" if len(cells) == 2 and cells[0] else ""
+        is_pair = len(cells) == 2 and cells[0] and not any(map(isnan, cells))
+        ratio = f"{cells[1] / cells[0]:>9.2f}×" if is_pair else ""
         lines.append(f"{name:<30}{texts}{ratio}")
     return "\n".join(lines)
 
@@ -107,4 +111,6 @@ def _cells(figures: Figures) -> dict[str, float]:
 
 
 def _number(value: float) -> str:
+    if isnan(value):
+        return "–"
     return f"{value:,.0f}" if isinstance(value, int) or value >= 1000 else f"{value:.3g}"

@@ -6,16 +6,22 @@ import json
 import struct
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+
+from databases import connected
 
 BENCHES = Path(__file__).parents[1] / "benches"
 sys.path.append(str(BENCHES))
 
 from frames import BINARY, TEXT, Inbox, Load, lost_samples, raw_frames  # noqa: E402
 from latency import say_faults  # noqa: E402
+from parts import Baseline, BenchError  # noqa: E402
 from report import Figures, faults, middle, table  # noqa: E402
+from stored import BASELINE, lost_rows  # noqa: E402
 
 LOAD = Load(
     port=0,
@@ -82,6 +88,44 @@ def test_a_run_measures_and_loses_nothing(format: str, tmp_path: Path) -> None:
 def test_a_wrong_option_and_a_wrong_checkout_end_with_2(tmp_path: Path) -> None:
     assert _bench("--relays=0").returncode == 2
     assert _bench(f"--against={tmp_path}").returncode == 2
+    assert _bench("--baseline", "--format=binary").returncode == 2
+
+
+@pytest.mark.skipif(not find_spec("fastapi"), reason="the baseline is not installed")
+def test_an_ordinary_service_is_measured_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    run = _bench("--baseline", "--relays=2", "--duration=1", "--warmup=0.5", f"--json={file}")
+    assert run.returncode == 0, run.stdout + run.stderr
+    baseline, ours = json.loads(file.read_text()).values()
+    assert baseline["sent_samples"] == ours["sent_samples"] == 2 * 192
+    assert 0 < ours["server_us_per_sample"] < baseline["server_us_per_sample"]
+
+
+def test_a_baseline_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parts.find_spec", lambda name: None)
+    with pytest.raises(BenchError, match="needs fastapi and sqlalchemy"):
+        Baseline()
+
+
+@pytest.mark.parametrize(
+    ("indices", "n_lost"), [([0, 2, 1, 3], 0), ([0, 1, 3], 1), ([0, 1, 1, 2, 3], 1), ([0, 1, 2, 4], 1), ([], 4)]
+)
+async def test_what_the_baseline_did_not_write_once_counts(
+    indices: list[int], n_lost: int, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stored.QUIET_S", 0.1)
+    session = uuid4()
+    async with connected(database_url) as connection:
+        await connection.execute(
+            """CREATE SCHEMA baseline;
+            CREATE TABLE baseline.sessions (session_id uuid, user_id text);
+            CREATE TABLE baseline.raw_samples (session_id uuid, data jsonb);
+            CREATE TABLE baseline.predictions (session_id uuid, prediction_type text, data jsonb)"""
+        )
+        await connection.execute("INSERT INTO baseline.sessions VALUES ($1, 'bench-0000')", session)
+        records = [(session, json.dumps({"channels": [float(index), 0.0, -1.5]})) for index in indices]
+        await connection.executemany("INSERT INTO baseline.raw_samples VALUES ($1, $2)", records)
+    assert await lost_rows(database_url, BASELINE, [str(session)], 4, 0) == n_lost
 
 
 @pytest.mark.parametrize(
@@ -118,6 +162,11 @@ def test_two_versions_are_shown_side_by_side_with_their_ratio() -> None:
     assert lines[0].split() == ["old", "new"]
     assert next(line.split()[-3:] for line in lines if "server CPU" in line) == ["60", "30", "0.50×"]
     assert max(map(len, lines)) <= 80
+
+
+def test_a_version_that_delivered_nothing_is_shown_too() -> None:
+    lines = table({"old": middle([GOOD._replace(latency_ms={})]), "new": GOOD}).splitlines()
+    assert next(line.split()[-2:] for line in lines if "latency p99," in line) == ["–", "5"]
 
 
 @pytest.mark.parametrize(
