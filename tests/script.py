@@ -72,3 +72,45 @@ def cut(data: bytes, sizes: list[int]) -> list[bytes]:
         pieces.append(data[at : at + size])
         at += size
     return [data]
+
+
+class Cutter:
+    """Cuts what a relay sends behind every frame.
+
+    The standard parser forgets the whole messages that it got together with a frame that breaks a rule; the native path
+    has taken them by then, as the parser has when they come one by one.
+    """
+
+    def __init__(self) -> None:
+        self._head = bytearray()
+        self._left = 0
+
+    def cut(self, data: bytes) -> list[bytes]:
+        """Return the same bytes in pieces."""
+        pieces, at, start = [], 0, 0
+        while at < len(data):
+            if not self._left:
+                self._head.append(data[at])
+                at += 1
+                self._left = self._rest()
+                if self._left < 0:  # the header goes on
+                    self._left = 0
+                    continue
+                self._head.clear()
+            n = min(self._left, len(data) - at)
+            at += n
+            self._left -= n
+            if not self._left:
+                pieces.append(data[start:at])
+                start = at
+        return [*pieces, data[start:]] if start < len(data) else pieces
+
+    def _rest(self) -> int:
+        """How many bytes follow the header; -1 when it is not all there."""
+        head = self._head
+        if len(head) < 2:
+            return -1
+        size = {126: 2, 127: 8}.get(head[1] & 0x7F, 0)
+        if len(head) < 2 + size + (4 if head[1] & 0x80 else 0):
+            return -1
+        return int.from_bytes(head[2 : 2 + size], "big") if size else head[1] & 0x7F

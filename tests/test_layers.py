@@ -107,7 +107,7 @@ routes:            routes.buffer routes.docs routes.health routes.history routes
 app:            broadcast database.archive database.storage errors hub journal.journal journal.journals
      journal.recorder nodes.alone nodes.cluster replay routes routes.context settings | starlette
 protocol:        | uvicorn websockets
-server:         app errors journal.journal local.embedded messages protocol settings | msgspec starlette uvicorn
+server:         app errors journal.journal local.embedded messages native protocol settings | msgspec starlette uvicorn
 workers:        app errors journal.journal local.child server settings | msgspec
 local:
 local.launcher:

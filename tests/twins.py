@@ -23,7 +23,7 @@ from uvicorn.server import ServerState
 from house import Overheard, Shelf
 from memory import MemoryStorage
 from samples import T0_US
-from script import TEXT, masked
+from script import TEXT, Cutter, masked
 from zander.hub import Hub
 from zander.journal.batch import Written
 from zander.journal.journals import Journals
@@ -222,6 +222,7 @@ class World:
 
     def __init__(self, stage: Stage, story: Story, native: bool) -> None:
         self.story = story
+        self._is_native = native
         self.journals = stage.journals[native]
         self.journal_start = self.journals.own.segments.end
         self.recorder = Recorder(
@@ -261,6 +262,7 @@ class World:
         device = {"sampling_rate": story.rate, "channel_count": story.n_channels}
         auth = {"type": "auth", "user_id": USER, "session_id": SESSION_ID, "ack": story.ack, "device_info": device}
         self.relays.append(self.pipe("/stream"))
+        self._cutter = Cutter()
         self.relays[-1].feed(masked(encode(auth), TEXT))
 
     async def open(self) -> None:
@@ -276,7 +278,8 @@ class World:
     async def do(self, name: str, data: bytes, clock: Clock) -> None:
         """Do a step of the story; whatever else than bytes or the relay's end comes to a loop that is quiet."""
         if name == "feed":
-            self.relays[-1].feed(data)
+            for piece in [data] if self._is_native else self._cutter.cut(data):
+                self.relays[-1].feed(piece)
             return
         if name == "close":
             self.hub.supersede(USER)

@@ -61,7 +61,8 @@ class Outbox:
         self.since_us = int(time() * 1e6)
         self.session_id: str | None = None
         self.position = 0
-        self.sink: Callable[[bytes], bool] | None = None  # a way past the queue, while the transport takes more
+        self.through: Callable[[bytes], bool] | None = None  # the way past the queue, while nothing waits in it
+        self._sink: Callable[[bytes], bool] | None = None
         self.ready = asyncio.Event()
         self.closed: asyncio.Future[CloseCode] = asyncio.get_running_loop().create_future()
         self.n_dropped = 0
@@ -105,21 +106,16 @@ class Outbox:
             self.nbytes += n_bytes
             self._bound()
 
-    def stands_clear(self, session_id: str, position: int) -> bool:
-        """Say whether JSON of the sample at a position may go past the queue: it is the next, and nothing waits."""
-        return (
-            position == self.position
-            and session_id == self.session_id
-            and self.sink is not None
-            and self.format == "json"
-            and "raw" in self.types
-            and not self.waits
-            and not self.closed.done()
-        )
+    def open_sink(self, sink: Callable[[bytes], bool]) -> None:
+        """Give a way past the queue for raw in JSON: it writes whole frames, or says False when they have to wait."""
+        if self.format == "json" and "raw" in self.types:
+            self._sink = sink
+            self._clear()
 
-    def write_through(self, frames: bytes, end: int) -> bool:
-        """Write samples up to `end` past the queue; False when the transport takes no more."""
-        if self.sink is None or not self.sink(frames):
+    def write_through(self, session_id: str, position: int, end: int, frames: bytes) -> bool:
+        """Write samples past the queue; False, and nothing has changed, unless they are the next and go at once."""
+        through = self.through
+        if through is None or position != self.position or session_id != self.session_id or not through(frames):
             return False
         self.position = end
         return True
@@ -178,10 +174,7 @@ class Outbox:
             taken = self._take_notes() or self._take_hole() or self._take_raw()
             frames += taken
             n_bytes += sum(map(len, taken))
-        if not self.waits:
-            self._emptied.set()
-            if not self.closed.done():
-                self.ready.clear()
+        self._clear()
         return frames
 
     async def emptied(self) -> None:
@@ -231,7 +224,16 @@ class Outbox:
             self.close(CloseCode.TOO_SLOW)
         self._wake()
 
+    def _clear(self) -> None:
+        """Notice that nothing waits any more."""
+        if not self.waits:
+            self._emptied.set()
+            if not self.closed.done():
+                self.ready.clear()
+                self.through = self._sink
+
     def _wake(self) -> None:
+        self.through = None
         if not self.ready.is_set():
             self._unread_since = monotonic()
             self.ready.set()

@@ -23,6 +23,7 @@ from zander.app import create_app
 from zander.errors import SettingsError
 from zander.journal.journal import FOLDER
 from zander.messages import MAX_MESSAGE_BYTES
+from zander.native import IS_NATIVE, WHY_NOT
 from zander.protocol import WebSocketProtocol
 from zander.settings import Settings
 
@@ -163,6 +164,7 @@ def greeting(settings: Settings, listener: socket.socket) -> str:
   Data   {"the database of DATABASE_URL" if settings.database_url else own}
   Keys   {keys if settings.consumer_keys else "none: everybody on this machine may, nobody else can"}
   Nodes  {"joined over REDIS_URL" if settings.redis_url else "this one alone"}
+  Path   {"native" if IS_NATIVE else f"all Python, about four times slower: {WHY_NOT}"}
   Try    zander relay --sample --user me{option}
          zander watch me{option}
          psql "$(zander dsn)" -c 'SELECT * FROM raw_samples ORDER BY timestamp DESC LIMIT 5'

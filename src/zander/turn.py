@@ -134,9 +134,9 @@ class Turn:
             self._audience.n_samples_out += (end - position) * len(listeners)
             frames = None
             for outbox in listeners:
-                if outbox.stands_clear(session.session_id, position):
+                if outbox.through:
                     frames = frames or lane.json()
-                    if frames and outbox.write_through(frames, end):
+                    if frames and outbox.write_through(session.session_id, position, end, frames):
                         continue
                 others.append(outbox)
         if others or self._broadcast.is_followed(user_id):

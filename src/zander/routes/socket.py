@@ -94,7 +94,7 @@ class Conversation:
         if self._direct and not iscoroutinefunction(self._take):
             self._direct.divert(self._take_now, self._peel)
         if self._direct:
-            self._outbox.sink = self._direct.push
+            self._outbox.open_sink(self._direct.push)
         closed = self._outbox.closed
         reader, writer = asyncio.create_task(self._read()), asyncio.create_task(self._write())
         try:
