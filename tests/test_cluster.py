@@ -10,8 +10,9 @@ from uuid import uuid4
 import numpy as np
 import pytest
 from redis.asyncio import Redis
+from websockets.asyncio.client import connect
 
-from clients import Peer, consumer, relay
+from clients import DEVICE, Peer, consumer, relay
 from databases import until
 from nodes import Node
 from services import PostgresServer, ValkeyServer, eventually
@@ -435,6 +436,23 @@ async def test_a_session_that_moved_while_redis_was_away_goes_on(start_node: Sta
                 await until(lambda: two.get("/health/ready")[1]["redis"] == "up")
                 await _send(edge, range(600, 700))
                 assert await _positions(here, 700) == list(range(700))
+
+
+async def test_a_relay_that_came_before_another_but_was_let_in_later_takes_nothing_over(
+    pair: tuple[Node, Node], user: str
+) -> None:
+    one, two = pair
+    session_id = str(uuid4())
+    auth = {"type": "auth", "user_id": user, "device_info": DEVICE, "session_id": session_id, "ack": True}
+    async with connect(f"{one.ws}/stream") as early, relay(two.ws, user, session_id=session_id, ack=True) as edge:
+        await _send(edge, range(10))
+        _everywhere(user, one)
+        stale = Peer(early)
+        await stale.send(auth)
+        assert await stale.close_code() in {1013, 4509}
+        assert await edge.close_code() == 1013  # its session was taken over in the database: it is to ask again
+        async with relay(two.ws, user, session_id=session_id, ack=True) as again:
+            await _send(again, range(again.next_position, 20))
 
 
 async def test_a_session_whose_first_samples_came_while_redis_was_away_is_not_passed_over(

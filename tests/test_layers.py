@@ -86,7 +86,7 @@ nodes.cluster:   broadcast chunk errors hub messages neighbours nodes.calls node
 routes.context:    auth database.archive hub journal.recorder replay settings | starlette
 routes.parameters: errors messages wire | msgspec
 routes.socket:     errors messages outbox protocol routes.context wire | starlette
-routes.stream:     auth chunk errors messages outbox protocol routes.context routes.socket stream wire | starlette
+routes.stream:     auth chunk errors hub messages outbox protocol routes.context routes.socket stream wire | starlette
 routes.subscribe:  auth chunk errors messages outbox protocol routes.context routes.parameters routes.socket wire |
      starlette
 routes.buffer:     errors query routes.context routes.parameters stream | starlette

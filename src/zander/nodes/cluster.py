@@ -128,13 +128,19 @@ class Cluster:
         raise NotFound(f"no stream of user {user_id}")
 
     def _holding(self, stream: Stream) -> Holding:
-        """Describe a stream; one whose relay has just come ranks above every other of its user that we know of."""
+        """Describe a stream. Its relay ranks by when it came, and above every other that we had heard of by then.
+
+        Not by when it was let in: that may have been long after, when it was gone and another had come elsewhere.
+        """
         session = stream.session
         mine, elsewhere = self._mine.get(session.user_id), self._directory.owner(session.user_id)
-        if mine and mine.session_id == session.session_id and not stream.online:
+        if stream.relay is None and mine and mine.session_id == session.session_id:
             rank = mine.rank
         else:
-            rank = max(now_us(), elsewhere.holding.rank + 1 if elsewhere else 0)
+            rank = stream.relay.since_us if stream.relay else now_us()
+            came_at = monotonic() - (now_us() - rank) / 1e6
+            if elsewhere and self._directory.heard_at(elsewhere) <= came_at:  # our clock may be behind the other's
+                rank = max(rank, elsewhere.holding.rank + 1)
         return Holding(
             session.user_id, session.session_id, rank, session.origin.base, stream.online, session.device_info
         )

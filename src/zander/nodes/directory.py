@@ -47,8 +47,23 @@ class Peer:
     def __init__(self, link_n: int, n_changes: int, holdings: Iterable[Holding], now: float) -> None:
         self.link_n = link_n
         self.n_changes = n_changes
-        self.holdings = {holding.user_id: holding for holding in holdings}
+        self.holdings: dict[str, Holding] = {}
+        self.heard_at: dict[str, float] = {}  # by user, when we heard of what it holds
         self.seen_at = now
+        for holding in holdings:
+            self.hold(holding, now)
+
+    def hold(self, holding: Holding, now: float) -> None:
+        """Note what it holds by now."""
+        before = self.holdings.get(holding.user_id)
+        self.holdings[holding.user_id] = holding
+        if before is None or before.rank != holding.rank:
+            self.heard_at[holding.user_id] = now
+
+    def drop(self, user_id: str) -> None:
+        """Note that it holds a user no more."""
+        self.holdings.pop(user_id, None)
+        self.heard_at.pop(user_id, None)
 
 
 class Directory:
@@ -61,6 +76,10 @@ class Directory:
         """Take a node's whole state; return the users it concerns."""
         before = self.peers.get(node_id)
         self.peers[node_id] = peer
+        if before:
+            for user_id, at in before.heard_at.items():
+                if user_id in peer.holdings and peer.holdings[user_id].rank == before.holdings[user_id].rank:
+                    peer.heard_at[user_id] = at
         return set(peer.holdings) | (set(before.holdings) if before else set())
 
     def change(self, node_id: str, n_changes: int, user_id: str, holding: Holding | None, now: float) -> bool:
@@ -71,9 +90,9 @@ class Directory:
         peer.n_changes = n_changes
         peer.seen_at = now
         if holding:
-            peer.holdings[user_id] = holding
+            peer.hold(holding, now)
         else:
-            peer.holdings.pop(user_id, None)
+            peer.drop(user_id)
         return True
 
     def beat(self, node_id: str, link_n: int, n_changes: int, now: float) -> bool:
@@ -88,6 +107,10 @@ class Directory:
         """Say whether a node has not given up a session yet, as far as is known."""
         peer = self.peers.get(node_id)
         return bool(peer and user_id in peer.holdings and peer.holdings[user_id].session_id == session_id)
+
+    def heard_at(self, owner: Owner) -> float:
+        """Return when we heard of what a node holds."""
+        return self.peers[owner.node_id].heard_at[owner.holding.user_id]
 
     def remove(self, node_id: str) -> set[str]:
         """Forget a node; return the users it held."""

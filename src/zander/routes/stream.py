@@ -9,6 +9,7 @@ from starlette.websockets import WebSocket
 from zander import auth
 from zander.chunk import RawIn
 from zander.errors import CloseCode
+from zander.hub import now_us
 from zander.messages import AuthOk, Features, Pong
 from zander.outbox import Outbox
 from zander.protocol import DIRECT, Message
@@ -45,10 +46,11 @@ async def stream(socket: WebSocket, context: Service) -> None:
 
 
 async def _connect(socket: WebSocket, context: Service) -> tuple[Outbox, Stream]:
-    settings = context.settings
+    settings, came_us = context.settings, now_us()
     first, device = decode_auth(await first_message(socket))
     auth.require(settings.edge_api_key, auth.given_key(socket.headers) or first.api_key)
     relay = Outbox(first.user_id, types=(), max_bytes=settings.outbox_max_bytes)
+    relay.since_us = came_us
     if direct := socket.scope.get("extensions", {}).get(DIRECT):  # it may go while the database is asked
         direct.when_lost(lambda: relay.close(CloseCode.TRY_LATER))
     connected = await context.hub.connect(first, device, relay)
