@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CRATE := src/native
 NATIVE := $(wildcard $(CRATE)/*.rs $(CRATE)/Cargo.*)
+TESTERS ?= 2# processes that share all tests; those that ARGS choose are run by one
 
 .PHONY: run test test-native bench chaos fuzz lint clean
 
@@ -15,7 +16,7 @@ run: $(VENV)/ready
 	@$(BIN)/zander serve
 
 test: $(VENV)/ready-dev
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(or $(ARGS),-n $(TESTERS) --dist worksteal)
 
 bench: $(VENV)/$(if $(filter --baseline,$(ARGS)),ready-bench,ready-dev)
 	$(BIN)/python benches/latency.py $(ARGS)

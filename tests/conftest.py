@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -9,10 +10,19 @@ from typing import Any
 
 import pytest
 
+import hypothesis_profile  # noqa: F401 - before the first test module: what is given takes its settings from it
 from clock import Clock
 from databases import any_database_url, database_url, postgres, timescale_url  # noqa: F401 - fixtures
 from nodes import Node
 from services import PostgresServer, ValkeyServer, eventually
+from zander.local import embedded
+from zander.local.embedded import free_port
+
+
+def pytest_configure() -> None:
+    """Let no worker of pytest-xdist take the port of another's server that is down for a while."""
+    number, n_workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    embedded.PORTS = embedded.PORTS[int(number.removeprefix("gw")) :: int(n_workers)]
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +65,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def user() -> str:
     """A user nobody else has."""
     return f"user-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def unused_tcp_port() -> int:
+    """A port that stays unused, which one of pytest-asyncio's may not: those are given to outgoing connections, too."""
+    return free_port()

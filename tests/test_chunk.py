@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import hypothesis_profile  # noqa: F401
 from zander.chunk import (
     MAX_CHUNK_BYTES,
     MAX_POSITION,

@@ -322,7 +322,7 @@ async def test_a_server_that_is_killed_costs_nothing_even_if_the_relay_is_stoppe
         out, err = program.communicate(timeout=20)
         assert (program.returncode, err) == (0, "")
         assert re.search(r", \d+ not known to be stored, ", out), out
-    with Program(**place):
+    with Program(**place, batch_max_seconds=0.1):
         ended = zander(*arguments, "--speed", "20")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert re.search(rf"session {session_id} .* not known to be stored: sent first", ended.stdout), ended.stdout
@@ -340,7 +340,7 @@ async def test_a_relay_without_a_folder_outlives_its_server(
         eventually(lambda: server.get(f"/buffer/{user}/stats")[1].get("next_position", 0) > 50)
         server.kill()
         read_until(relay, "trying again")
-        programs.enter_context(Program(**place))
+        programs.enter_context(Program(**place, batch_max_seconds=0.1))
         assert session_in(read_until(relay, "connected again")) == session_id
         out, err = relay.communicate(timeout=30)
     assert (relay.returncode, err) == (0, "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-import hypothesis_profile  # noqa: F401
 from zander.nodes.directory import DEAD_SECONDS, Directory, Holding, Owner, Peer
 
 

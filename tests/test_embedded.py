@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,14 @@ def keeper(directory: Path) -> Iterator[tuple[subprocess.Popen[str], psutil.Proc
             yield python, psutil.Process(int(python.stdout.readline()))
         finally:
             python.kill()
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that every account may enter; pytest's own are 0700, and those above them."""
+    with tempfile.TemporaryDirectory(prefix="zander-open-") as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory)
 
 
 def query(dsn: str, sql: str) -> Any:
@@ -175,12 +184,11 @@ def test_another_process_can_ask_for_the_address(tmp_path: Path) -> None:
 
 
 @as_root
-def test_root_runs_it_as_nobody_and_without_capabilities_where_the_path_is_open(tmp_path: Path) -> None:
-    directory = _open_directory(tmp_path)
-    with embedded.Postgres(directory) as postgres:
+def test_root_runs_it_as_nobody_and_without_capabilities_where_the_path_is_open(open_directory: Path) -> None:
+    with embedded.Postgres(open_directory) as postgres:
         server = psutil.Process(postgres.pid)
         assert server.username() == "nobody"
-        assert (directory / "postgres").stat().st_uid == server.uids().real
+        assert (open_directory / "postgres").stat().st_uid == server.uids().real
         if os.access(embedded.program("postgres"), os.R_OK) and sys.platform == "linux":
             status = Path(f"/proc/{server.pid}/status").read_text()
             assert "CapEff:\t0000000000000000\n" in status
@@ -189,11 +197,10 @@ def test_root_runs_it_as_nobody_and_without_capabilities_where_the_path_is_open(
 @as_root
 @pytest.mark.parametrize(("owner", "account"), [("daemon", "daemon"), (54321, "nobody")])
 def test_root_runs_it_as_the_owner_of_the_directory_if_that_has_a_name(
-    tmp_path: Path, owner: str | int, account: str
+    open_directory: Path, owner: str | int, account: str
 ) -> None:
-    directory = _open_directory(tmp_path)
-    shutil.chown(directory, owner)
-    with embedded.Postgres(directory) as postgres:
+    shutil.chown(open_directory, owner)
+    with embedded.Postgres(open_directory) as postgres:
         assert psutil.Process(postgres.pid).username() == account
         assert query(postgres.dsn, "SELECT 1") == 1
 
@@ -240,12 +247,3 @@ def test_ctrl_c_in_the_terminal_does_not_reach_it(tmp_path: Path) -> None:
     with embedded.Postgres(tmp_path) as postgres:
         assert postgres.pid is not None
         assert os.getsid(postgres.pid) != os.getsid(0)
-
-
-def _open_directory(tmp_path: Path) -> Path:
-    """Make a directory that every account may enter; pytest's own are 0700."""
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o755)
-    directory = tmp_path / "open"
-    directory.mkdir(mode=0o755)
-    return directory

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-import hypothesis_profile  # noqa: F401
 from clock import Clock
 from house import House, Sample, build
 from zander import hub as room

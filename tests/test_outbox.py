@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import hypothesis_profile  # noqa: F401
 from clock import Clock
 from zander import outbox as room
 from zander.chunk import MAX_CHUNK_BYTES, Chunk, Origin, decode_binary

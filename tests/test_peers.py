@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import hypothesis_profile  # noqa: F401
 from zander.chunk import Chunk, Origin
 from zander.errors import BadMessage, NotFound, Unavailable
 from zander.messages import Note

@@ -129,7 +129,7 @@ async def test_after_a_cut_it_goes_on_with_its_session_from_what_is_durable() ->
     behaviours = hearing.until(4, ack(2), code=1012), hearing.until(0), hearing.storing(2)
     async with served(*behaviours) as url, Relay(url, "u", DEVICE, on_connected=connected.append) as relay:
         await send(relay, 0, 1, 2, 3)
-        await until(lambda: len(connected) == 3)
+        await until(lambda: len(hearing.got) == 3 and hearing.values(2))
         await send(relay, 4)
         assert await relay.drain(10)
         assert (relay.durable, relay.next_position) == (5, 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
@@ -13,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-import hypothesis_profile  # noqa: F401
 from clock import Clock
 from house import House, build
 from zander import replay as room
@@ -433,23 +433,23 @@ async def test_replays_rest_three_times_as_long_as_they_work(monkeypatch: pytest
     house = build()
     house.archive.put(stored(S, durable=2000), [chunk(range(2000))])
     rests: list[float] = []
-    sleep, now = asyncio.sleep, [0.0]
+    now = [0.0]
 
     async def rest(seconds: float) -> None:
         rests.append(seconds)
-        await sleep(0)
+        await asyncio.sleep(0)
 
     def tick() -> float:
         now[0] += 0.5
         return now[0]
 
     monkeypatch.setattr(room, "thread_time", tick)
-    monkeypatch.setattr(room.asyncio, "sleep", rest)
+    monkeypatch.setattr(room, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": rest}))  # nobody else's
     listener = Listener(house)
     replaying = Replays(house.hub).start(listener.outbox, S, 0)
     while not replaying.done():
         listener.read()
-        await sleep(0)
+        await asyncio.sleep(0)
     assert rests == [1.5] * len(rests)
     assert len(rests) >= 2000 // room.PIECE_SAMPLES
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from websockets.asyncio.client import connect
 
@@ -59,24 +61,32 @@ async def refusal(ws: str, user: str, **fields: Any) -> tuple[str, int]:
         return error["code"], await peer.close_code()
 
 
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """One to stop. Asked for before a node, it outlives the node, which otherwise waits for it in vain at its end."""
+    with PostgresServer() as server:
+        yield server
+
+
 # Acks.
 
 
-async def test_an_ack_comes_only_after_the_commit(start_node: StartNode, user: str) -> None:
-    with PostgresServer() as postgres:
-        url = postgres.create_database()
-        node = start_node(database_url=url)
-        eventually(node.ready)
-        async with relay(node.ws, user, ack=True) as edge:
-            await send(edge, range(50))
-            await acked(edge, 50)
-            assert [row[0] for row in await rows(url, edge.session_id)] == list(range(50))
-            postgres.pause()
-            await send(edge, range(50, 100))
-            await edge.send({"type": "ping", "t0": 1.0})
-            assert (await edge.receive())["type"] == "pong"  # all is read, and nothing is acked
-            postgres.resume()
-            await acked(edge, 100)
+async def test_an_ack_comes_only_after_the_commit(
+    own_postgres: PostgresServer, start_node: StartNode, user: str
+) -> None:
+    url = own_postgres.create_database()
+    node = start_node(database_url=url)
+    eventually(node.ready)
+    async with relay(node.ws, user, ack=True) as edge:
+        await send(edge, range(50))
+        await acked(edge, 50)
+        assert [row[0] for row in await rows(url, edge.session_id)] == list(range(50))
+        own_postgres.pause()
+        await send(edge, range(50, 100))
+        await edge.send({"type": "ping", "t0": 1.0})
+        assert (await edge.receive())["type"] == "pong"  # all is read, and nothing is acked
+        own_postgres.resume()
+        await acked(edge, 100)
 
 
 async def test_a_relay_that_did_not_ask_gets_no_acks(start_node: StartNode, database_url: str, user: str) -> None:
@@ -184,7 +194,7 @@ async def test_who_holds_a_session_no_more_writes_no_more_of_it(
             assert new.next_position == 0
             await send(new, range(80), mark=2)
             await acked(new, 80)
-            slow.stop()
+            await asyncio.to_thread(slow.stop)  # while its relay answers the close
             assert await old.close_code() in {1012, 1013}
             await send(new, range(80, 120), mark=2)
             await acked(new, 120)
@@ -237,19 +247,20 @@ async def test_consumers_on_both_nodes_follow_a_session_that_moves(
 async def test_a_session_that_was_open_in_a_killed_server_ends_with_its_last_sample(
     database_url: str, user: str, tmp_path: Path
 ) -> None:
-    with Program(database_url=database_url, data_dir=tmp_path) as program:
+    place = {"database_url": database_url, "batch_max_seconds": 0.1}
+    with Program(**place, data_dir=tmp_path) as program:
         eventually(program.ready)
         async with relay(program.ws, user, ack=True) as gone, relay(program.ws, f"{user}-too", ack=True) as back:
             for peer in (gone, back):
                 await send(peer, range(10))
                 await acked(peer, 10)
             program.kill()
-    with Program(database_url=database_url) as other:
+    with Program(**place) as other:
         eventually(other.ready)
         async with relay(other.ws, f"{user}-too", ack=True, session_id=back.session_id) as back:
             await send(back, range(10, 20))
             await acked(back, 20)
-            with Program(database_url=database_url, data_dir=tmp_path) as program:
+            with Program(**place, data_dir=tmp_path) as program:
                 eventually(lambda: len(list(tmp_path.glob("journal/*.lock"))) == 1 and program.ready())
                 ended = await session(database_url, gone.session_id)
                 assert ended["end_time"] == ended["durable_time"]
@@ -308,15 +319,15 @@ async def test_a_session_id_that_is_none_is_refused(node: Node, user: str) -> No
 
 
 async def test_a_session_that_only_an_absent_database_knows_can_be_asked_for_later(
-    start_node: StartNode, user: str
+    own_postgres: PostgresServer, start_node: StartNode, user: str
 ) -> None:
-    with PostgresServer() as postgres:
-        node = start_node(database_url=postgres.create_database())
-        eventually(node.ready)
-        postgres.kill()
-        assert await refusal(node.ws, user, session_id=str(uuid.uuid4())) == ("unavailable", 1013)
-        async with relay(node.ws, user, ack=True) as edge:  # a new one needs nobody
-            await send(edge, range(10))
+    node = start_node(database_url=own_postgres.create_database())
+    eventually(node.ready)
+    own_postgres.kill()
+    assert await refusal(node.ws, user, session_id=str(uuid.uuid4())) == ("unavailable", 1013)
+    async with relay(node.ws, user, ack=True) as edge:  # a new one needs nobody
+        await send(edge, range(10))
+    own_postgres.start()
 
 
 # A stop.
@@ -338,14 +349,16 @@ async def test_a_stop_tells_relays_what_is_durable_before_it_closes_them(databas
 
 async def test_a_relay_that_is_gone_when_its_auth_is_read_takes_nothing_over(database_url: str, user: str) -> None:
     """Both waited in the socket of a server that was frozen, while the relay came back elsewhere."""
-    with Program(database_url=database_url) as zander:
+    with Program(database_url=database_url, batch_max_seconds=0.1) as zander:
         eventually(zander.ready)
         async with connect(f"{zander.ws}/stream") as stale, relay(zander.ws, user, ack=True) as edge:
             zander.send(signal.SIGSTOP)
+            eventually(lambda: psutil.Process(zander.pid).status() == psutil.STATUS_STOPPED)
             await Peer(stale).send(
                 {"type": "auth", "user_id": user, "device_info": DEVICE, "session_id": edge.session_id}
             )
             stale.transport.abort()
+            await stale.wait_closed()
             zander.send(signal.SIGCONT)
             await send(edge, range(10))
             await edge.send({"type": "ping", "t0": 0})

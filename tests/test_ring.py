@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import hypothesis_profile  # noqa: F401
 from zander.ring import Ring, Run
 
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import hypothesis_profile  # noqa: F401
 from zander.chunk import MAX_POSITION, RawIn
 from zander.errors import BadMessage
 from zander.messages import DeviceInfo

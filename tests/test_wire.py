@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import hypothesis_profile  # noqa: F401
 from zander.chunk import Chunk, Origin, RawIn, encode_binary
 from zander.errors import BadMessage
 from zander.messages import (

@@ -26,6 +26,7 @@ from zander.local.child import Account, Child
 
 NAME = "zander"  # of the database and of its owner
 START_PATIENCE_S = 60.0  # crash recovery of a large cluster takes its time
+PORTS = range(16384, 32768)  # below those of outgoing connections (from 32768 on Linux)
 ORPHAN_PATIENCE_S = 10.0  # a postmaster that was told to quit kills what is left after 5 s
 
 INITDB = f"""
@@ -162,10 +163,9 @@ def dsn(directory: Path) -> str | None:
 def free_port() -> int:
     """Pick a TCP port of 127.0.0.1 on which nobody listens.
 
-    It lies below the ports of outgoing connections (from 32768 on Linux), so that none of those takes it
-    while its server is down.
+    It is one of `PORTS`, so that no outgoing connection takes it while its server is down.
     """
-    while not _is_free(port := random.randrange(16384, 32768)):
+    while not _is_free(port := random.choice(PORTS)):
         pass
     return port
 
