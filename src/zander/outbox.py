@@ -23,7 +23,7 @@ from zander.wire import dumps
 Format = Literal["json", "chunks", "binary"]
 FORMATS: tuple[Format, ...] = ("json", "chunks", "binary")
 
-TAKE_BYTES = 64 << 10  # what leaves the outbox at once: about what a transport buffers before it says stop
+TAKE_BYTES = 8 << 10  # what leaves the outbox at once: 0.1 ms of JSON, and then all others have their turn
 MAX_DRIFT_US = 50_000  # coalesced samples lose their own times; beyond this a new message starts
 STALLED_SECONDS = 60.0
 MAX_SESSIONS = 64  # in which it is remembered where the consumer stood: one may be resumed after another

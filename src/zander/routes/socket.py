@@ -104,6 +104,8 @@ class Conversation:
                 with suppress(TimeoutError, *GONE):
                     await asyncio.wait_for(self._socket.close(closed.result()), FLUSH_SECONDS)
         finally:
+            if self._direct:
+                self._direct.end_peel()
             if self._peel:
                 self._peel.end()
             ended = [task for task in (reader, writer) if not task.cancel()]
@@ -140,6 +142,8 @@ class Conversation:
             while self._outbox.waits or not self._outbox.closed.done():
                 await self._outbox.ready.wait()
                 await send_all(self._outbox.take)
+                if self._outbox.waits:  # a hundred that come back at once would hold up everybody
+                    await asyncio.sleep(0)
 
     async def _send_each(self, waiting: Callable[[], list[Message]]) -> None:
         for message in waiting():
