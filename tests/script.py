@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from itertools import cycle
+from itertools import cycle, pairwise
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 MASK = b"\x37\xfa\x21\x3d"
@@ -30,6 +30,7 @@ def chunk(
     values: bytes,
     n_channels: int = 2,
     n_samples: int | None = None,
+    *,
     position: int = -1,
     time_us: int = -(1 << 63),
     head: bytes = b"\1\1\1\0",
@@ -58,9 +59,12 @@ def binary(*messages: bytes) -> bytes:
 def fragmented(payload: bytes, opcode: int, *cuts: int) -> list[bytes]:
     """Write a message in fragments, cut at places."""
     places = [0, *sorted(min(cut, len(payload)) for cut in cuts), len(payload)]
-    parts = [payload[start:end] for start, end in zip(places, places[1:], strict=False)]
+    parts = [payload[start:end] for start, end in pairwise(places)]
     opcodes = [opcode] + [CONTINUATION] * (len(parts) - 1)
-    return [masked(part, op, first=0x80 * (i == len(parts) - 1)) for i, (part, op) in enumerate(zip(parts, opcodes))]
+    return [
+        masked(part, op, first=0x80 * (i == len(parts) - 1))
+        for i, (part, op) in enumerate(zip(parts, opcodes, strict=True))
+    ]
 
 
 def cut(data: bytes, sizes: list[int]) -> list[bytes]:

@@ -4,7 +4,7 @@
 pub struct Header {
     pub fin: bool,
     pub opcode: u8,
-    pub is_plain: bool, // no reserved bit, masked, its length in the shortest form
+    pub is_plain: bool, // no reserved bit, masked, its length in the shortest form and not too much
     pub mask: [u8; 4],
     pub n_bytes: usize,
     pub n_payload: u64,
@@ -14,9 +14,14 @@ pub const CONTINUATION: u8 = 0;
 pub const TEXT: u8 = 1;
 pub const BINARY: u8 = 2;
 
-/// Read a header; None when it is not all there yet.
-pub fn header(data: &[u8]) -> Option<Header> {
+/// Read a header; None when it is not all there yet. The standard parser does not wait for the rest of one whose opcode
+/// is unknown, that is not masked or has more than `max_payload` bytes: then neither do we.
+pub fn header(data: &[u8], max_payload: u64) -> Option<Header> {
     let (&first, &second) = (data.first()?, data.get(1)?);
+    let opcode = first & 0x0f;
+    if matches!(opcode, 3..=7 | 11..) || second & 0x80 == 0 {
+        return Some(Header { fin: true, opcode, is_plain: false, mask: [0; 4], n_bytes: 2, n_payload: u64::MAX });
+    }
     let (n_length, shortest) = match second & 0x7f {
         126 => (2, 126),
         127 => (8, 1 << 16),
@@ -26,11 +31,14 @@ pub fn header(data: &[u8]) -> Option<Header> {
         0 => u64::from(second & 0x7f),
         _ => data.get(2..2 + n_length)?.iter().fold(0, |n, &byte| n << 8 | u64::from(byte)),
     };
-    let masked = second & 0x80 != 0;
-    let n_bytes = 2 + n_length + if masked { 4 } else { 0 };
-    let mask = if masked { data.get(n_bytes - 4..n_bytes)?.try_into().ok()? } else { [0; 4] };
-    let is_plain = first & 0x70 == 0 && masked && n_payload >= shortest;
-    Some(Header { fin: first & 0x80 != 0, opcode: first & 0x0f, is_plain, mask, n_bytes, n_payload })
+    let n_bytes = 6 + n_length;
+    let mask = match data.get(n_bytes - 4..n_bytes) {
+        Some(mask) => mask.try_into().ok()?,
+        None if n_payload > max_payload => [0; 4],
+        None => return None,
+    };
+    let is_plain = first & 0x70 == 0 && (shortest..=max_payload).contains(&n_payload);
+    Some(Header { fin: first & 0x80 != 0, opcode, is_plain, mask, n_bytes, n_payload })
 }
 
 /// Take the mask off a payload, into `plain`.
@@ -71,9 +79,9 @@ mod tests {
     fn a_header_is_read_once_it_is_all_there() {
         let frame = [0x81, 0xfe, 0x01, 0x00, 1, 2, 3, 4, b'x'];
         for n in 0..8 {
-            assert!(header(&frame[..n]).is_none());
+            assert!(header(&frame[..n], 256).is_none());
         }
-        let header = header(&frame).unwrap();
+        let header = header(&frame, 256).unwrap();
         assert!(header.fin && header.is_plain && header.opcode == TEXT);
         assert_eq!((header.n_bytes, header.n_payload, header.mask), (8, 256, [1, 2, 3, 4]));
     }
@@ -82,8 +90,16 @@ mod tests {
     fn what_is_odd_is_not_plain() {
         for frame in [[0xc1, 0x80, 0, 0, 0, 0, 0, 0], [0x81, 0x05, 0, 0, 0, 0, 0, 0], [0x81, 0xfe, 0, 125, 0, 0, 0, 0]]
         {
-            assert!(!header(&frame).unwrap().is_plain);
+            assert!(!header(&frame, 1000).unwrap().is_plain);
         }
+    }
+
+    #[test]
+    fn what_breaks_a_rule_is_not_waited_for() {
+        for frame in [&[0x83, 0xff][..], &[0x81, 0x7e], &[0x82, 0xfe, 0x01, 0x01]] {
+            assert!(!header(frame, 256).unwrap().is_plain);
+        }
+        assert!(header(&[0x82, 0xfe, 0x01, 0x00], 256).is_none());
     }
 
     #[test]

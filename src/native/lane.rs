@@ -93,13 +93,13 @@ impl Lane {
                 self.n_passing -= n as u64;
                 return (at + n, Fed::More);
             }
-            let Some(header) = frame::header(&input[at..]) else {
+            let Some(header) = frame::header(&input[at..], MAX_MESSAGE_BYTES) else {
                 return (at, Fed::All);
             };
             let n_frame = header.n_payload.saturating_add(header.n_bytes as u64);
             let is_data = header.opcode == TEXT || header.opcode == BINARY;
             let is_plain = header.is_plain && header.fin && is_data && !self.in_fragments;
-            if !is_plain || header.n_payload > MAX_MESSAGE_BYTES {
+            if !is_plain {
                 if is_data || header.opcode == CONTINUATION {
                     self.in_fragments = !header.fin;
                 }

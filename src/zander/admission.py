@@ -27,7 +27,7 @@ class Admission:
         self._comers: dict[str, list[Outbox]] = {}  # relays whose session is being asked for, in the order they came
 
     async def session(self, auth: Auth, device: DeviceInfo, held: Stream | None, now_us: int, relay: Outbox) -> Session:
-        """Return the session that a relay asks for; `held` is what this node has of its user.
+        """Return the session that a relay asks for; `held` is what this node has of its user, maybe that session.
 
         BadMessage when its device is another by now, Forbidden for another user's session. Unavailable when the
         database has to be asked and is away, or when the relay has gone meanwhile or a newer one has come.
@@ -57,7 +57,6 @@ class Admission:
             return Session(auth.user_id, str(uuid4()), now_us, device, auth.device_info)
         session_id = str(auth.session_id)
         if held and held.session.session_id == session_id and not await self._is_elsewhere(held):
-            held.session.come_back(device, held.durable)
             return held.session
         return await self._resumed(auth, device, session_id, now_us)
 

@@ -130,12 +130,13 @@ class Chunk:
 
     def follows(self, first: Chunk, n_samples: int, max_drift_us: float) -> bool:
         """Say whether this chunk comes `n_samples` after the start of `first`, in position and, nearly, in time."""
+        if self.origin is not first.origin or self.position != first.position + n_samples:
+            return False
         expected_us = int(first.times_us[0]) + n_samples * first.origin.period_us
-        return (
-            self.origin is first.origin
-            and self.position == first.position + n_samples
-            and abs(int(self.times_us[0]) - expected_us) <= max_drift_us
-        )
+        if len(self) == 1:
+            return abs(int(self.times_us[0]) - expected_us) <= max_drift_us
+        spaced_us = expected_us + np.arange(len(self)) * first.origin.period_us
+        return bool((np.abs(self.times_us - spaced_us) <= max_drift_us).all())
 
 
 def join(chunks: list[Chunk]) -> Chunk:

@@ -53,7 +53,6 @@ class Hub:
         self.holds: dict[str, Stream] = {}
         self.audience = Audience()
         self.n_connections = 0
-        self._n_ingested = 0
         self.n_bad_messages = 0
         self._ledger = Ledger(recorder)
         self.turn = Turn(recorder, self.audience, broadcast, self.ingest)
@@ -64,7 +63,7 @@ class Hub:
     @property
     def n_samples_in(self) -> int:
         """How many samples were taken in since the start."""
-        return self._n_ingested + self.turn.n_samples
+        return self.turn.n_samples
 
     # Relays.
 
@@ -75,10 +74,14 @@ class Hub:
         """
         if not self.recorder.takes:
             raise Unavailable("the journal is full: what you send could not be kept")
-        session = await self._admission.session(auth, device, self.holds.get(auth.user_id), now_us(), relay)
+        held = self.holds.get(auth.user_id)
+        session = await self._admission.session(auth, device, held, now_us(), relay)
+        self.turn.flush()
         stream = self.holds.get(auth.user_id)
-        if stream and stream.session is session:
-            stream.take_back(relay)
+        if held and held.session is session:
+            if held is not stream:
+                raise Unavailable("the session was given up meanwhile")
+            held.take_back(relay, device)
         else:
             self.supersede(auth.user_id)
             stream = self.holds[auth.user_id] = Stream(session, relay, self.buffer_samples)
@@ -90,6 +93,7 @@ class Hub:
 
     def disconnect(self, stream: Stream, relay: Outbox) -> None:
         """End a session whose relay has gone; what it left in the buffer stays for a while."""
+        self.turn.flush()
         if stream.relay is not relay:
             return  # it has another by now, or none
         self._end(stream)
@@ -98,6 +102,7 @@ class Hub:
 
     def supersede(self, user_id: str, code: CloseCode = CloseCode.TAKEN_OVER) -> None:
         """Give up the user's stream, here, because a newer relay has it."""
+        self.turn.flush()  # which may turn the relay away
         stream = self.holds.pop(user_id, None)
         if stream and stream.relay:
             stream.relay.close(code)
@@ -114,7 +119,7 @@ class Hub:
         gap, accepted = stream.session.accept(raw, time_us)
         if accepted is None:
             return
-        self._n_ingested += len(accepted)
+        self.turn.n_samples += len(accepted)
         for chunk in accepted.pieces():
             if not self._ledger.raw(stream, gap, chunk, time_us) and stream.acks:
                 self._turn_away(stream)
@@ -285,7 +290,6 @@ class Hub:
         self.tell_status(stream.status())
 
     def _end(self, stream: Stream) -> None:
-        self.turn.flush()
         stream.relay = None
         stream.offline_at = monotonic()
         self._ledger.end(stream, now_us())

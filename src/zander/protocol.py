@@ -73,14 +73,23 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             super().data_received(data)
             self._begin_to_peel()
             return
-        passed: bytes | None = data if peel.is_over else peel.feed(data)
+        if peel.is_over:
+            self.end_peel()
+            super().data_received(data)
+            return
+        passed = peel.feed(data)
         while passed is not None:
             super().data_received(passed)
             if peel.is_over or self.conn.state is not State.OPEN:
-                self._peel = None
-                super().data_received(peel.end())
+                self.end_peel()
                 return
             passed = peel.feed(b"")
+
+    def end_peel(self) -> None:
+        """Leave all that comes to the parser, and before it what was kept."""
+        peel, self._peel, self._peel_next = self._peel, None, None
+        if peel:
+            super().data_received(peel.end())
 
     def push(self, frames: bytes) -> bool:
         """Write whole frames at once; False when they have to wait, or the connection is closing."""

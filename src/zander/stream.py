@@ -11,7 +11,7 @@ import msgspec
 from zander.chunk import Chunk
 from zander.errors import CloseCode
 from zander.history import History
-from zander.messages import Ack, Note, Status
+from zander.messages import Ack, DeviceInfo, Note, Status
 from zander.outbox import Outbox
 from zander.ring import Ring, Run
 from zander.session import Session
@@ -98,8 +98,9 @@ class Stream:
         """Whether the relay is connected."""
         return self.relay is not None
 
-    def take_back(self, relay: Outbox) -> None:
-        """Go on with a relay that comes back; one that is still here is closed."""
+    def take_back(self, relay: Outbox, device: DeviceInfo) -> None:
+        """Go on with a relay that comes back; one that is still here is closed. BadMessage: its device is another."""
+        self.session.come_back(device, self.durable)
         if self.relay:
             self.relay.close(CloseCode.TAKEN_OVER)
         self.relay, self.offline_at = relay, None
