@@ -1,5 +1,6 @@
 # make run: serve on :8000 · make test: everything, on real parts · make lint: what CI holds
-# make test-native: the native crate alone · make fuzz: the native path against its Python twin
+# make scale: thousands of relays, with a load generator in Rust
+# make test-native: the Rust crates alone · make fuzz: the native path against its Python twin
 # make bench: latency, with ARGS=--baseline beside an ordinary service
 # make chaos: random faults on a live system, and a checker of the promises
 
@@ -7,10 +8,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CRATE := src/native
+GENERATOR := benches/generator
 NATIVE := $(wildcard $(CRATE)/*.rs $(CRATE)/Cargo.*)
 TESTERS ?= 2# processes that share all tests; those that ARGS choose are run by one
 
-.PHONY: run test test-native bench chaos fuzz lint clean
+.PHONY: run test test-native bench scale chaos fuzz lint clean
 
 run: $(VENV)/ready
 	@$(BIN)/zander serve
@@ -21,16 +23,19 @@ test: $(VENV)/ready-dev
 bench: $(VENV)/$(if $(filter --baseline,$(ARGS)),ready-bench,ready-dev)
 	$(BIN)/python benches/latency.py $(ARGS)
 
+scale: $(VENV)/ready-dev
+	$(BIN)/python benches/scale.py $(ARGS)
+
 chaos: $(VENV)/ready-dev
 	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
-test-native:
-	cargo test --quiet --locked --manifest-path $(CRATE)/Cargo.toml
-	cargo clippy --quiet --locked --all-targets --manifest-path $(CRATE)/Cargo.toml -- --deny warnings
-	cargo fmt --check --manifest-path $(CRATE)/Cargo.toml
+test-native: $(CRATE)/Cargo.toml $(GENERATOR)/Cargo.toml
+	for crate in $^; do cargo test --quiet --locked --manifest-path $$crate || exit; done
+	for crate in $^; do cargo clippy --quiet --locked --all-targets --manifest-path $$crate -- --deny warnings || exit; done
+	for crate in $^; do cargo fmt --check --manifest-path $$crate || exit; done
 
 fuzz: $(VENV)/ready-dev
-	PYTHONPATH=tests $(BIN)/python tests/fuzz_native.py $(ARGS)
+	$(BIN)/python tests/fuzz_native.py $(ARGS)
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check
@@ -56,4 +61,4 @@ $(VENV)/ready-bench: pyproject.toml $(NATIVE) | $(BIN)/python
 	@touch $@ $(VENV)/ready-dev $(VENV)/ready
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info $(CRATE)/target src/zander/*.so
+	rm -rf $(VENV) build src/*.egg-info $(CRATE)/target $(GENERATOR)/target src/zander/*.so

@@ -14,24 +14,19 @@ import asyncio
 import json
 import resource
 import signal
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
-import psutil
-
+from drive import blaming, drive, house
 from frames import FORMATS, Load
-from parts import Baseline, BenchError, Checkout, Subject, Usage, machine, rss_bytes, service, usage, valkey
+from parts import Baseline, BenchError, Checkout, Subject, machine
 from report import Figures, doubts, faults, middle, table
 from stored import lost_rows
-from zander.local.embedded import EmbeddedPostgresError, Postgres
+from zander.local.embedded import EmbeddedPostgresError
 
 HERE = Path(__file__).resolve().parent
+GENERATOR = [sys.executable, str(HERE / "load.py")]
 WARMUP_S = 3.0
 
 
@@ -95,88 +90,14 @@ def load_of(options: argparse.Namespace) -> Load:
 
 def measure(subject: Subject, load: Load, options: argparse.Namespace) -> Figures:
     """Run the load once against a fresh service."""
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zander-bench-")))
-        directory.chmod(0o755)  # PostgreSQL has an account of its own when we are root
-        settings, pids = {"DATA_DIR": str(directory)}, {}
-        if options.database_url:
-            dsn = options.database_url
-        else:
-            postgres = stack.enter_context(Postgres(directory))
-            dsn, pids["PostgreSQL"] = postgres.dsn, postgres.pid or 0
-        if not options.no_redis:
-            settings["REDIS_URL"], pids["Valkey"] = stack.enter_context(valkey())
-        port, server = stack.enter_context(service(subject, settings | {"DATABASE_URL": dsn}))
-        try:
-            found = drive(load._replace(port=port), pids | {"server": server.pid})
-        except (BenchError, OSError, psutil.Error) as error:
-            raise BenchError(f"{error or 'the service ended'}\nThe server said:\n{server.said()}") from None
+    with house(subject, options.database_url, has_redis=not options.no_redis) as (port, dsn, pids, server):
+        with blaming(server):
+            found = drive(GENERATOR, load._replace(port=port), pids)
         lost = asyncio.run(lost_rows(dsn, subject.tables, found.pop("sessions"), load.n_samples, load.n_features))
         figures = Figures(**found, lost_rows=lost)
         if faults(figures):
             print(f"The server said:\n{server.said()}\n", file=sys.stderr)
     return figures
-
-
-def drive(load: Load, pids: dict[str, int]) -> dict[str, Any]:
-    """Run the load generator; return its figures, and what the parts took meanwhile."""
-    rss_before = rss_bytes(pids["server"])
-    with generator(load) as process:
-        pids = pids | {"generator": process.pid}
-        _await(process, "steady")
-        n_before, before = samples_in(load.port), usage(pids)
-        _await(process, "sent")
-        n_after, after = samples_in(load.port), usage(pids)
-        _await(process, "arrived")
-        rss = rss_bytes(pids["server"])
-        assert process.stdin
-        process.stdin.write("\n")
-        process.stdin.flush()
-        figures = _await(process, "figures")
-    spent_s = {name: cpu_s - before.cpu_s[name] for name, cpu_s in after.cpu_s.items()}
-    return figures | {
-        "samples_per_s": (n_after - n_before) / (after.at_s - before.at_s),
-        "server_us_per_sample": 1e6 * spent_s["server"] / max(1, n_after - n_before),
-        "cpu_share": _shares(spent_s, before, after),
-        "rss_kib_per_user": (rss - rss_before) / 1024 / load.relays,
-    }
-
-
-def _shares(spent_s: dict[str, float], before: Usage, after: Usage) -> dict[str, float]:
-    """Return the share of one core that each part took, and all that is no part of the bench."""
-    others_s = spent_s.pop("the machine") - sum(spent_s.values())
-    order = ("server", "generator", "PostgreSQL", "Valkey")
-    spent_s = {name: spent_s[name] for name in order if name in spent_s} | {"others": max(0.0, others_s)}
-    return {name: cpu_s / (after.at_s - before.at_s) for name, cpu_s in spent_s.items()}
-
-
-@contextmanager
-def generator(load: Load) -> Iterator[subprocess.Popen[str]]:
-    """Start the load generator, out of reach of a Ctrl-C: it ends with the block."""
-    command = [sys.executable, str(HERE / "load.py"), json.dumps(load._asdict())]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def _await(process: subprocess.Popen[str], event: str) -> dict[str, Any]:
-    assert process.stdout
-    line = process.stdout.readline()
-    if not line:
-        raise BenchError("the load generator ended before its time")
-    message: dict[str, Any] = json.loads(line)
-    assert message.pop("event") == event
-    return message
-
-
-def samples_in(port: int) -> int:
-    """Ask the server how many samples it has taken in."""
-    with urlopen(f"http://127.0.0.1:{port}/stats", timeout=30) as answer:
-        return int(json.load(answer)["samples_in"])
 
 
 def describe(load: Load, options: argparse.Namespace) -> str:

@@ -84,19 +84,25 @@ def middle(runs: list[Figures]) -> Figures:
 
 def table(columns: dict[str, Figures]) -> str:
     """Write the figures, a column per version; of two, also how the second relates to the first."""
-    ours = [_cells(figures) for figures in columns.values()]
+    return lines({name: cells_of(figures) for name, figures in columns.items()})
+
+
+def lines(columns: dict[str, dict[str, float]]) -> str:
+    """Write columns of numbers by name."""
+    ours = list(columns.values())
     names = dict.fromkeys(name for cells in sorted(ours, key=len, reverse=True) for name in cells)
     rows = [(name, [cells.get(name, nan) for cells in ours]) for name in names]
-    lines = ["".join([" " * 30, *(f"{name[-17:]:>18}" for name in columns)])] if len(columns) > 1 else []
+    found = ["".join([" " * 30, *(f"{name[-17:]:>18}" for name in columns)])] if len(columns) > 1 else []
     for name, cells in rows:
         texts = "".join(f"{_number(cell):>18}" for cell in cells)
         is_pair = len(cells) == 2 and cells[0] and not any(map(isnan, cells))
         ratio = f"{cells[1] / cells[0]:>9.2f}×" if is_pair else ""
-        lines.append(f"{name:<30}{texts}{ratio}")
-    return "\n".join(lines)
+        found.append(f"{name:<30}{texts}{ratio}")
+    return "\n".join(found)
 
 
-def _cells(figures: Figures) -> dict[str, float]:
+def cells_of(figures: Figures) -> dict[str, float]:
+    """Name the figures that are shown."""
     return {
         **{f"latency {name}, ms": value for name, value in figures.latency_ms.items()},
         **{f"ack {name}, ms": value for name, value in figures.ack_ms.items()},

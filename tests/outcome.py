@@ -106,7 +106,7 @@ def outcome(world: World) -> Outcome:
         "json": bytes(world.consumers["json"].written) if "json" in heard else b"",
         **flat,
         "counts": {
-            "in": None if turns_away else hub.n_samples_in,
+            "in": None if turns_away else hub.turn.n_samples,
             "out": hub.audience.n_samples_out,
             "bad": hub.n_bad_messages,
             "pending_records": lines.pending_records,

@@ -84,7 +84,7 @@ def everything(house: House, stream: Stream) -> tuple[Any, ...]:
     return (
         *(session.next_position, session.n_gaps, session.n_duplicates, session.n_channels, session.last_time_us),
         *(buffer.n_written for buffer in buffers),
-        *(stream.n_notes, house.hub.n_samples_in, house.hub.audience.n_samples_out, len(house.recorder)),
+        *(stream.n_notes, house.hub.turn.n_samples, house.hub.audience.n_samples_out, len(house.recorder)),
         len(house.broadcast.said),
     )
 
@@ -193,7 +193,7 @@ async def test_a_sample_is_buffered_delivered_published_and_recorded(house: Hous
     assert [run.position for run in stream.ring.last(4)] == [0]
     assert house.broadcast.said[1:] == [("publish", "me", range(3)), ("publish", "me", range(3, 4))]
     assert house.recorder.of(Sample) == [Sample(stream.session.session_id, position) for position in range(4)]
-    assert (house.hub.n_samples_in, house.hub.audience.n_samples_out) == (4, 4)
+    assert (house.hub.turn.n_samples, house.hub.audience.n_samples_out) == (4, 4)
 
 
 async def test_samples_reach_every_consumer_of_the_user_and_no_other(house: House) -> None:
@@ -226,7 +226,7 @@ async def test_duplicates_reach_nobody(house: House) -> None:
     house.hub.ingest(stream, raw(3, 1))
     assert outline(azure) == ["online", 0, 1, 2, 3]
     assert len(house.recorder.of(Sample)) == 4
-    assert (stream.session.n_duplicates, house.hub.n_samples_in) == (5, 4)
+    assert (stream.session.n_duplicates, house.hub.turn.n_samples) == (5, 4)
 
 
 async def test_a_long_chunk_is_cut_where_it_would_be_too_large_for_a_message(house: House) -> None:
@@ -234,7 +234,7 @@ async def test_a_long_chunk_is_cut_where_it_would_be_too_large_for_a_message(hou
     house.hub.ingest(stream, raw(20_000))
     frames = [azure.take(), azure.take(), azure.take(), azure.take()]
     assert [len(taken) for taken in frames] == [1, 1, 1, 0]
-    assert len(house.recorder.of(Sample)) == house.hub.n_samples_in == 20_000
+    assert len(house.recorder.of(Sample)) == house.hub.turn.n_samples == 20_000
 
 
 @pytest.mark.parametrize(

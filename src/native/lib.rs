@@ -122,6 +122,14 @@ impl Lane {
         (PyBytes::new(py, &times), PyBytes::new(py, &values))
     }
 
+    fn settle(&self, py: Python<'_>) -> PyResult<()> {
+        let Some(stand) = self.stand else { return Ok(()) };
+        let session = self.session.bind(py);
+        session.setattr(intern!(py, "next_position"), stand.next_position)?;
+        session.setattr(intern!(py, "count"), stand.count)?;
+        session.setattr(intern!(py, "last_time_us"), stand.last_time_us)
+    }
+
     fn clear(&mut self) {
         self.lane.run.clear();
         self.stand = None;
@@ -145,13 +153,8 @@ impl Lane {
         }))
     }
 
-    /// Write the run into the ring, and where it ends into the session.
-    fn commit(&self, py: Python<'_>) -> PyResult<()> {
-        let Some(stand) = self.stand else { return Ok(()) };
-        let session = self.session.bind(py);
-        session.setattr(intern!(py, "next_position"), stand.next_position)?;
-        session.setattr(intern!(py, "count"), stand.count)?;
-        session.setattr(intern!(py, "last_time_us"), stand.last_time_us)?;
+    /// Write the run into the ring.
+    fn write(&self, py: Python<'_>) -> PyResult<()> {
         let ring = self.stream.bind(py).getattr(intern!(py, "ring"))?;
         let times: PyBuffer<i64> = PyBuffer::get(&ring.getattr(intern!(py, "times_us"))?)?;
         let values: PyBuffer<f32> = PyBuffer::get(&ring.getattr(intern!(py, "samples"))?)?;
@@ -196,7 +199,10 @@ fn join_frames<'py>(py: Python<'py>, frames: &[u8]) -> PyResult<Vec<Joined<'py>>
 
 #[pyfunction]
 fn commit(py: Python<'_>, lanes: Vec<PyRef<'_, Lane>>) -> PyResult<()> {
-    lanes.iter().try_for_each(|lane| lane.commit(py))
+    lanes.iter().try_for_each(|lane| {
+        lane.settle(py)?;
+        lane.write(py)
+    })
 }
 
 /// The memory of a numpy array, to write to: a slice of it, made in Python for every write, costs five times as much.

@@ -45,6 +45,9 @@ class Lane:
     def samples(self) -> tuple[bytes, bytes]:
         """Return their times, int64 `(n,)` in µs, and the samples, float32 `(n, n_channels)` in µV."""
 
+    def settle(self) -> None:
+        """Write where they end to the session."""
+
     def clear(self) -> None:
         """Forget them."""
 
@@ -66,4 +69,4 @@ def join_frames(frames: bytes) -> list[tuple[str, int, int, int, int, bytes]]:
     """
 
 def commit(lanes: list[Lane]) -> None:
-    """Write what waits in each to its ring, and where it ends to its session."""
+    """Write what waits in each, which is not nothing, to its ring, and where it ends to its session."""

@@ -55,15 +55,10 @@ class Hub:
         self.n_connections = 0
         self.n_bad_messages = 0
         self._ledger = Ledger(recorder)
-        self.turn = Turn(recorder, self.audience, broadcast, self.ingest)
+        self.turn = Turn(recorder, self.audience, broadcast, self._take_in)
         self.go_back: Callable[[Outbox], None] = lambda outbox: None
         self._gone = asyncio.Event()  # set while nobody is connected
         self._gone.set()
-
-    @property
-    def n_samples_in(self) -> int:
-        """How many samples were taken in since the start."""
-        return self.turn.n_samples
 
     # Relays.
 
@@ -115,19 +110,9 @@ class Hub:
         """
         if not stream.online:
             return
-        time_us = now_us()
-        gap, accepted = stream.session.accept(raw, time_us)
-        if accepted is None:
-            return
-        self.turn.n_samples += len(accepted)
-        for chunk in accepted.pieces():
-            if not self._ledger.raw(stream, gap, chunk, time_us) and stream.acks:
-                self._turn_away(stream)
-                return
-            gap = None
-            stream.write(chunk)
-            self.audience.deliver(stream.session.user_id, chunk)
-            self.broadcast.publish(stream, chunk)
+        gap, accepted = stream.session.accept(raw, now_us())
+        if accepted:
+            self._take_in(stream, gap, accepted)
 
     def take_features(self, stream: Stream, features: Features, fields: dict[str, Any]) -> None:
         """Take features in; `fields` is the whole message. BadMessage when its time is out of range."""
@@ -275,6 +260,17 @@ class Hub:
         self.n_connections -= 1
         if not self.n_connections:
             self._gone.set()
+
+    def _take_in(self, stream: Stream, gap: tuple[int, int] | None, accepted: Chunk) -> None:
+        self.turn.n_samples += len(accepted)
+        for chunk in accepted.pieces():
+            if not self._ledger.raw(stream, gap, chunk, now_us()) and stream.acks:
+                self._turn_away(stream)
+                return
+            gap = None
+            stream.write(chunk)
+            self.audience.deliver(stream.session.user_id, chunk)
+            self.broadcast.publish(stream, chunk)
 
     def _turn_away(self, stream: Stream) -> None:
         """Close a relay that keeps what is not durable: it comes back with it.

@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Struct
 
 from zander.audience import Audience
-from zander.chunk import Chunk, RawIn
+from zander.chunk import Chunk
 from zander.ledger import Recorder
 from zander.native import IS_NATIVE
 from zander.neighbours import Broadcast
@@ -67,21 +67,21 @@ class Peel:
 
 
 class Turn:
-    """The lanes that have something, in the order in which it came. `ingest` is `Hub.ingest`."""
+    """The lanes that have something, in the order in which it came. `take_in` is the hub's."""
 
     def __init__(
         self,
         recorder: Recorder,
         audience: Audience,
         broadcast: Broadcast,
-        ingest: Callable[[Stream, RawIn], None],
+        take_in: Callable[[Stream, tuple[int, int] | None, Chunk], None],
     ) -> None:
-        self.n_samples = 0
+        self.n_samples = 0  # taken in since the start, whichever way
         self.peels: set[Peel] = set()
         self._recorder = recorder
         self._audience = audience
         self._broadcast = broadcast
-        self._ingest = ingest
+        self._take_in = take_in
         self._lanes: list[Lane] = []
         self._ended = PathStats()  # of peels that are over
 
@@ -147,11 +147,13 @@ class Turn:
                     outbox.offer(part)
 
     def _refuse(self, lane: Lane) -> None:
-        """Let the hub take in sample by sample what found no room: it knows what to do."""
+        """Let the hub see to what found no room."""
         chunk = _chunk(lane)
+        lane.settle()
         lane.clear()
-        for i, time_us in enumerate(chunk.times_us.tolist()):
-            self._ingest(lane.stream, RawIn(chunk.position + i, time_us, chunk.samples[i : i + 1]))
+        for part in chunk.steady(MAX_DRIFT_US):
+            if lane.stream.online:  # still
+                self._take_in(lane.stream, None, part)
 
 
 def _chunk(lane: Lane) -> Chunk:

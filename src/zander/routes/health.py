@@ -83,7 +83,7 @@ async def stats(request: Request) -> Response:
         connections=hub.n_connections,
         relays=len(hub.online()),
         consumers=len(hub.audience),
-        samples_in=hub.n_samples_in,
+        samples_in=hub.turn.n_samples,
         samples_out=hub.audience.n_samples_out,
         bad_messages=hub.n_bad_messages,
         redis=hub.broadcast.state,

@@ -1,0 +1,123 @@
+"""A run: everything that is needed is started, a load generator drives it, and what it takes meanwhile is read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.request import urlopen
+
+import psutil
+
+from frames import Load
+from parts import BenchError, Program, Subject, Usage, rss_bytes, service, usage, valkey
+from zander.local.embedded import Postgres
+
+
+class House(NamedTuple):
+    """A service that runs, and what it runs on."""
+
+    port: int
+    dsn: str
+    pids: dict[str, int]
+    server: Program
+
+
+@contextmanager
+def house(
+    subject: Subject, database_url: str | None, *, has_redis: bool, settings: dict[str, str] | None = None
+) -> Iterator[House]:
+    """Run the service with a PostgreSQL, unless there is one, and a Valkey of its own."""
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zander-bench-")))
+        directory.chmod(0o755)  # PostgreSQL has an account of its own when we are root
+        settings, pids = {"DATA_DIR": str(directory)} | (settings or {}), {}
+        if database_url:
+            dsn = database_url
+        else:
+            postgres = stack.enter_context(Postgres(directory))
+            dsn, pids["PostgreSQL"] = postgres.dsn, postgres.pid or 0
+        if has_redis:
+            settings["REDIS_URL"], pids["Valkey"] = stack.enter_context(valkey())
+        port, server = stack.enter_context(service(subject, settings | {"DATABASE_URL": dsn}))
+        yield House(port, dsn, pids | {"server": server.pid}, server)
+
+
+@contextmanager
+def blaming(server: Program) -> Iterator[None]:
+    """Add to an error what the server said."""
+    try:
+        yield
+    except (BenchError, OSError, psutil.Error) as error:
+        raise BenchError(f"{error or 'the service ended'}\nThe server said:\n{server.said()}") from None
+
+
+def drive(program: list[str], load: Load, pids: dict[str, int]) -> dict[str, Any]:
+    """Run a load generator, which gets the load as JSON; return its figures, and what the parts took meanwhile."""
+    rss_before = rss_bytes(pids["server"])
+    with generator(program, load) as process:
+        pids = pids | {"generator": process.pid}
+        _await(process, "steady")
+        n_before, before = samples_in(load.port), usage(pids)
+        _await(process, "sent")
+        n_after, after = samples_in(load.port), usage(pids)
+        _await(process, "arrived")
+        rss = rss_bytes(pids["server"])
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+        figures = _await(process, "figures")
+    spent_s = {name: cpu_s - before.cpu_s[name] for name, cpu_s in after.cpu_s.items()}
+    return figures | {
+        "samples_per_s": (n_after - n_before) / (after.at_s - before.at_s),
+        "server_us_per_sample": 1e6 * spent_s["server"] / max(1, n_after - n_before),
+        "cpu_share": _shares(spent_s, before, after),
+        "rss_kib_per_user": (rss - rss_before) / 1024 / load.relays,
+    }
+
+
+def _shares(spent_s: dict[str, float], before: Usage, after: Usage) -> dict[str, float]:
+    """Return the share of one core that each part took, and all that is no part of the bench."""
+    others_s = spent_s.pop("the machine") - sum(spent_s.values())
+    order = ("server", "generator", "PostgreSQL", "Valkey")
+    spent_s = {name: spent_s[name] for name in order if name in spent_s} | {"others": max(0.0, others_s)}
+    return {name: cpu_s / (after.at_s - before.at_s) for name, cpu_s in spent_s.items()}
+
+
+@contextmanager
+def generator(program: list[str], load: Load) -> Iterator[subprocess.Popen[str]]:
+    """Start the load generator, out of reach of a Ctrl-C: it ends with the block."""
+    command = [*program, json.dumps(load._asdict())]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _await(process: subprocess.Popen[str], event: str) -> dict[str, Any]:
+    assert process.stdout
+    line = process.stdout.readline()
+    if not line:
+        raise BenchError("the load generator ended before its time")
+    message: dict[str, Any] = json.loads(line)
+    assert message.pop("event") == event
+    return message
+
+
+def samples_in(port: int) -> int:
+    """Ask the server how many samples it has taken in."""
+    return int(stats(port)["samples_in"])
+
+
+def stats(port: int) -> dict[str, Any]:
+    """Ask the server for its counts."""
+    with urlopen(f"http://127.0.0.1:{port}/stats", timeout=30) as answer:
+        found: dict[str, Any] = json.load(answer)
+        return found

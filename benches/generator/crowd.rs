@@ -1,0 +1,295 @@
+//! All relays and consumers on one thread: who is connected, what they send and what they hear. Times are ns since the
+//! start of the load.
+
+use std::io;
+use std::mem::take;
+use std::time::{Duration, Instant};
+
+use mio::event::Event;
+use mio::{Events, Poll, Token};
+use serde_json::{Value, json};
+
+use crate::frame;
+use crate::histogram::Histogram;
+use crate::inbox::Inbox;
+use crate::load::Load;
+use crate::peer::{self, Peer, Stage};
+use crate::random::Random;
+use crate::schedule::Schedule;
+
+const N_AT_ONCE: usize = 32; // connections that wait for the server's answer
+const PATIENCE: Duration = Duration::from_secs(30);
+const N_BUFFER: usize = 64 << 10;
+const N_STRANGE: usize = 100; // that are told of
+
+pub struct Crowd {
+    pub load: Load,
+    pub schedule: Schedule,
+    pub random: Random,
+    pub start: Instant,
+    pub sessions: Vec<String>,
+    pub inboxes: Vec<Inbox>,
+    pub latency: Histogram,
+    pub closed: Vec<String>,
+    pub strange: Vec<String>,
+    peers: Vec<Peer>, // the relays, then the consumers
+    n_ready: usize,
+    poll: Poll,
+    events: Events,
+    buffer: Vec<u8>,
+}
+
+impl Crowd {
+    pub fn new(load: Load) -> io::Result<Self> {
+        let mut random = Random(load.seed);
+        Ok(Self {
+            schedule: Schedule::new(&load, &mut random),
+            random,
+            start: Instant::now(),
+            sessions: vec![String::new(); load.n_relays],
+            inboxes: (0..load.n_consumers).map(|relay| Inbox::new(&load, relay)).collect(),
+            latency: Histogram::new(),
+            closed: Vec::new(),
+            strange: Vec::new(),
+            peers: Vec::new(),
+            n_ready: 0,
+            poll: Poll::new()?,
+            events: Events::with_capacity(1024),
+            buffer: vec![0; N_BUFFER],
+            load,
+        })
+    }
+
+    /// Connect all relays, then their consumers; a few at a time, so that the server is not swamped.
+    pub fn connect(&mut self) -> io::Result<()> {
+        for n_all in [self.load.n_relays, self.load.n_relays + self.load.n_consumers] {
+            let mut heard = Instant::now();
+            while self.n_ready < n_all {
+                while self.peers.len() < n_all.min(self.n_ready + N_AT_ONCE) {
+                    let n = self.peers.len();
+                    let path = self.path(n);
+                    self.peers.push(Peer::open(self.load.port, &path, self.poll.registry(), Token(n))?);
+                }
+                let n_ready = self.n_ready;
+                self.receive(Some(Duration::from_millis(100)))?;
+                if let Some(reason) = self.closed.first() {
+                    return Err(io::Error::other(reason.clone()));
+                }
+                if self.n_ready > n_ready {
+                    heard = Instant::now();
+                } else if heard.elapsed() > PATIENCE {
+                    let who = self.name(n_ready);
+                    return Err(io::Error::other(format!("{who}: not let in for {} s", PATIENCE.as_secs())));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn now_ns(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
+    /// Send a relay's frame; false when the relay was closed.
+    pub fn send(&mut self, relay: usize, frame: &[u8]) -> bool {
+        let peer = &mut self.peers[relay];
+        if peer.stage == Stage::Closed {
+            return false;
+        }
+        if let Err(error) = peer.send(frame) {
+            self.close(relay, &error.to_string());
+            return false;
+        }
+        true
+    }
+
+    /// Send what is left of all relays; return how many bytes went.
+    pub fn flush(&mut self) -> usize {
+        let mut n_sent = 0;
+        for n in 0..self.load.n_relays {
+            match self.peers[n].flush() {
+                Ok(n) => n_sent += n,
+                Err(error) => self.close(n, &error.to_string()),
+            }
+        }
+        n_sent
+    }
+
+    pub fn has_unsent(&self) -> bool {
+        self.peers.iter().any(Peer::has_unsent)
+    }
+
+    /// Take what has arrived, after waiting for something; return how many bytes that was.
+    pub fn receive(&mut self, patience: Option<Duration>) -> io::Result<usize> {
+        let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        let result = match self.poll.poll(&mut events, patience) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(events.iter().map(|event| self.meet(event)).sum()),
+        };
+        self.events = events;
+        result
+    }
+
+    fn meet(&mut self, event: &Event) -> usize {
+        let n = event.token().0;
+        let mut buffer = take(&mut self.buffer);
+        let mut n_read = 0;
+        let result = loop {
+            if self.peers[n].stage == Stage::Closed {
+                break Ok(());
+            }
+            match self.peers[n].read(&mut buffer) {
+                Ok(Some(n_bytes)) => {
+                    n_read += n_bytes;
+                    if let Err(error) = self.hear(n, &buffer[..n_bytes]) {
+                        break Err(error);
+                    }
+                    if n_bytes < buffer.len() {
+                        break Ok(());
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        self.buffer = buffer;
+        let result = result.and_then(|()| if event.is_writable() { self.peers[n].flush().map(drop) } else { Ok(()) });
+        if let Err(error) = result {
+            self.close(n, &error.to_string());
+        }
+        n_read
+    }
+
+    fn hear(&mut self, n: usize, bytes: &[u8]) -> io::Result<()> {
+        let at_ns = self.now_ns();
+        let mut kept = take(&mut self.peers[n].kept);
+        if kept.is_empty() {
+            let n_taken = self.hear_whole(n, bytes, at_ns)?;
+            kept.extend_from_slice(&bytes[n_taken..]);
+        } else {
+            kept.extend_from_slice(bytes);
+            let n_taken = self.hear_whole(n, &kept, at_ns)?;
+            kept.drain(..n_taken);
+        }
+        self.peers[n].kept = kept;
+        Ok(())
+    }
+
+    /// Take all that is complete; return how many bytes that was.
+    fn hear_whole(&mut self, n: usize, bytes: &[u8], at_ns: u64) -> io::Result<usize> {
+        let mut n_taken = 0;
+        if self.peers[n].stage == Stage::Shaking {
+            let Some(n_answer) = peer::read_answer(bytes)? else {
+                return Ok(0);
+            };
+            n_taken = n_answer;
+            self.enter(n)?;
+        }
+        while let Some((opcode, payload)) = frame::read(&bytes[n_taken..]) {
+            let end = n_taken + payload.end;
+            self.take(n, opcode, &bytes[n_taken + payload.start..end], at_ns)?;
+            n_taken = end;
+        }
+        Ok(n_taken)
+    }
+
+    fn take(&mut self, n: usize, opcode: u8, payload: &[u8], at_ns: u64) -> io::Result<()> {
+        match opcode {
+            frame::TEXT if payload.starts_with(br#"{"type":"status""#) => {}
+            frame::TEXT if self.peers[n].stage == Stage::Greeting => {
+                let answer: Value = serde_json::from_slice(payload)?;
+                let session_id = answer["session_id"].as_str().ok_or_else(|| io::Error::other(answer.to_string()))?;
+                self.sessions[n] = session_id.to_owned();
+                self.let_in(n);
+            }
+            frame::TEXT | frame::BINARY => self.take_raw(n, opcode, payload, at_ns),
+            frame::PING => {
+                let mut pong = Vec::new();
+                frame::write(&mut pong, frame::PONG, payload, self.random.bits() as u32);
+                self.peers[n].send(&pong)?;
+            }
+            frame::CLOSE => {
+                let (code, reason) = payload.split_at(payload.len().min(2));
+                let code = code.iter().fold(0, |code, &byte| code << 8 | u32::from(byte));
+                return Err(io::Error::other(format!("{code} {}", String::from_utf8_lossy(reason))));
+            }
+            _ => self.wonder(n, opcode, payload),
+        }
+        Ok(())
+    }
+
+    fn take_raw(&mut self, n: usize, opcode: u8, payload: &[u8], at_ns: u64) {
+        let is_asked = (opcode == frame::BINARY) == self.load.is_binary;
+        let Some(relay) = n.checked_sub(self.load.n_relays).filter(|_| is_asked) else {
+            return self.wonder(n, opcode, payload);
+        };
+        let Some(came) = self.inboxes[relay].take(payload, self.load.is_binary) else {
+            return self.wonder(n, opcode, payload);
+        };
+        let (mut first, end) = (came.first, came.first + came.n);
+        while first < end {
+            let message = self.schedule.message(first);
+            let next = self.schedule.first_index(message + 1).min(end);
+            let due_ns = self.schedule.due_ns(relay, message);
+            if due_ns >= self.schedule.warmup_ns {
+                self.latency.add(at_ns.saturating_sub(due_ns), next - first);
+            }
+            first = next;
+        }
+    }
+
+    /// The server has become a WebSocket: a relay says who it is, a consumer has only to listen.
+    fn enter(&mut self, n: usize) -> io::Result<()> {
+        if n >= self.load.n_relays {
+            self.let_in(n);
+            return Ok(());
+        }
+        let load = &self.load;
+        let device = json!({
+            "device_type": "bench", "sampling_rate": load.rate_hz, "channel_count": load.n_channels,
+        });
+        let auth = json!({"type": "auth", "api_key": "none", "user_id": user(n), "device_info": device});
+        let mut message = Vec::new();
+        frame::write(&mut message, frame::TEXT, auth.to_string().as_bytes(), self.random.bits() as u32);
+        self.peers[n].stage = Stage::Greeting;
+        self.peers[n].send(&message)
+    }
+
+    fn let_in(&mut self, n: usize) {
+        self.peers[n].stage = Stage::Ready;
+        self.n_ready += 1;
+    }
+
+    fn path(&self, n: usize) -> String {
+        let format = if self.load.is_binary { "binary" } else { "json" };
+        match n.checked_sub(self.load.n_relays) {
+            None => "/stream".to_owned(),
+            Some(relay) => format!("/subscribe/{}?format={format}", user(relay)),
+        }
+    }
+
+    fn name(&self, n: usize) -> String {
+        match n.checked_sub(self.load.n_relays) {
+            None => format!("relay {}", user(n)),
+            Some(relay) => format!("consumer {}", user(relay)),
+        }
+    }
+
+    fn close(&mut self, n: usize, reason: &str) {
+        if self.peers[n].stage != Stage::Closed {
+            self.peers[n].close(self.poll.registry());
+            self.closed.push(format!("{}: {reason}", self.name(n)));
+        }
+    }
+
+    fn wonder(&mut self, n: usize, opcode: u8, payload: &[u8]) {
+        if self.strange.len() < N_STRANGE {
+            let start = &payload[..payload.len().min(200)];
+            self.strange.push(format!("{}: {opcode:#x} {}", self.name(n), String::from_utf8_lossy(start)));
+        }
+    }
+}
+
+fn user(relay: usize) -> String {
+    format!("bench-{relay:04}")
+}

@@ -1,0 +1,165 @@
+//! The load generator of the scale bench: one thread that plays all relays and all consumers.
+//!
+//!     zander-generator '<Load as JSON>'
+//!
+//! The load is open-loop: every send time is fixed before the run, and latency counts from there, so neither a slow
+//! server nor a slow generator hides in it. Writes a JSON line when the steady part begins, when it ends, and when
+//! everything has arrived; then waits for a line on stdin and writes its figures.
+
+mod crowd;
+mod frame;
+mod histogram;
+mod inbox;
+mod load;
+mod message;
+mod peer;
+mod random;
+mod schedule;
+
+use std::fs;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use crate::crowd::Crowd;
+use crate::histogram::Histogram;
+use crate::inbox::Inbox;
+use crate::load::Load;
+use crate::message::Messages;
+
+const TURN: Duration = Duration::from_micros(250); // between looks at sockets and clock: epoll waits whole milliseconds
+const N_TURN: usize = 64; // sends, after which sockets are looked at even when more is due
+const LEAD: Duration = Duration::from_millis(200);
+const QUIET: Duration = Duration::from_secs(5); // without anything arriving, after which what is missing is lost
+const TICKS_PER_S: f64 = 100.0; // of /proc/self/stat
+
+/// What was sent, and how late.
+struct Sent {
+    n_messages: u64,
+    late: Histogram,
+}
+
+/// Send everything when it is due, and hear what comes meanwhile.
+fn drive(crowd: &mut Crowd, messages: &mut Messages) -> io::Result<Sent> {
+    crowd.start = Instant::now() + LEAD;
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let start_us = (since_1970 + LEAD).as_micros() as i64;
+    sleep(LEAD);
+    let mut sent = Sent { n_messages: 0, late: Histogram::new() };
+    let (mut n, mut is_steady, mut frame) = (0, false, Vec::new());
+    while n < crowd.schedule.n_sends {
+        let now_ns = crowd.now_ns();
+        for i in 0.. {
+            let (relay, message) = crowd.schedule.send(n);
+            let due_ns = crowd.schedule.due_ns(relay, message);
+            if due_ns > now_ns || n == crowd.schedule.n_sends {
+                sleep(TURN);
+                break;
+            }
+            if i == N_TURN {
+                break;
+            }
+            if !is_steady && due_ns >= crowd.schedule.warmup_ns {
+                is_steady = true;
+                tell("steady", json!({}))?;
+            }
+            frame.clear();
+            let mask = crowd.random.bits() as u32;
+            messages.write(&mut frame, relay, message, start_us + (due_ns / 1000) as i64, mask);
+            sent.n_messages += u64::from(crowd.send(relay, &frame));
+            if is_steady {
+                sent.late.add(crowd.now_ns() - due_ns, 1);
+            }
+            n += 1;
+        }
+        crowd.receive(Some(Duration::ZERO))?;
+    }
+    Ok(sent)
+}
+
+/// Hear the rest: until all is here, or nothing comes any more.
+fn drain(crowd: &mut Crowd) -> io::Result<()> {
+    let n_samples = crowd.load.n_samples();
+    let mut heard = Instant::now();
+    while heard.elapsed() < QUIET {
+        if !crowd.has_unsent() && crowd.inboxes.iter().all(|inbox| inbox.is_full(n_samples)) {
+            break;
+        }
+        sleep(TURN);
+        if crowd.flush() + crowd.receive(Some(Duration::ZERO))? > 0 {
+            heard = Instant::now();
+        }
+    }
+    Ok(())
+}
+
+fn figures(crowd: &Crowd, sent: &Sent) -> Value {
+    let n_samples = crowd.load.n_samples();
+    let sum = |of: &dyn Fn(&Inbox) -> u64| crowd.inboxes.iter().map(of).sum::<u64>();
+    json!({
+        "sessions": crowd.sessions,
+        "sent_messages": sent.n_messages,
+        "sent_samples": sent.n_messages * crowd.load.n_chunk as u64,
+        "expected_samples": crowd.load.n_consumers as u64 * n_samples,
+        "received_samples": sum(&|inbox| inbox.n_received),
+        "lost_samples": sum(&|inbox| inbox.n_lost(n_samples)),
+        "repeated_samples": sum(&|inbox| inbox.n_repeated),
+        "latency_ms": percentiles(&crowd.latency),
+        "generator_lag_ms": percentiles(&sent.late),
+        "generator_cpu_s": cpu_s(),
+        "closed": crowd.closed,
+        "strange": crowd.strange,
+    })
+}
+
+fn percentiles(histogram: &Histogram) -> Value {
+    if histogram.is_empty() {
+        return json!({});
+    }
+    let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|share| histogram.quantile_ms(share));
+    json!({"p50": p50, "p99": p99, "p99.9": p999, "max": histogram.max_ms()})
+}
+
+/// What this process has used so far, in user and system; nothing where the machine does not say it like Linux.
+fn cpu_s() -> Value {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+    let ticks: Vec<f64> = fields.skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+    match ticks[..] {
+        [user, system] => json!({"user": user / TICKS_PER_S, "system": system / TICKS_PER_S}),
+        _ => json!({}),
+    }
+}
+
+fn tell(event: &str, mut values: Value) -> io::Result<()> {
+    values["event"] = event.into();
+    let mut out = io::stdout().lock();
+    writeln!(out, "{values}")?;
+    out.flush()
+}
+
+fn run() -> io::Result<()> {
+    let text = std::env::args().nth(1).unwrap_or_default();
+    let mut crowd = Crowd::new(Load::read(&text).map_err(io::Error::other)?)?;
+    let mut messages = Messages::new(&crowd.load, &mut crowd.random);
+    crowd.connect()?;
+    let sent = drive(&mut crowd, &mut messages)?;
+    tell("sent", json!({}))?;
+    drain(&mut crowd)?;
+    tell("arrived", json!({}))?;
+    io::stdin().read_line(&mut String::new())?; // the parent weighs the server while everybody is still connected
+    tell("figures", figures(&crowd, &sent))
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("zander-generator: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! One connection: a relay's or a consumer's.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpStream as StdStream};
+
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+
+const END_OF_HEAD: &[u8] = b"\r\n\r\n";
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Stage {
+    Shaking,  // asked for a WebSocket
+    Greeting, // a relay that said who it is
+    Ready,
+    Closed,
+}
+
+pub struct Peer {
+    pub stage: Stage,
+    socket: TcpStream,
+    unsent: Vec<u8>,   // what the kernel did not take yet
+    pub kept: Vec<u8>, // the beginning of a frame
+}
+
+impl Peer {
+    /// Connect, and ask for a WebSocket.
+    pub fn open(port: u16, path: &str, registry: &Registry, token: Token) -> io::Result<Self> {
+        let socket = StdStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        socket.set_nodelay(true)?;
+        socket.set_nonblocking(true)?;
+        let mut socket = TcpStream::from_std(socket);
+        registry.register(&mut socket, token, Interest::READABLE | Interest::WRITABLE)?;
+        let mut peer = Self { stage: Stage::Shaking, socket, unsent: Vec::new(), kept: Vec::new() };
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        );
+        peer.send(request.as_bytes())?;
+        Ok(peer)
+    }
+
+    /// Send without waiting; what finds no room goes before whatever comes next.
+    pub fn send(&mut self, data: &[u8]) -> io::Result<()> {
+        if !self.unsent.is_empty() {
+            self.unsent.extend_from_slice(data);
+            return self.flush().map(drop);
+        }
+        let n = sent(self.socket.write(data))?;
+        self.unsent.extend_from_slice(&data[n..]);
+        Ok(())
+    }
+
+    /// Send what found no room, as far as there is some now; return how much that was.
+    pub fn flush(&mut self) -> io::Result<usize> {
+        if self.unsent.is_empty() {
+            return Ok(0);
+        }
+        let n = sent(self.socket.write(&self.unsent))?;
+        self.unsent.drain(..n);
+        Ok(n)
+    }
+
+    pub fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// Read what is there; None when that is nothing now.
+    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        match self.socket.read(buffer) {
+            Ok(0) => Err(io::Error::other("closed by the server")),
+            Ok(n) => Ok(Some(n)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub fn close(&mut self, registry: &Registry) {
+        self.stage = Stage::Closed;
+        self.unsent.clear();
+        let _ = registry.deregister(&mut self.socket);
+    }
+}
+
+fn sent(result: io::Result<usize>) -> io::Result<usize> {
+    match result {
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
+        other => other,
+    }
+}
+
+/// How long the answer to the handshake is, in bytes; None until it is complete, and an error when it is a refusal.
+pub fn read_answer(data: &[u8]) -> io::Result<Option<usize>> {
+    let Some(n) = data.windows(END_OF_HEAD.len()).position(|window| window == END_OF_HEAD) else {
+        return Ok(None);
+    };
+    if !data.starts_with(b"HTTP/1.1 101") {
+        return Err(io::Error::other(String::from_utf8_lossy(data).into_owned()));
+    }
+    Ok(Some(n + END_OF_HEAD.len()))
+}
