@@ -25,8 +25,10 @@ import psutil
 from stored import BASELINE, ZANDER
 from zander.local.child import Child
 from zander.local.embedded import free_port
+from zander.native import SWITCH
 
 PATIENCE_S = 60.0
+IS_DEBUG = "from zander.native import IS_DEBUG; print(IS_DEBUG)"
 
 
 class BenchError(Exception):
@@ -82,6 +84,14 @@ class Baseline:
 Subject = Checkout | Baseline
 
 
+def refuse_debug(checkout: Checkout) -> None:
+    """Raise BenchError when the native path is not optimised; an older version has none."""
+    environment, python = checkout.command[:2]
+    command = [str(shutil.which("env")), environment, python, "-c", IS_DEBUG]
+    if subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() == "True":
+        raise BenchError("the native path is a debug build: its figures would mean nothing")
+
+
 class Program(NamedTuple):
     """A program that runs."""
 
@@ -96,9 +106,12 @@ class Program(NamedTuple):
 
 @contextmanager
 def service(subject: Subject, settings: dict[str, str]) -> Iterator[tuple[int, Program]]:
-    """Run the service that is measured; gives its port too."""
+    """Run the service that is measured; gives its port too. BenchError when its native path is a debug build."""
+    if isinstance(subject, Checkout):
+        refuse_debug(subject)
     port = free_port()
     variables = {"HOST": "127.0.0.1", "PORT": str(port), **settings}
+    variables |= {name: os.environ[name] for name in [SWITCH] if name in os.environ}  # nothing else gets to it
     command = [str(shutil.which("env")), *(f"{name}={value}" for name, value in variables.items()), *subject.command]
     with running("the service", command, lambda: _is_up(port)) as server:
         yield port, server

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import resource
 import shutil
 import signal
@@ -33,7 +32,6 @@ HERE = Path(__file__).resolve().parent
 CRATE = HERE / "generator"
 GOOD_P99_MS = 50.0  # that --search asks for
 N_MORE_FILES = 200  # that a process needs besides its connections
-IS_DEBUG = "from zander.native import IS_DEBUG; print(IS_DEBUG)"
 PERCENTILES = ("p50", "p99", "p99.9", "max")
 PASSED = ("passed_frames", "passed_messages", "passed_sessions")
 
@@ -124,14 +122,6 @@ def build() -> list[str]:
     return [str(target / "release" / "zander-generator")]
 
 
-def refuse_debug(checkout: Checkout) -> None:
-    """Raise BenchError when the native path is not optimised."""
-    environment, python = checkout.command[:2]
-    command = [str(shutil.which("env")), environment, python, "-c", IS_DEBUG]
-    if subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() == "True":
-        raise BenchError("the native path is a debug build: its figures would mean nothing")
-
-
 def measure(checkout: Checkout, generator: list[str], load: Load, options: argparse.Namespace) -> Run:
     """Run the load once against a fresh service."""
     n_connections = load.relays + load.consumers
@@ -139,7 +129,6 @@ def measure(checkout: Checkout, generator: list[str], load: Load, options: argpa
     if n_files < n_connections + N_MORE_FILES:
         raise BenchError(f"{n_connections} connections need more open files than the {n_files} that are allowed")
     settings = {"MAX_CONNECTIONS": str(n_connections + N_MORE_FILES)}
-    settings |= {name: os.environ[name] for name in [SWITCH] if name in os.environ}  # else it does not get to it
     place = house(checkout, options.database_url, has_redis=not options.no_redis, settings=settings)
     with place as (port, dsn, pids, server):
         if not stats(port)["path"]["native"]:
@@ -246,7 +235,6 @@ def main() -> int:
     n_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (n_files, n_files))  # for us and all that we start
     checkout, load, generator = Checkout(HERE.parent), load_of(options), build()
-    refuse_debug(checkout)
     print(f"{checkout.title} ({checkout.commit})\n{machine()}\n{describe(load)}\n", flush=True)
     run = (search if options.search else measure)(checkout, generator, load, options)
     if options.search:
