@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from uuid import uuid4
 
@@ -13,6 +14,8 @@ from zander.outbox import Outbox
 from zander.session import Session, resumed
 from zander.stream import Stream
 from zander.wire import dumps
+
+Held = Callable[[], Stream | None]
 
 TURNS = 4  # of the loop, in which the end of a connection is noticed that has come already
 ADMISSION_SECONDS = 10.0  # a relay that waits for an answer must be more patient: later it may be elsewhere
@@ -26,8 +29,8 @@ class Admission:
         self._broadcast = broadcast
         self._comers: dict[str, list[Outbox]] = {}  # relays whose session is being asked for, in the order they came
 
-    async def session(self, auth: Auth, device: DeviceInfo, held: Stream | None, now_us: int, relay: Outbox) -> Session:
-        """Return the session that a relay asks for; `held` is what this node has of its user, maybe that session.
+    async def session(self, auth: Auth, device: DeviceInfo, held: Held, now_us: int, relay: Outbox) -> Session:
+        """Return the session that a relay asks for; `held` tells what this node has of its user, now.
 
         BadMessage when its device is another by now, Forbidden for another user's session. Unavailable when the
         database has to be asked and is away, or when the relay has gone meanwhile or a newer one has come.
@@ -40,7 +43,6 @@ class Admission:
                 if relay.closed.done():
                     raise Unavailable("it has gone")
                 session = await self._find(auth, device, held, now_us)
-                await _read_on()
         except TimeoutError:
             raise Unavailable("the database does not answer") from None
         finally:
@@ -52,12 +54,14 @@ class Admission:
             raise Unavailable("a newer relay of the user has come")
         return session
 
-    async def _find(self, auth: Auth, device: DeviceInfo, held: Stream | None, now_us: int) -> Session:
+    async def _find(self, auth: Auth, device: DeviceInfo, held: Held, now_us: int) -> Session:
         if auth.session_id is None:
             return Session(auth.user_id, str(uuid4()), now_us, device, auth.device_info)
         session_id = str(auth.session_id)
-        if held and held.session.session_id == session_id and not await self._is_elsewhere(held):
-            return held.session
+        stream = held()
+        is_here = stream is not None and stream.session.session_id == session_id
+        if stream and is_here and not await self._is_elsewhere(stream) and held() is stream:  # still
+            return stream.session
         return await self._resumed(auth, device, session_id, now_us)
 
     async def _is_elsewhere(self, held: Stream) -> bool:
@@ -74,6 +78,7 @@ class Admission:
         if session.n_channels is None:  # the device does not say, but what it has sent does
             for chunk in await self._archive.samples(stored, stored.durable_position - 1, 1):
                 session.n_channels = chunk.samples.shape[1]
+        await _read_on()
         return session
 
 

@@ -69,14 +69,10 @@ class Hub:
         """
         if not self.recorder.takes:
             raise Unavailable("the journal is full: what you send could not be kept")
-        held = self.holds.get(auth.user_id)
-        session = await self._admission.session(auth, device, held, now_us(), relay)
-        self.turn.flush()
+        session = await self._admission.session(auth, device, lambda: self._held(auth.user_id), now_us(), relay)
         stream = self.holds.get(auth.user_id)
-        if held and held.session is session:
-            if held is not stream:
-                raise Unavailable("the session was given up meanwhile")
-            held.take_back(relay, device)
+        if stream and stream.session is session:
+            stream.take_back(relay, device)
         else:
             self.supersede(auth.user_id)
             stream = self.holds[auth.user_id] = Stream(session, relay, self.buffer_samples)
@@ -260,6 +256,11 @@ class Hub:
         self.n_connections -= 1
         if not self.n_connections:
             self._gone.set()
+
+    def _held(self, user_id: str) -> Stream | None:
+        """Return what this node has of a user, with all that came."""
+        self.turn.flush()
+        return self.holds.get(user_id)
 
     def _take_in(self, stream: Stream, gap: tuple[int, int] | None, accepted: Chunk) -> None:
         self.turn.n_samples += len(accepted)
