@@ -10,9 +10,8 @@ import numpy as np
 from msgspec import structs
 
 from twins import SESSION_ID, USER, Pipe, Stage, Story, World
-from zander.chunk import decode_binary
+from zander.chunk import MAX_DRIFT_US, decode_binary
 from zander.journal.records import RawRecord, decode
-from zander.outbox import MAX_DRIFT_US
 from zander.turn import PathStats
 
 
@@ -64,7 +63,7 @@ def differences(native: Outcome, twin: Outcome) -> str:
         here = native.same[name]
         if here != there:
             found.append(f"{name}:\n    native {_short(here, there)}\n    twin   {_short(there, here)}")
-    if native.drift_us > max(MAX_DRIFT_US, twin.drift_us) + 1:
+    if native.drift_us > MAX_DRIFT_US + 1:
         found.append(f"drift: native {native.drift_us} µs, twin {twin.drift_us} µs")
     return "\n".join(found)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from zander.chunk import (
     MAX_CHUNK_BYTES,
+    MAX_DRIFT_US,
     MAX_POSITION,
     Chunk,
     Origin,
@@ -146,7 +147,7 @@ def test_since_a_position_the_earlier_samples_are_cut_off() -> None:
 def test_it_is_cut_where_its_times_are_not_those_of_its_places() -> None:
     times_us = np.array([0, 7812, 15_625, 90_000, 97_812, 50_000_000, 50_060_000])
     whole = Chunk(ORIGIN, 5, times_us, np.zeros((7, 2), np.float32), 3)
-    parts = whole.steady(50_000)
+    parts = whole.steady()
     assert [(part.position, part.end, part.expected) for part in parts] == [
         (5, 8, 3),
         (8, 10, 8),
@@ -154,7 +155,7 @@ def test_it_is_cut_where_its_times_are_not_those_of_its_places() -> None:
         (11, 12, 11),
     ]
     assert np.concatenate([part.times_us for part in parts]).tolist() == times_us.tolist()
-    [steady] = chunk(5, 1000).steady(1)
+    [steady] = chunk(5, 1000).steady()
     assert same(steady, chunk(5, 1000))
 
 
@@ -166,17 +167,19 @@ def test_those_of_many_that_follow_each_other_are_joined() -> None:
 
 def test_a_chunk_follows_another_in_position_and_in_time() -> None:
     first = chunk(5, 4)
-    assert chunk(9, 1).follows(first, 4, 0)
-    assert not chunk(10, 1).follows(first, 4, 1e9)
-    assert not chunk(8, 1).follows(first, 4, 1e9)
-    assert chunk(9, 1, start_us=1000).follows(first, 4, 1000)
-    assert chunk(9, 1, start_us=-1000).follows(first, 4, 1000)
-    assert not chunk(9, 1, start_us=1001).follows(first, 4, 1000)
-    assert not chunk(9, 1, start_us=-1001).follows(first, 4, 1000)
+    assert chunk(9, 1).follows(first, 4)
+    assert not chunk(10, 1).follows(first, 4)
+    assert not chunk(8, 1).follows(first, 4)
+    assert chunk(9, 1, start_us=MAX_DRIFT_US).follows(first, 4)
+    assert chunk(9, 1, start_us=-MAX_DRIFT_US).follows(first, 4)
+    assert not chunk(9, 1, start_us=MAX_DRIFT_US + 1).follows(first, 4)
+    assert not chunk(9, 1, start_us=-MAX_DRIFT_US - 1).follows(first, 4)
+    clamped = Chunk(ORIGIN, 9, np.full(10, chunk(9, 1).times_us[0]), np.zeros((10, 2), np.float32))
+    assert not clamped.follows(first, 4)  # its first sample is in time, its last is not
 
 
 def test_a_chunk_does_not_follow_one_of_another_session() -> None:
-    assert not chunk(9, 1, origin=Origin("me", "t", 7812.5)).follows(chunk(5, 4), 4, 1e9)
+    assert not chunk(9, 1, origin=Origin("me", "t", 7812.5)).follows(chunk(5, 4), 4)
 
 
 def test_chunks_that_follow_each_other_are_joined_to_one() -> None:

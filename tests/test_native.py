@@ -15,12 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zander.messages import Auth
 from zander.native import IS_NATIVE, WHY_NOT
+from zander.outbox import Outbox
 
 IS_REQUIRED = os.environ.get("ZANDER_REQUIRE_NATIVE") == "1"
 if not IS_NATIVE and not IS_REQUIRED:
     pytest.skip(f"the native path is not there: {WHY_NOT}", allow_module_level=True)
 
+from house import DEVICE, build  # noqa: E402
 from lanes import Alone, any_values, json_differs  # noqa: E402
 from outcome import compare, messages  # noqa: E402
 from samples import T0_US  # noqa: E402
@@ -251,4 +254,35 @@ def test_the_journals_frames_are_to_the_byte_what_the_twin_writes(
 ) -> None:
     alone = Alone(user_id, n_channels, position, fence)
     taken = alone.take(any_values(np.random.default_rng(n_samples), n_samples, n_channels), time_us)
-    assert journal_frames([alone.lane]) == journal_frame(encode(raw_record(taken, fence)))
+    frames = journal_frame(encode(raw_record(taken, fence)))
+    assert journal_frames([alone.lane]) == (frames, len(taken), 1)
+
+
+async def test_what_fails_for_one_does_not_hold_up_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever it is: nobody's samples wait for ever, and all are journaled."""
+    sent: list[Any] = []
+
+    def publish(stream: Any, event: Any) -> None:
+        if stream.session.user_id == "one":
+            raise MemoryError("injected")
+        sent.append(event)
+
+    house = build()
+    house.hub.broadcast.is_followed = lambda user_id: True  # type: ignore[method-assign]
+    house.hub.broadcast.publish = publish  # type: ignore[method-assign]
+    frames: list[bytes] = []
+    house.recorder.record_frames = lambda data, n: frames.append(data) or True  # type: ignore[attr-defined,func-returns-value]
+    peels = []
+    for user_id in ("one", "two"):
+        relay = Outbox(user_id, types=())
+        stream = await house.hub.connect(Auth(user_id), DEVICE, relay)
+        stream.ring.next_position = 0
+        peels.append(house.hub.turn.peel(stream, relay))
+    for _ in range(2):
+        for peel in peels:
+            assert peel.feed(unnumbered(1)) is None
+        house.hub.turn.flush()
+    assert [chunk.end for chunk in sent] == [1, 2]
+    assert not any(peel.lane.waits for peel in peels)
+    assert len(frames) == 2
+    assert caplog.text.count("not all got the samples of one") == 2

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from clock import Clock
 from zander import outbox as room
-from zander.chunk import MAX_CHUNK_BYTES, Chunk, Origin, decode_binary
+from zander.chunk import MAX_CHUNK_BYTES, MAX_DRIFT_US, Chunk, Origin, decode_binary
 from zander.errors import CloseCode
 from zander.messages import Kind, Note
-from zander.outbox import FORMATS, MAX_DRIFT_US, MAX_SESSIONS, STALLED_SECONDS, TAKE_BYTES, Format, Outbox
+from zander.outbox import FORMATS, MAX_SESSIONS, STALLED_SECONDS, TAKE_BYTES, Format, Outbox
 
 PERIOD_US = 10_000
 A, B = Origin("me", "a", PERIOD_US), Origin("me", "b", PERIOD_US)
@@ -176,6 +176,15 @@ async def test_what_was_buffered_keeps_its_times(format: Format) -> None:
     late.times_us[2:] += MAX_DRIFT_US + 1
     outbox.preload([late])
     assert [len(seen([frame])) for frame in outbox.take()] == [2, 2]
+
+
+@pytest.mark.parametrize("format", COALESCING)
+async def test_what_comes_as_one_and_was_not_measured_so_keeps_its_times(format: Format) -> None:
+    outbox = Outbox("me", format=format)
+    late = chunk(0, 4)
+    late.times_us[2:] += MAX_DRIFT_US + 1
+    outbox.offer(late)
+    assert [len(seen([frame])) for frame in outbox.take() + outbox.take()] == [2, 2]
 
 
 async def test_of_what_was_buffered_a_consumer_gets_the_types_it_asked_for() -> None:

@@ -173,16 +173,22 @@ impl Lane {
     }
 }
 
+const WRITE_BYTES: usize = 1 << 20; // to the journal at once: its bound is looked at in between
+
 #[pyfunction]
-fn journal_frames<'py>(py: Python<'py>, lanes: Vec<PyRefMut<'py, Lane>>) -> Bound<'py, PyBytes> {
+fn journal_frames<'py>(py: Python<'py>, lanes: Vec<PyRefMut<'py, Lane>>) -> (Bound<'py, PyBytes>, usize, usize) {
     let mut out = Vec::with_capacity(256 * lanes.len());
+    let (mut n_samples, mut n_lanes) = (0, 0);
     for mut lane in lanes {
-        let lane = &mut *lane;
-        if lane.stand.is_some() {
-            lane.template.write(&lane.lane.run, &mut out);
+        if out.len() >= WRITE_BYTES {
+            break;
         }
+        let lane = &mut *lane;
+        lane.template.write(&lane.lane.run, &mut out);
+        n_samples += lane.lane.run.times_us.len();
+        n_lanes += 1;
     }
-    PyBytes::new(py, &out)
+    (PyBytes::new(py, &out), n_samples, n_lanes)
 }
 
 type Joined<'py> = (String, u64, u64, u64, u64, Bound<'py, PyBytes>);

@@ -59,8 +59,11 @@ class Lane:
     def n_passed(self) -> tuple[int, int, int]:
         """How many frames were left to the standard parser: for the frame itself, the message, or the session."""
 
-def journal_frames(lanes: list[Lane]) -> bytes:
-    """Write what waits in each as a frame of the journal."""
+def journal_frames(lanes: list[Lane]) -> tuple[bytes, int, int]:
+    """Write what waits in each, which is not nothing, as a frame of the journal, up to about 1 MiB, at least one.
+
+    Return the frames, how many samples they hold, and of how many lanes they are.
+    """
 
 def join_frames(frames: bytes) -> list[tuple[str, int, int, int, int, bytes]]:
     """Read what `journal_frames` wrote, several times over, as the fields of RawRecords; those that follow are joined.

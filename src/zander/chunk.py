@@ -21,6 +21,8 @@ Times = NDArray[np.int64]
 MAX_POSITION = (1 << 53) - 1  # the largest that every JSON reader keeps exactly
 MAX_CHUNK_BYTES = 64 << 10  # of float32; as JSON text it stays well below the 1 MiB a WebSocket client takes
 
+MAX_DRIFT_US = 50_000  # samples of one message lose their own times; beyond this a new one starts
+
 _HEADER = struct.Struct("<BBBBHHqq")  # version, kind, dtype, flags, n_channels, n_samples, position, time_us
 _KIND = (1, 1, 1, 0)  # version 1, raw, float32, no flags
 _SERVER_COUNTS = -1
@@ -111,32 +113,35 @@ class Chunk:
         first.expected = self.expected
         return [first, *rest]
 
-    def steady(self, max_drift_us: float) -> list[Chunk]:
-        """Cut where a sample's time is further than that from what its place after the first one says."""
+    @cached_property
+    def _is_late(self) -> NDArray[np.bool_]:
+        """Which samples are further than MAX_DRIFT_US from where their place after the first one says."""
+        spaced_us = self.times_us[0] + np.arange(len(self)) * self.origin.period_us
+        late: NDArray[np.bool_] = np.abs(self.times_us - spaced_us) > MAX_DRIFT_US
+        return late
+
+    def steady(self) -> list[Chunk]:
+        """Cut where one message would shift a sample's time by more than MAX_DRIFT_US."""
         rest, parts = self, list[Chunk]()
-        while True:
-            spaced_us = rest.times_us[0] + np.arange(len(rest)) * rest.origin.period_us
-            early_or_late = np.abs(rest.times_us - spaced_us) > max_drift_us
-            n = int(early_or_late.argmax())
-            if not early_or_late[n]:
-                return [*parts, rest]
+        while n := int(rest._is_late.argmax()):
             parts.append(Chunk(rest.origin, rest.position, rest.times_us[:n], rest.samples[:n], rest.expected))
             rest = rest.since(rest.position + n)
+        return [*parts, rest]
 
     def since(self, position: int) -> Chunk:
         """Cut off what lies before `position`, which must not lie past the end."""
         n = position - self.position
         return Chunk(self.origin, position, self.times_us[n:], self.samples[n:]) if n > 0 else self
 
-    def follows(self, first: Chunk, n_samples: int, max_drift_us: float) -> bool:
-        """Say whether this chunk comes `n_samples` after the start of `first`, in position and, nearly, in time."""
+    def follows(self, first: Chunk, n_samples: int) -> bool:
+        """Say whether this comes `n_samples` after the start of `first`, in position and, nearly, in time."""
         if self.origin is not first.origin or self.position != first.position + n_samples:
             return False
-        expected_us = int(first.times_us[0]) + n_samples * first.origin.period_us
-        if len(self) == 1:
-            return abs(int(self.times_us[0]) - expected_us) <= max_drift_us
-        spaced_us = expected_us + np.arange(len(self)) * first.origin.period_us
-        return bool((np.abs(self.times_us - spaced_us) <= max_drift_us).all())
+        spaced_us = int(first.times_us[0]) + n_samples * first.origin.period_us
+        if len(self) == 1:  # the usual case, and 5 µs less
+            return abs(int(self.times_us[0]) - spaced_us) <= MAX_DRIFT_US
+        late_us = self.times_us - (spaced_us + np.arange(len(self)) * first.origin.period_us)
+        return bool((np.abs(late_us) <= MAX_DRIFT_US).all())
 
 
 def join(chunks: list[Chunk]) -> Chunk:

@@ -24,7 +24,7 @@ Format = Literal["json", "chunks", "binary"]
 FORMATS: tuple[Format, ...] = ("json", "chunks", "binary")
 
 TAKE_BYTES = 8 << 10  # what leaves the outbox at once: 0.1 ms of JSON, and then all others have their turn
-MAX_DRIFT_US = 50_000  # coalesced samples lose their own times; beyond this a new message starts
+MAX_THROUGH_BYTES = 64 << 10  # go past the queue at once: about what a transport buffers before it says stop
 STALLED_SECONDS = 60.0
 MAX_SESSIONS = 64  # in which it is remembered where the consumer stood: one may be resumed after another
 
@@ -101,9 +101,10 @@ class Outbox:
             chunk = chunk.since(self.position)
         self.position = chunk.end
         if "raw" in self.types:
-            n_bytes = self._size(chunk)
-            self._raw.append((self._next(), n_bytes, chunk))
-            self.nbytes += n_bytes
+            for part in self._parts(chunk):
+                n_bytes = self._size(part)
+                self._raw.append((self._next(), n_bytes, part))
+                self.nbytes += n_bytes
             self._bound()
 
     def open_sink(self, sink: Callable[[bytes], bool]) -> None:
@@ -115,7 +116,9 @@ class Outbox:
     def write_through(self, session_id: str, position: int, end: int, frames: bytes) -> bool:
         """Write samples past the queue; False, and nothing has changed, unless they are the next and go at once."""
         through = self.through
-        if through is None or position != self.position or session_id != self.session_id or not through(frames):
+        if through is None or position != self.position or session_id != self.session_id:
+            return False
+        if len(frames) > MAX_THROUGH_BYTES or not through(frames):
             return False
         self.position = end
         return True
@@ -192,6 +195,10 @@ class Outbox:
         self._order += 1
         return self._order
 
+    def _parts(self, chunk: Chunk) -> list[Chunk]:
+        """Cut where one message would shift a sample's time too far; in JSON each keeps its own."""
+        return [chunk] if self.format == "json" or len(chunk) == 1 else chunk.steady()
+
     def _size(self, chunk: Chunk) -> int:
         return sum(map(len, chunk.json_frames)) if self.format == "json" else chunk.samples.nbytes
 
@@ -213,8 +220,7 @@ class Outbox:
         if chunk.end > self.position:
             chunk, self.position = chunk.since(self.position), chunk.end
             if "raw" in self.types:
-                parts = [chunk] if self.format == "json" else chunk.steady(MAX_DRIFT_US)
-                self._raw.extend((self._next(), 0, part) for part in parts)
+                self._raw.extend((self._next(), 0, part) for part in self._parts(chunk))
 
     def _bound(self) -> None:
         """Keep the bound, after something was added."""
@@ -285,7 +291,7 @@ class Outbox:
             return False
         chunk = self._raw[0][2]
         fits = (n_samples + len(chunk)) * chunk.samples[0].nbytes <= MAX_CHUNK_BYTES
-        return fits and chunk.follows(first, n_samples, MAX_DRIFT_US)
+        return fits and chunk.follows(first, n_samples)
 
     def _pop_raw(self) -> Chunk:
         _, n_bytes, chunk = self._raw.popleft()

@@ -93,7 +93,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def push(self, frames: bytes) -> bool:
         """Write whole frames at once; False when they have to wait, or the connection is closing."""
-        if self.close_sent or self.disconnected or not self.writable.is_set():
+        if self.conn.state is not State.OPEN or self.disconnected or not self.writable.is_set():
             return False
         self.transport.write(frames)
         return True

@@ -8,21 +8,24 @@ hold into the journal with one write, and then into the rings, to the consumers 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from zander.audience import Audience
 from zander.chunk import Chunk
 from zander.ledger import Recorder
 from zander.native import IS_NATIVE
 from zander.neighbours import Broadcast
-from zander.outbox import MAX_DRIFT_US, Outbox
+from zander.outbox import Outbox
 from zander.stream import Stream
 
 if IS_NATIVE:
     from zander._native import Lane, commit, journal_frames
+
+log = logging.getLogger(__name__)
 
 
 class PathStats(Struct):
@@ -100,16 +103,10 @@ class Turn:
         lanes, self._lanes = self._lanes, []
         if not lanes:
             return
-        n_samples = sum([lane.end - lane.position for lane in lanes])
-        if not self._recorder.record_frames(journal_frames(lanes), n_samples):
-            for lane in lanes:
-                self._refuse(lane)
-            return
-        self.n_samples += n_samples
-        commit(lanes)
-        for lane in lanes:
-            self._deliver(lane)
-            lane.clear()
+        while lanes:
+            frames, n_samples, n_lanes = journal_frames(lanes)
+            self._flush(lanes[:n_lanes], frames, n_samples)
+            lanes = lanes[n_lanes:]
 
     def forget(self, peel: Peel) -> None:
         """Add a peel that is over to the count."""
@@ -119,10 +116,25 @@ class Turn:
 
     def stats(self) -> PathStats:
         """Return the counts since the start."""
-        stats = PathStats(**{name: getattr(self._ended, name) for name in PathStats.__struct_fields__})
+        stats = structs.replace(self._ended)
         for peel in self.peels:
             _count(stats, peel.lane)
         return stats
+
+    def _flush(self, lanes: list[Lane], frames: bytes, n_samples: int) -> None:
+        if self._recorder.record_frames(frames, n_samples):
+            commit(lanes)
+            self.n_samples += n_samples
+            take = self._deliver
+        else:
+            take = self._refuse
+        for lane in lanes:
+            try:
+                take(lane)
+            except Exception:  # of one must not hold up the others
+                log.exception("not all got the samples of %s", lane.stream.session.user_id)
+            finally:
+                lane.clear()
 
     def _deliver(self, lane: Lane) -> None:
         """Give samples to who listens: those who keep up get the very bytes, the others a chunk in their outbox."""
@@ -143,17 +155,14 @@ class Turn:
             chunk = _chunk(lane)
             self._broadcast.publish(stream, chunk)
             for outbox in others:
-                for part in chunk.steady(MAX_DRIFT_US):
-                    outbox.offer(part)
+                outbox.offer(chunk)
 
     def _refuse(self, lane: Lane) -> None:
         """Let the hub see to what found no room."""
         chunk = _chunk(lane)
         lane.settle()
         lane.clear()
-        for part in chunk.steady(MAX_DRIFT_US):
-            if lane.stream.online:  # still
-                self._take_in(lane.stream, None, part)
+        self._take_in(lane.stream, None, chunk)
 
 
 def _chunk(lane: Lane) -> Chunk:

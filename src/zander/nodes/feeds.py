@@ -239,11 +239,14 @@ class Feeds:
         feed.stand(reply)
         history = feed.unpack(reply.events)
         for outbox in list(self._hub.audience.of(user_id)):
-            if owed_from(outbox, owner.holding) is None:
+            position = owed_from(outbox, owner.holding)
+            if position is None:
                 outbox.stand_before(reply.session_id, history, reply.next_position)
-            elif outbox.position < reply.first_position:
-                self._hub.send_back(outbox)
-                continue
+            else:
+                outbox.stand(reply.session_id, position)
+                if position < reply.first_position:
+                    self._hub.send_back(outbox)
+                    continue
             outbox.preload(history)
 
     def _move(self, feed: Feed, owner: Owner) -> None:
