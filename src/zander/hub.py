@@ -26,8 +26,6 @@ from zander.stream import Stream, StreamSummary
 from zander.turn import Turn
 from zander.wire import decode_fields, decode_prediction, dumps, to_us
 
-N_BACKLOGS = 4  # consumers with much to get, of whom each gets a bite in one turn of the loop: 0.4 ms of JSON
-
 
 def now_us() -> int:
     """Return the server's clock, µs since 1970."""
@@ -59,7 +57,6 @@ class Hub:
         self._ledger = Ledger(recorder)
         self.turn = Turn(recorder, self.audience, broadcast, self._take_in)
         self.go_back: Callable[[Outbox], None] = lambda outbox: None
-        self.backlogs = asyncio.Semaphore(N_BACKLOGS)
         self._gone = asyncio.Event()  # set while nobody is connected
         self._gone.set()
 

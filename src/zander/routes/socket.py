@@ -87,7 +87,6 @@ class Conversation:
         self._take = take
         self._count_bad = count_bad
         self._peel = peel
-        self._backlogs = service(socket).hub.backlogs
         self._direct: WebSocketProtocol | None = socket.scope.get("extensions", {}).get(DIRECT)
 
     async def run(self) -> None:
@@ -144,8 +143,7 @@ class Conversation:
                 await self._outbox.ready.wait()
                 await send_all(self._outbox.take)
                 if self._outbox.waits:  # a hundred that come back at once would hold up everybody
-                    async with self._backlogs:
-                        await asyncio.sleep(0)
+                    await asyncio.sleep(0)
 
     async def _send_each(self, waiting: Callable[[], list[Message]]) -> None:
         for message in waiting():
