@@ -31,11 +31,12 @@ HANDSHAKE = (
 
 
 class Peer:
-    """One connection; `unsent` is what the kernel did not take yet."""
+    """One connection; `unsent` is what the kernel did not take yet, `unread` what is looked at in the end only."""
 
     def __init__(self, load: Load, relay: int) -> None:
         self.inbox = Inbox(load, relay)
         self.unsent = b""
+        self.unread: list[bytes] | None = None  # put off, since reading it would hold up what is measured
         self.is_open = True
         self._answer: bytes | None = b""  # to the handshake, until it is complete
         self.socket = socket.create_connection(("127.0.0.1", load.port), timeout=30)
@@ -55,6 +56,9 @@ class Peer:
         """Read what the socket gave; return the pongs that are due."""
         if not data:
             raise ConnectionError("closed by the server")
+        if self.unread is not None:
+            self.unread.append(data)
+            return b""
         if self._answer is not None:
             self._answer += data
             head, end, data = self._answer.partition(b"\r\n\r\n")
@@ -64,6 +68,12 @@ class Peer:
                 raise ConnectionError(head.decode(errors="replace"))
             self._answer = None
         return self.inbox.take(data, now)
+
+    def read_on(self, now: float) -> None:
+        """Read what was put off."""
+        unread, self.unread = self.unread, None
+        if unread:
+            self.take(b"".join(unread), now)
 
     def send(self, data: bytes) -> None:
         """Send without waiting; what finds no room goes before whatever comes next."""
@@ -148,6 +158,7 @@ class Run:
         self._send(0, n_warmup)
         tell("steady")
         for peer in self.latecomers:
+            peer.unread = []
             session_id = self.sessions[peer.inbox.relay]
             query = f"format={FORMATS[self.load.format]}&session_id={session_id}&from=0"
             peer.ask(f"/subscribe/bench-{peer.inbox.relay:04}?{query}")
@@ -188,6 +199,8 @@ class Run:
 
     def _drain(self) -> None:
         """Receive until all is here or nothing comes any more."""
+        for peer in self.latecomers:
+            peer.read_on(monotonic())
         heard = monotonic()
         while monotonic() - heard < QUIET_S and self._is_due():
             for peer in self.relays:

@@ -122,6 +122,8 @@ class Chunk:
 
     def steady(self) -> list[Chunk]:
         """Cut where one message would shift a sample's time by more than MAX_DRIFT_US."""
+        if len(self) == 1:
+            return [self]
         rest, parts = self, list[Chunk]()
         while n := int(rest._is_late.argmax()):
             parts.append(Chunk(rest.origin, rest.position, rest.times_us[:n], rest.samples[:n], rest.expected))

@@ -24,6 +24,7 @@ Format = Literal["json", "chunks", "binary"]
 FORMATS: tuple[Format, ...] = ("json", "chunks", "binary")
 
 TAKE_BYTES = 8 << 10  # what leaves the outbox at once: 0.1 ms of JSON, and then all others have their turn
+BITE_SAMPLES = 32  # about that, of a few channels
 MAX_THROUGH_BYTES = 64 << 10  # go past the queue at once: about what a transport buffers before it says stop
 STALLED_SECONDS = 60.0
 MAX_SESSIONS = 64  # in which it is remembered where the consumer stood: one may be resumed after another
@@ -101,10 +102,7 @@ class Outbox:
             chunk = chunk.since(self.position)
         self.position = chunk.end
         if "raw" in self.types:
-            for part in self._parts(chunk):
-                n_bytes = self._size(part)
-                self._raw.append((self._next(), n_bytes, part))
-                self.nbytes += n_bytes
+            self._queue(chunk, True)
             self._bound()
 
     def open_sink(self, sink: Callable[[bytes], bool]) -> None:
@@ -195,9 +193,12 @@ class Outbox:
         self._order += 1
         return self._order
 
-    def _parts(self, chunk: Chunk) -> list[Chunk]:
-        """Cut where one message would shift a sample's time too far; in JSON each keeps its own."""
-        return [chunk] if self.format == "json" or len(chunk) == 1 else chunk.steady()
+    def _queue(self, chunk: Chunk, counts: bool) -> None:
+        """Queue raw: in JSON in small bites, else cut where one message would shift a sample's time too far."""
+        for part in chunk.pieces(BITE_SAMPLES) if self.format == "json" else chunk.steady():
+            n_bytes = self._size(part) if counts else 0
+            self._raw.append((self._next(), n_bytes, part))
+            self.nbytes += n_bytes
 
     def _size(self, chunk: Chunk) -> int:
         return sum(map(len, chunk.json_frames)) if self.format == "json" else chunk.samples.nbytes
@@ -220,7 +221,7 @@ class Outbox:
         if chunk.end > self.position:
             chunk, self.position = chunk.since(self.position), chunk.end
             if "raw" in self.types:
-                self._raw.extend((self._next(), 0, part) for part in self._parts(chunk))
+                self._queue(chunk, False)
 
     def _bound(self) -> None:
         """Keep the bound, after something was added."""
