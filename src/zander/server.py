@@ -164,7 +164,7 @@ def greeting(settings: Settings, listener: socket.socket) -> str:
   Data   {"the database of DATABASE_URL" if settings.database_url else own}
   Keys   {keys if settings.consumer_keys else "none: everybody on this machine may, nobody else can"}
   Nodes  {"joined over REDIS_URL" if settings.redis_url else "this one alone"}
-  Path   {"native" if IS_NATIVE else f"all Python, about four times slower: {WHY_NOT}"}
+  Path   {"native" if IS_NATIVE else f"all Python, two to ten times slower: {WHY_NOT}"}
   Try    zander relay --sample --user me{option}
          zander watch me{option}
          psql "$(zander dsn)" -c 'SELECT * FROM raw_samples ORDER BY timestamp DESC LIMIT 5'
