@@ -101,8 +101,6 @@ class Turn:
     def flush(self) -> None:
         """Take in what all lanes hold, now."""
         lanes, self._lanes = self._lanes, []
-        if not lanes:
-            return
         while lanes:
             frames, n_samples, n_lanes = journal_frames(lanes)
             self._flush(lanes[:n_lanes], frames, n_samples)
@@ -161,7 +159,6 @@ class Turn:
         """Let the hub see to what found no room."""
         chunk = _chunk(lane)
         lane.settle()
-        lane.clear()
         self._take_in(lane.stream, None, chunk)
 
 
