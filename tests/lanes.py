@@ -22,13 +22,13 @@ class Alone:
         self.session = Session(user_id, ORIGIN.session_id, 0, device, {}, fence=fence, next_position=position)
         stream = Stream(self.session, None, 10_000)  # type: ignore[arg-type]
         stream.ring.next_position = position
-        self.lane = Lane(stream)
+        self.lane = Lane(stream, lambda: T0_US)
 
     def take(self, samples: Samples, time_us: int | None) -> Chunk:
         """Take samples in one message, and return what the twin makes of it."""
         taken = Chunk(self.session.origin, self.session.next_position, np.array([], np.int64), samples)
         data = chunk(samples.tobytes(), samples.shape[1], time_us=T0_US if time_us is None else time_us)
-        assert self.lane.feed(binary(data), T0_US) is None
+        assert self.lane.feed(binary(data)) is None
         taken.times_us = np.frombuffer(self.lane.samples()[0], np.int64)
         assert self.lane.samples()[1] == samples.tobytes()
         return taken

@@ -153,13 +153,15 @@ def merged(records: list[Any]) -> list[Any]:
     return whole
 
 
-def _written(pipe: Pipe, is_over: bool) -> tuple[bytes, bytes]:
-    """What a relay got, and its close; of what breaks a rule after it `is_over` here, not which rule."""
-    close = messages(pipe)[1]
-    written = bytes(pipe.written)
+def _written(pipe: Pipe, is_over: bool) -> tuple[Any, bytes]:
+    """What a relay got, and its close.
+
+    Of what breaks a rule after it `is_over` here, not which rule, and no pongs: one read behind it may have had a ping.
+    """
+    found, close = messages(pipe)
     if is_over and close[:2] in (b"\x03\xea", b"\x03\xef", b"\x03\xf1"):
-        return written.removesuffix(close)[:-2], b"rule"
-    return written, close
+        return found, b"rule"
+    return bytes(pipe.written), close
 
 
 def messages(pipe: Pipe) -> tuple[list[str | bytes], bytes]:

@@ -542,6 +542,9 @@ class Wire(asyncio.Transport):
         self._written.clear()
         await self._written.wait()
 
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
     def write(self, data: Any) -> None:
         self.heard.feed(bytes(data))
         self._written.set()
@@ -886,6 +889,24 @@ def test_text_that_is_not_utf8_in_one_read_with_a_close_ends_the_connection_and_
         assert wire.heard.close in (end(1007), end(1000))
         if path == "/stream":
             assert values(served, user) == [1, 2]
+
+    inside(served, work())
+
+
+def test_what_came_in_one_read_before_a_mistake_is_taken_and_answered(
+    served: Node, user: str, request: pytest.FixtureRequest
+) -> None:
+    if not is_ours(served):
+        request.applymarker(pytest.mark.xfail(reason="uvicorn drops it", raises=AssertionError))
+
+    async def work() -> None:
+        wire = await wired_relay(served, user)
+        await wire.feed([BEFORE + FRAGMENTED + frame(PING, b"a") + frame(3, b"") + AFTER])
+        await wire.to_the_end()
+        assert values(served, user) == [1, 2, 5]
+        assert wire.heard.pongs == [b"a"]
+        assert wire.heard.close is not None
+        assert wire.heard.close[:2] == end(1002)
 
     inside(served, work())
 

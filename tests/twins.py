@@ -37,11 +37,10 @@ from zander.replay import Replays
 from zander.routes import ROUTES
 from zander.routes.context import Service
 from zander.settings import Settings
-from zander.stream import Stream
 
 if IS_NATIVE:
     from zander import turn as turn_module
-    from zander._native import Lane, commit, journal_frames
+    from zander._native import Lane
 
 USER = "üser-1"
 SESSION_ID = str(uuid.UUID(int=0x1234_5678_9ABC_4DEF_8123_4567_89AB_CDEF))
@@ -72,25 +71,10 @@ class Clock:
         return self.now_us / 1e6
 
 
-class _Pinned:
-    """A Lane that has this clock."""
-
-    clock = Clock()
-
-    def __init__(self, stream: Stream) -> None:
-        self.lane = Lane(stream)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.lane, name)
-
-    def feed(self, data: bytes) -> bytes | None:
-        return self.lane.feed(data, self.clock.now_us)
-
-
 @contextmanager
 def pinned() -> Iterator[Clock]:
     """Stop the clock of all rooms."""
-    clock = _Pinned.clock
+    clock = Clock()
     rooms = [f"zander.{name}.time" for name in ("routes.stream", "audience", "outbox")]
     rooms += [f"zander.{name}.monotonic" for name in ("hub", "outbox", "stream", "journal.intake", "journal.recorder")]
     with ExitStack() as patched:
@@ -98,14 +82,8 @@ def pinned() -> Iterator[Clock]:
             patched.enter_context(patch(room, clock.seconds))
         patched.enter_context(patch("zander.hub.now_us", lambda: clock.now_us))
         if IS_NATIVE:
-            patched.enter_context(patch.object(turn_module, "Lane", _Pinned))
-            for function in (journal_frames, commit):
-                patched.enter_context(patch.object(turn_module, function.__name__, _unwrapped(function)))
+            patched.enter_context(patch.object(turn_module, "Lane", lambda stream: Lane(stream, lambda: clock.now_us)))
         yield clock
-
-
-def _unwrapped(function: Any) -> Any:
-    return lambda lanes: function([pinned.lane for pinned in lanes])
 
 
 class Followed(Overheard):
@@ -135,6 +113,9 @@ class Pipe(asyncio.Transport):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return default
 
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
     def write(self, data: Any) -> None:
         if not self.closed:
             self.written += data
@@ -153,6 +134,12 @@ class Pipe(asyncio.Transport):
     def resume_reading(self) -> None:
         self._paused = False
         asyncio.get_running_loop().call_soon(self._read_on)
+
+    @property
+    def is_peeled(self) -> bool:
+        """Whether the native path gets the bytes, and they count."""
+        peel: Any = self.protocol._peel
+        return "data_received" in vars(self.protocol) and not peel.is_over
 
     def feed(self, data: bytes) -> None:
         """Let the peer send."""
@@ -289,7 +276,7 @@ class World:
         """Do a step of the story; whatever else than bytes or the relay's end comes to a loop that is quiet."""
         if name == "feed":
             pieces, relay = self._cutter.cut(data), self.relays[-1]
-            while pieces and ((peel := relay.protocol._peel) is None or peel.is_over):
+            while pieces and not relay.is_peeled:
                 relay.feed(pieces.pop(0))
             relay.feed(b"".join(pieces))
             return

@@ -76,6 +76,11 @@ impl Lane {
         outcome
     }
 
+    /// Keep bytes for the standard parser, behind what was kept.
+    pub fn keep(&mut self, data: &[u8]) {
+        self.kept.extend_from_slice(data);
+    }
+
     /// Return what was kept, for good: everything passes from now on.
     pub fn take_kept(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.kept)

@@ -14,76 +14,132 @@ use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyInt, PyList, PyString};
 
 use lane::Fed;
-use session::Stand;
+use session::{Run, Stand};
 
 #[pyclass]
 struct Lane {
     #[pyo3(get)]
     stream: Py<PyAny>,
+    #[pyo3(get)]
+    user_id: Py<PyString>,
     session: Py<PyAny>,
+    ring: Ring,
     lane: lane::Lane,
     template: record::Template,
     prefix: Vec<u8>,
-    stand: Option<Stand>, // of the samples that wait; None while there are none
+    stand: Option<Stand>,
+    is_stale: bool, // others may have moved what `stand` and `ring.n_written` tell
+    clock: Option<Py<PyAny>>,
+    door: Option<Door>,
+}
+
+/// Whom `receive` asks, and tells.
+struct Door {
+    closed: Py<PyAny>,
+    waiting: Py<PyList>,
+    wake: Py<PyAny>,
+    leave: Py<PyAny>,
+}
+
+/// A `ring.Ring`, which keeps its memory.
+struct Ring {
+    ring: Py<PyAny>,
+    times_us: PyBuffer<i64>,
+    samples: PyBuffer<f32>,
+    n_written: usize,
 }
 
 #[pymethods]
 impl Lane {
     #[new]
-    fn new(py: Python<'_>, stream: Py<PyAny>) -> PyResult<Self> {
-        let session = stream.getattr(py, intern!(py, "session"))?;
-        let origin = session.getattr(py, intern!(py, "origin"))?;
-        let session_id: String = session.getattr(py, intern!(py, "session_id"))?.extract(py)?;
-        let user_id: String = session.getattr(py, intern!(py, "user_id"))?.extract(py)?;
-        let n_channels: usize = session.getattr(py, intern!(py, "n_channels"))?.extract(py)?;
-        let fence: i64 = session.getattr(py, intern!(py, "fence"))?.extract(py)?;
-        let period_us: f64 = origin.getattr(py, intern!(py, "period_us"))?.extract(py)?;
-        let prefix: String = origin.getattr(py, intern!(py, "prefix"))?.extract(py)?;
-        let capacity: usize = stream.getattr(py, "ring")?.getattr(py, "capacity")?.extract(py)?;
+    #[pyo3(signature = (stream, clock=None))]
+    fn new(py: Python<'_>, stream: Py<PyAny>, clock: Option<Py<PyAny>>) -> PyResult<Self> {
+        let session = stream.getattr(py, "session")?;
+        let origin = session.getattr(py, "origin")?;
+        let session_id: String = session.getattr(py, "session_id")?.extract(py)?;
+        let user_id: Py<PyString> = session.getattr(py, "user_id")?.extract(py)?;
+        let n_channels: usize = session.getattr(py, "n_channels")?.extract(py)?;
+        let fence: i64 = session.getattr(py, "fence")?.extract(py)?;
+        let period_us: f64 = origin.getattr(py, "period_us")?.extract(py)?;
+        let prefix: String = origin.getattr(py, "prefix")?.extract(py)?;
+        let ring = Ring::new(py, stream.getattr(py, "ring")?)?;
         let id = uuid(&session_id).ok_or_else(|| PyValueError::new_err("expected a UUID"))?;
         Ok(Self {
-            lane: lane::Lane::new(n_channels, period_us, capacity),
-            template: record::Template::new(&session_id, id, &user_id, n_channels, fence),
+            lane: lane::Lane::new(n_channels, period_us, ring.times_us.item_count()),
+            template: record::Template::new(&session_id, id, user_id.bind(py).to_str()?, n_channels, fence),
             prefix: prefix.into_bytes(),
             session,
             stream,
+            user_id,
+            ring,
             stand: None,
+            is_stale: true,
+            clock,
+            door: None,
         })
     }
 
-    #[pyo3(signature = (data, now_us=None))]
-    fn feed<'py>(
-        &mut self,
-        py: Python<'py>,
-        data: &[u8],
-        now_us: Option<i64>,
-    ) -> PyResult<Option<Bound<'py, PyBytes>>> {
-        let mut stand = match self.stand {
-            Some(stand) => Some(stand),
-            None => self.find(py)?,
-        };
-        let n_before = self.lane.run.times_us.len();
-        let mut pass = Vec::new();
-        let fed = self.lane.feed(data, &mut stand, now_us.unwrap_or_else(clock_us), &mut pass);
-        if self.lane.run.times_us.len() > n_before {
-            self.stand = stand;
-        }
-        Ok(match fed {
-            Fed::All => None,
-            Fed::More => Some(PyBytes::new(py, &pass)),
-        })
+    fn open(&mut self, closed: Py<PyAny>, waiting: Py<PyList>, wake: Py<PyAny>, leave: Py<PyAny>) {
+        self.door = Some(Door { closed, waiting, wake, leave });
     }
 
-    fn take_kept<'py>(&mut self, py: Python<'py>) -> Bound<'py, PyBytes> {
+    fn shut<'py>(&mut self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        self.door = None;
         PyBytes::new(py, &self.lane.take_kept())
+    }
+
+    fn receive(slf: &Bound<'_, Self>, data: &[u8]) -> PyResult<()> {
+        let py = slf.py();
+        let mut lane = slf.borrow_mut();
+        let Some(door) = &lane.door else { return Err(PyValueError::new_err("expected a lane that is open")) };
+        let (waiting, wake, leave) = (door.waiting.clone_ref(py), door.wake.clone_ref(py), door.leave.clone_ref(py));
+        let is_over = door.closed.call_method0(py, intern!(py, "done"))?.is_truthy(py)?;
+        let waited = lane.waits();
+        let passed = if is_over {
+            lane.lane.keep(data);
+            Some(PyBytes::new(py, b""))
+        } else {
+            lane.feed(py, data)?
+        };
+        let is_first = lane.waits() && !waited;
+        drop(lane);
+        if is_first {
+            let waiting = waiting.bind(py);
+            waiting.append(slf)?;
+            if waiting.len() == 1 {
+                wake.call0(py)?;
+            }
+        }
+        if let Some(passed) = passed {
+            leave.call1(py, (passed,))?;
+        }
+        Ok(())
+    }
+
+    fn feed<'py>(&mut self, py: Python<'py>, data: &[u8]) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        if self.is_stale {
+            self.find(py)?;
+        }
+        let now_us = match &self.clock {
+            Some(clock) => clock.call0(py)?.extract(py)?,
+            None => clock_us(),
+        };
+        let mut pass = Vec::new();
+        Ok(match self.lane.feed(data, &mut self.stand, now_us, &mut pass) {
+            Fed::All => None,
+            Fed::More => {
+                self.is_stale = true;
+                Some(PyBytes::new(py, &pass))
+            }
+        })
     }
 
     #[getter]
     fn waits(&self) -> bool {
-        self.stand.is_some()
+        !self.lane.run.times_us.is_empty()
     }
 
     #[getter]
@@ -122,54 +178,62 @@ impl Lane {
         (PyBytes::new(py, &times), PyBytes::new(py, &values))
     }
 
-    fn settle(&self, py: Python<'_>) -> PyResult<()> {
-        let Some(stand) = self.stand else { return Ok(()) };
-        let session = self.session.bind(py);
-        session.setattr(intern!(py, "next_position"), stand.next_position)?;
-        session.setattr(intern!(py, "count"), stand.count)?;
-        session.setattr(intern!(py, "last_time_us"), stand.last_time_us)
-    }
-
-    fn clear(&mut self) {
-        self.lane.run.clear();
-        self.stand = None;
+    fn settle(&mut self, py: Python<'_>) -> PyResult<()> {
+        self.is_stale = true;
+        self.move_session(py).map(drop)
     }
 }
 
 impl Lane {
-    /// Where the session stands; None when what follows has to go by the twin.
-    fn find(&self, py: Python<'_>) -> PyResult<Option<Stand>> {
-        let (session, stream) = (self.session.bind(py), self.stream.bind(py));
+    /// Look where the session stands; `stand` is None when what follows has to go by the twin.
+    fn find(&mut self, py: Python<'_>) -> PyResult<()> {
+        let (session, ring) = (self.session.bind(py), self.ring.ring.bind(py));
         let next_position = session.getattr(intern!(py, "next_position"))?.extract()?;
-        let ring = stream.getattr(intern!(py, "ring"))?;
         let ring_end: Option<i64> = ring.getattr(intern!(py, "next_position"))?.extract()?;
-        if ring_end != Some(next_position) || !stream.getattr(intern!(py, "lost_from"))?.is_none() {
-            return Ok(None);
-        }
-        Ok(Some(Stand {
-            next_position,
-            count: session.getattr(intern!(py, "count"))?.extract()?,
-            last_time_us: session.getattr(intern!(py, "last_time_us"))?.extract()?,
-        }))
+        let is_lossless = self.stream.bind(py).getattr(intern!(py, "lost_from"))?.is_none();
+        self.ring.n_written = ring.getattr(intern!(py, "n_written"))?.extract()?;
+        self.stand = if ring_end == Some(next_position) && is_lossless {
+            let count = session.getattr(intern!(py, "count"))?.extract()?;
+            let last_time_us = session.getattr(intern!(py, "last_time_us"))?.extract()?;
+            Some(Stand { next_position, count, last_time_us })
+        } else {
+            None
+        };
+        self.is_stale = false;
+        Ok(())
     }
 
-    /// Write the run into the ring.
-    fn write(&self, py: Python<'_>) -> PyResult<()> {
-        let ring = self.stream.bind(py).getattr(intern!(py, "ring"))?;
-        let times: PyBuffer<i64> = PyBuffer::get(&ring.getattr(intern!(py, "times_us"))?)?;
-        let values: PyBuffer<f32> = PyBuffer::get(&ring.getattr(intern!(py, "samples"))?)?;
-        let n_written: usize = ring.getattr(intern!(py, "n_written"))?.extract()?;
-        let (times_us, samples) = (cells(&times, py)?, cells(&values, py)?);
-        let (run, n_channels, capacity) = (&self.lane.run, self.lane.n_channels, times_us.len());
-        for (i, (&time_us, row)) in run.times_us.iter().zip(run.values.chunks_exact(n_channels)).enumerate() {
-            let at = (n_written + i) % capacity;
-            times_us[at].set(time_us);
-            for (cell, &value) in samples[at * n_channels..].iter().zip(row) {
-                cell.set(value);
-            }
-        }
-        ring.setattr(intern!(py, "n_written"), n_written + run.times_us.len())?;
-        ring.setattr(intern!(py, "next_position"), run.end())
+    /// Tell the session, and return where it stands now.
+    fn move_session<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
+        let stand = self.stand.ok_or_else(|| PyValueError::new_err("expected a lane that has samples"))?;
+        let (session, position) = (self.session.bind(py), PyInt::new(py, stand.next_position));
+        session.setattr(intern!(py, "next_position"), &position)?;
+        session.setattr(intern!(py, "count"), &position)?;
+        session.setattr(intern!(py, "last_time_us"), stand.last_time_us)?;
+        Ok(position)
+    }
+
+    /// Write the run into the ring, and tell it and the session.
+    fn commit(&mut self, py: Python<'_>) -> PyResult<()> {
+        self.ring.write(py, &self.lane.run)?;
+        let position = self.move_session(py)?;
+        let ring = self.ring.ring.bind(py);
+        ring.setattr(intern!(py, "n_written"), self.ring.n_written)?;
+        ring.setattr(intern!(py, "next_position"), position)
+    }
+}
+
+impl Ring {
+    fn new(py: Python<'_>, ring: Py<PyAny>) -> PyResult<Self> {
+        let times_us = PyBuffer::get(ring.getattr(py, "times_us")?.bind(py))?;
+        let samples = PyBuffer::get(ring.getattr(py, "samples")?.bind(py))?;
+        Ok(Self { ring, times_us, samples, n_written: 0 })
+    }
+
+    fn write(&mut self, py: Python<'_>, run: &Run) -> PyResult<()> {
+        run.write(cells(&self.times_us, py)?, cells(&self.samples, py)?, self.n_written);
+        self.n_written += run.times_us.len();
+        Ok(())
     }
 }
 
@@ -204,11 +268,15 @@ fn join_frames<'py>(py: Python<'py>, frames: &[u8]) -> PyResult<Vec<Joined<'py>>
 }
 
 #[pyfunction]
-fn commit(py: Python<'_>, lanes: Vec<PyRef<'_, Lane>>) -> PyResult<()> {
-    lanes.iter().try_for_each(|lane| {
-        lane.settle(py)?;
-        lane.write(py)
-    })
+fn commit(py: Python<'_>, lanes: Vec<PyRefMut<'_, Lane>>) -> PyResult<()> {
+    lanes.into_iter().try_for_each(|mut lane| lane.commit(py))
+}
+
+#[pyfunction]
+fn clear(lanes: Vec<PyRefMut<'_, Lane>>) {
+    for mut lane in lanes {
+        lane.lane.run.clear();
+    }
 }
 
 /// The memory of a numpy array, to write to: a slice of it, made in Python for every write, costs five times as much.
@@ -236,5 +304,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Lane>()?;
     module.add_function(wrap_pyfunction!(journal_frames, module)?)?;
     module.add_function(wrap_pyfunction!(join_frames, module)?)?;
-    module.add_function(wrap_pyfunction!(commit, module)?)
+    module.add_function(wrap_pyfunction!(commit, module)?)?;
+    module.add_function(wrap_pyfunction!(clear, module)?)
 }

@@ -1,5 +1,7 @@
 //! The rules of `session.py` for samples that simply follow, and what of them waits for the end of the loop's turn.
 
+use std::cell::Cell;
+
 use crate::raw::Raw;
 
 const MAX_POSITION: i64 = (1 << 53) - 1;
@@ -32,6 +34,18 @@ impl Run {
 
     pub fn end(&self) -> i64 {
         self.position + self.times_us.len() as i64
+    }
+
+    /// Write it into the memory of a ring, to which `n_written` samples were written before.
+    pub fn write(&self, times_us: &[Cell<i64>], samples: &[Cell<f32>], n_written: usize) {
+        let (capacity, n_channels) = (times_us.len(), self.values.len() / self.times_us.len().max(1));
+        for (i, &time_us) in self.times_us.iter().enumerate() {
+            let at = (n_written + i) % capacity;
+            times_us[at].set(time_us);
+            for (cell, &value) in samples[at * n_channels..].iter().zip(&self.values[i * n_channels..][..n_channels]) {
+                cell.set(value);
+            }
+        }
     }
 
     /// Take a message in, and return where the session stands then; None, and nothing has changed, unless it follows.
@@ -76,6 +90,16 @@ mod tests {
         assert_eq!(stand, Stand { next_position: 8, count: 8, last_time_us: 1_001_000 });
         let stand = run.accept(&raw(Some(8), None, 1), stand, 1_000.0, 2_000_000).unwrap();
         assert_eq!((run.position, run.end(), stand.last_time_us), (5, 9, 2_000_000));
+    }
+
+    #[test]
+    fn a_ring_is_overwritten_from_its_beginning() {
+        let run = Run { position: 0, times_us: vec![1, 2, 3], values: vec![1.0, 1.5, 2.0, 2.5, 3.0, 3.5] };
+        let (times_us, samples) = (vec![Cell::new(0); 4], vec![Cell::new(0.0); 8]);
+        run.write(&times_us, &samples, 6);
+        assert_eq!(times_us.iter().map(Cell::get).collect::<Vec<_>>(), [3, 0, 1, 2]);
+        let values: Vec<f32> = samples.iter().map(Cell::get).collect();
+        assert_eq!(values, [3.0, 3.5, 0.0, 0.0, 1.0, 1.5, 2.0, 2.5]);
     }
 
     #[test]

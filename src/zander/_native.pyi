@@ -4,6 +4,10 @@ The results are those of `wire`, `session`, `ring`, `journal` and `chunk`, to th
 that simply follows the one before it is left to them, and so is every error.
 """
 
+import asyncio
+from collections.abc import Callable
+
+from zander.errors import CloseCode
 from zander.stream import Stream
 
 DEBUG: bool
@@ -13,19 +17,39 @@ class Lane:
     """One relay's connection, and the samples that were peeled off it in this turn of the loop."""
 
     stream: Stream
+    user_id: str
 
-    def __init__(self, stream: Stream) -> None:
-        """Begin at the boundary of a frame. ValueError unless the session's channels are known."""
+    def __init__(self, stream: Stream, clock: Callable[[], int] | None = None) -> None:
+        """Begin at the boundary of a frame. `clock` is that of the samples that carry no time, µs; None: the system's.
 
-    def feed(self, data: bytes, now_us: int | None = None) -> bytes | None:
-        """Take what was received; None when nothing is left of it but perhaps an unfinished frame, which is kept.
-
-        Else what waits has to be taken away, the bytes returned are for the standard parser, and more is to be fed, if
-        only b"". `now_us` is the clock of the samples that carry no time, µs; None: the system's.
+        ValueError unless the session's channels are known.
         """
 
-    def take_kept(self) -> bytes:
-        """Return what is kept, for the standard parser: nothing will be fed any more."""
+    def open(
+        self,
+        closed: asyncio.Future[CloseCode],
+        waiting: list[Lane],
+        wake: Callable[[], object],
+        leave: Callable[[bytes], None],
+    ) -> None:
+        """Say whom `receive` asks whether the relay is to be closed, and whom it tells.
+
+        A lane that has samples puts itself into `waiting`, and calls `wake` when it is the first there. `leave` gets
+        what `feed` returns; once the relay is closed everything is kept, and `leave` gets b"".
+        """
+
+    def receive(self, data: bytes) -> None:
+        """Take what was received, as a protocol's `data_received`. ValueError unless it is open."""
+
+    def shut(self) -> bytes:
+        """End what `open` began, and return what is kept, for the standard parser."""
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Take bytes; None when nothing is left of them but perhaps an unfinished frame, which is kept.
+
+        Else what waits has to be taken away, the bytes returned are for the standard parser, and more is to be fed, if
+        only b"".
+        """
 
     @property
     def waits(self) -> bool:
@@ -46,10 +70,7 @@ class Lane:
         """Return their times, int64 `(n,)` in µs, and the samples, float32 `(n, n_channels)` in µV."""
 
     def settle(self) -> None:
-        """Write where they end to the session."""
-
-    def clear(self) -> None:
-        """Forget them."""
+        """Write where they end to the session; the ring is somebody else's to write."""
 
     @property
     def n_peeled(self) -> int:
@@ -73,3 +94,6 @@ def join_frames(frames: bytes) -> list[tuple[str, int, int, int, int, bytes]]:
 
 def commit(lanes: list[Lane]) -> None:
     """Write what waits in each, which is not nothing, to its ring, and where it ends to its session."""
+
+def clear(lanes: list[Lane]) -> None:
+    """Forget what waits in each."""

@@ -29,23 +29,21 @@ _LENGTH_64 = Struct("!BBQ").pack
 class Peel(Protocol):
     """What takes messages off the front of the bytes."""
 
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing counts any more."""
+    def begin(self, parse: Callable[[bytes], bool], stop: Callable[[], None]) -> Callable[[bytes], None]:
+        """Begin between two messages; return what gets the bytes from now on.
 
-    def feed(self, data: bytes) -> bytes | None:
-        """Take messages; None when that was all, else what is for the parser, and more is to be fed, if only b""."""
+        `parse` gets what is not taken, until it says False; then `stop` is called, and `parse` gets all the rest.
+        """
 
-    def end(self) -> bytes:
-        """Take no more, and return what is left for the parser."""
+    def end(self) -> None:
+        """Take no more."""
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """Like uvicorn's, but an endpoint may take messages as they are read, and send many in one write."""
 
     _take: Callable[[Message], None] | None = None
-    _peel: Peel | None = None
-    _peel_next: Peel | None = None
+    _peel: Peel | None = None  # from when it is known until it stops
     _lost: Callable[[], None] | None = None
 
     def handle_connect(self, event: Request) -> None:
@@ -67,29 +65,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             call()
 
     def data_received(self, data: bytes) -> None:
-        """Read what the peel leaves."""
-        peel = self._peel
-        if peel is None:
-            super().data_received(data)
+        """Read, until a peel does so in our place."""
+        super().data_received(data)
+        if self._peel:
             self._begin_to_peel()
-            return
-        if peel.is_over:
-            self.end_peel()
-            super().data_received(data)
-            return
-        passed = peel.feed(data)
-        while passed is not None:
-            super().data_received(passed)
-            if peel.is_over or self.conn.state is not State.OPEN:
-                self.end_peel()
-                return
-            passed = peel.feed(b"")
-
-    def end_peel(self) -> None:
-        """Leave all that comes to the parser, and before it what was kept."""
-        peel, self._peel, self._peel_next = self._peel, None, None
-        if peel:
-            super().data_received(peel.end())
 
     def push(self, frames: bytes) -> bool:
         """Write whole frames at once; False when they have to wait, or the connection is closing."""
@@ -100,12 +79,24 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _begin_to_peel(self) -> None:
         """Begin once the parser stands between two messages: it waits for the next frame, and no fragment is open."""
-        if self._peel_next and self.conn.state is State.OPEN and not self.frames:
+        if self._peel and self.conn.state is State.OPEN and not self.frames:
             waits_in: Any = self.conn.parser
             while inner := waits_in.gi_yieldfrom:
                 waits_in = inner
             if waits_in.__name__ == "at_eof":
-                self._peel, self._peel_next = self._peel_next, None
+                self.data_received = self._peel.begin(self._parse, self._stop_peeling)  # type: ignore[method-assign,assignment]
+                self.transport.set_protocol(self)  # it may keep the method that it knows
+
+    def _parse(self, data: bytes) -> bool:
+        """Read what the peel leaves; False when there is no use in peeling on."""
+        super().data_received(data)
+        return self.conn.state is State.OPEN
+
+    def _stop_peeling(self) -> None:
+        self._peel = None
+        del self.data_received
+        if not self.transport.is_closing():
+            self.transport.set_protocol(self)
 
     def divert(self, take: Callable[[Message], None], peel: Peel | None) -> None:
         """Hand over what is queued and all that comes; the queue is left with the disconnect.
@@ -120,7 +111,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             else:
                 self.queue.put_nowait(event)
         self._take = take
-        self._peel_next = peel
+        self._peel = peel
         self._begin_to_peel()
         if self.read_paused:
             self.read_paused = False
@@ -132,6 +123,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self.disconnected or self.close_sent:
             raise ClientDisconnected
         self.transport.write(b"".join([frame(message) for message in waiting()]))
+
+    def handle_parser_exception(self) -> None:
+        """Close as uvicorn does, after what came in the same read before the mistake."""
+        if self.handshake_complete:
+            self.handle_events()
+        super().handle_parser_exception()
 
     def send_receive_event_to_app(self) -> None:
         """Pass a whole message on. Text that is not UTF-8 closes with 1007, without uvicorn's traceback in the log."""

@@ -1,8 +1,8 @@
 """What relays sent in one turn of the event loop, taken in at its end, all at once: the native path.
 
-A `Peel` stands before a relay's standard parser and takes what its `Lane` peels off. The Turn brings what the lanes
-hold into the journal with one write, and then into the rings, to the consumers and to the other nodes, in one go like
-`Hub.ingest`. What is not a raw message that simply follows goes the standard way, after what came before it.
+A `Peel` stands before a relay's standard parser: its `Lane` gets the bytes, and takes what it can. The Turn brings what
+the lanes hold into the journal with one write, and then into the rings, to the consumers and to the other nodes, in one
+go like `Hub.ingest`. What is not a raw message that simply follows goes the standard way, after what came before it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from zander.outbox import Outbox
 from zander.stream import Stream
 
 if IS_NATIVE:
-    from zander._native import Lane, commit, journal_frames
+    from zander._native import Lane, clear, commit, journal_frames
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,12 @@ class PathStats(Struct):
 
 
 class Peel:
-    """What is taken off one relay's bytes before the standard parser gets the rest. `feed` is as the Lane's."""
+    """What is taken off one relay's bytes before its standard parser gets the rest."""
 
     def __init__(self, turn: Turn, stream: Stream, relay: Outbox) -> None:
         self._turn = turn
         self._relay = relay
+        self._stop: Callable[[], None] | None = None  # while it gets the bytes
         self.lane = Lane(stream)
         turn.peels.add(self)
 
@@ -52,21 +53,35 @@ class Peel:
         """Whether the relay is to be closed, and nothing counts any more that it sends."""
         return self._relay.closed.done()
 
-    def feed(self, data: bytes) -> bytes | None:
-        """Peel off what can be; what is returned is for the standard parser, and then there is more to feed."""
-        lane = self.lane
-        waited = lane.waits
-        passed = lane.feed(data)
-        if lane.waits and not waited:
-            self._turn.add(lane)
-        if passed is not None:
-            self._turn.flush()
-        return passed
+    def begin(self, parse: Callable[[bytes], bool], stop: Callable[[], None]) -> Callable[[bytes], None]:
+        """Begin between two messages; return what gets the bytes from now on.
 
-    def end(self) -> bytes:
-        """Peel no more, and return what is left for the standard parser."""
+        `parse` gets what is not peeled off, until it says False, or nothing counts any more; then `stop` is called, and
+        `parse` gets all the rest.
+        """
+        self._parse, self._stop = parse, stop
+        self.lane.open(self._relay.closed, self._turn.waiting, self._turn.wake, self._leave)
+        return self.lane.receive
+
+    def end(self) -> None:
+        """Peel no more."""
         self._turn.forget(self)
-        return self.lane.take_kept()
+        rest, stop, self._stop = self.lane.shut(), self._stop, None
+        if stop:
+            stop()
+            self._parse(rest)
+
+    def _leave(self, passed: bytes) -> None:
+        """Leave to the parser what is its, after what came before, and go on with what came behind."""
+        more: bytes | None = passed
+        while more is not None:
+            self._turn.flush()
+            if not self._parse(more) or self.is_over:
+                self.end()
+                return
+            more = self.lane.feed(b"")
+            if self.lane.waits:
+                self._turn.add(self.lane)
 
 
 class Turn:
@@ -85,7 +100,7 @@ class Turn:
         self._audience = audience
         self._broadcast = broadcast
         self._take_in = take_in
-        self._lanes: list[Lane] = []
+        self.waiting: list[Lane] = []  # which put themselves there
         self._ended = PathStats()  # of peels that are over
 
     def peel(self, stream: Stream, relay: Outbox) -> Peel | None:
@@ -94,13 +109,18 @@ class Turn:
 
     def add(self, lane: Lane) -> None:
         """Take in what a lane holds at the end of this turn."""
-        if not self._lanes:
-            asyncio.get_running_loop().call_soon(self.flush)
-        self._lanes.append(lane)
+        self.waiting.append(lane)
+        if len(self.waiting) == 1:
+            self.wake()
+
+    def wake(self) -> None:
+        """Take in what all lanes hold at the end of this turn."""
+        asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
         """Take in what all lanes hold, now."""
-        lanes, self._lanes = self._lanes, []
+        lanes = self.waiting[:]
+        self.waiting.clear()
         while lanes:
             frames, n_samples, n_lanes = journal_frames(lanes)
             self._flush(lanes[:n_lanes], frames, n_samples)
@@ -120,38 +140,43 @@ class Turn:
         return stats
 
     def _flush(self, lanes: list[Lane], frames: bytes, n_samples: int) -> None:
-        if self._recorder.record_frames(frames, n_samples):
-            commit(lanes)
-            self.n_samples += n_samples
-            take = self._deliver
-        else:
-            take = self._refuse
-        for lane in lanes:
-            try:
-                take(lane)
-            except Exception:  # of one must not hold up the others
-                log.exception("not all got the samples of %s", lane.stream.session.user_id)
-            finally:
-                lane.clear()
+        try:
+            if self._recorder.record_frames(frames, n_samples):
+                commit(lanes)
+                self.n_samples += n_samples
+                audience, broadcast = self._audience, self._broadcast
+                for lane in lanes:
+                    if lane.user_id in audience or broadcast.is_followed(lane.user_id):
+                        self._try(self._deliver, lane)
+            else:
+                for lane in lanes:
+                    self._try(self._refuse, lane)
+        finally:
+            clear(lanes)
+
+    def _try(self, take: Callable[[Lane], None], lane: Lane) -> None:
+        """Let what goes wrong with one hold up no other."""
+        try:
+            take(lane)
+        except Exception:
+            log.exception("not all got the samples of %s", lane.user_id)
 
     def _deliver(self, lane: Lane) -> None:
         """Give samples to who listens: those who keep up get the very bytes, the others a chunk in their outbox."""
-        stream = lane.stream
-        session = stream.session
-        user_id, position, end = session.user_id, lane.position, lane.end
+        user_id, position, end = lane.user_id, lane.position, lane.end
         others: list[Outbox] = []
         if listeners := self._audience.of(user_id):
             self._audience.n_samples_out += (end - position) * len(listeners)
-            frames = None
+            session_id, frames = lane.stream.session.session_id, None
             for outbox in listeners:
                 if outbox.through:
                     frames = frames or lane.json()
-                    if frames and outbox.write_through(session.session_id, position, end, frames):
+                    if frames and outbox.write_through(session_id, position, end, frames):
                         continue
                 others.append(outbox)
         if others or self._broadcast.is_followed(user_id):
             chunk = _chunk(lane)
-            self._broadcast.publish(stream, chunk)
+            self._broadcast.publish(lane.stream, chunk)
             for outbox in others:
                 outbox.offer(chunk)
 

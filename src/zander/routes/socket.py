@@ -104,8 +104,6 @@ class Conversation:
                 with suppress(TimeoutError, *GONE):
                     await asyncio.wait_for(self._socket.close(closed.result()), FLUSH_SECONDS)
         finally:
-            if self._direct:
-                self._direct.end_peel()
             if self._peel:
                 self._peel.end()
             ended = [task for task in (reader, writer) if not task.cancel()]
