@@ -54,7 +54,7 @@ journal.recorder: chunk errors journal.batch journal.counts journal.intake journ
 
 ledger:    chunk journal.records messages session stream wire
 admission: errors messages neighbours outbox session stream wire
-_native:   errors stream
+_native:   errors outbox stream
 native:    _native
 turn:      _native audience chunk ledger native neighbours outbox stream | msgspec numpy
 hub:       admission audience chunk errors journal.batch ledger messages neighbours outbox query stream turn wire

@@ -271,7 +271,7 @@ async def test_what_fails_for_one_does_not_hold_up_the_others(caplog: pytest.Log
         raise AssertionError("nothing is for the parser")
 
     house = build()
-    house.hub.broadcast.is_followed = lambda user_id: True  # type: ignore[method-assign]
+    house.hub.broadcast.followed = frozenset({"one", "two"})  # type: ignore[misc]
     house.hub.broadcast.publish = publish  # type: ignore[method-assign]
     frames: list[bytes] = []
     house.recorder.record_frames = lambda data, n: frames.append(data) or True  # type: ignore[attr-defined,func-returns-value]

@@ -91,10 +91,7 @@ class Followed(Overheard):
 
     def __init__(self, follows: bool) -> None:
         super().__init__()
-        self._follows = follows
-
-    def is_followed(self, user_id: str) -> bool:
-        return self._follows
+        self.followed = frozenset({USER} if follows else ())
 
 
 class Pipe(asyncio.Transport):

@@ -25,6 +25,7 @@ struct Lane {
     stream: Py<PyAny>,
     #[pyo3(get)]
     user_id: Py<PyString>,
+    session_id: Py<PyString>,
     session: Py<PyAny>,
     ring: Ring,
     lane: lane::Lane,
@@ -59,18 +60,20 @@ impl Lane {
     fn new(py: Python<'_>, stream: Py<PyAny>, clock: Option<Py<PyAny>>) -> PyResult<Self> {
         let session = stream.getattr(py, "session")?;
         let origin = session.getattr(py, "origin")?;
-        let session_id: String = session.getattr(py, "session_id")?.extract(py)?;
+        let session_id: Py<PyString> = session.getattr(py, "session_id")?.extract(py)?;
+        let id = uuid(session_id.bind(py).to_str()?).ok_or_else(|| PyValueError::new_err("expected a UUID"))?;
         let user_id: Py<PyString> = session.getattr(py, "user_id")?.extract(py)?;
         let n_channels: usize = session.getattr(py, "n_channels")?.extract(py)?;
         let fence: i64 = session.getattr(py, "fence")?.extract(py)?;
         let period_us: f64 = origin.getattr(py, "period_us")?.extract(py)?;
         let prefix: String = origin.getattr(py, "prefix")?.extract(py)?;
         let ring = Ring::new(py, stream.getattr(py, "ring")?)?;
-        let id = uuid(&session_id).ok_or_else(|| PyValueError::new_err("expected a UUID"))?;
+        let (session_text, user_text) = (session_id.bind(py).to_str()?, user_id.bind(py).to_str()?);
         Ok(Self {
             lane: lane::Lane::new(n_channels, period_us, ring.times_us.item_count()),
-            template: record::Template::new(&session_id, id, user_id.bind(py).to_str()?, n_channels, fence),
+            template: record::Template::new(session_text, id, user_text, n_channels, fence),
             prefix: prefix.into_bytes(),
+            session_id,
             session,
             stream,
             user_id,
@@ -162,6 +165,27 @@ impl Lane {
         self.lane.n_passed.into()
     }
 
+    fn give<'py>(&self, py: Python<'py>, outboxes: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let (position, mut frames, mut others) = (self.lane.run.position, None, Vec::new());
+        for outbox in outboxes.try_iter()? {
+            let outbox = outbox?;
+            let through = outbox.getattr(intern!(py, "through"))?;
+            let is_next = !through.is_none()
+                && outbox.getattr(intern!(py, "position"))?.extract::<i64>()? == position
+                && outbox.getattr(intern!(py, "session_id"))?.eq(&self.session_id)?;
+            let frames = if is_next { frames.get_or_insert_with(|| self.json(py)).as_ref() } else { None };
+            if let Some(frames) = frames
+                && frames.as_bytes().len() <= MAX_THROUGH_BYTES
+                && through.call1((frames,))?.is_truthy()?
+            {
+                outbox.setattr(intern!(py, "position"), self.lane.run.end())?;
+            } else {
+                others.push(outbox);
+            }
+        }
+        Ok(others)
+    }
+
     fn json<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
         if self.lane.run.times_us.first().is_none_or(|&time_us| time_us < text::PLAIN_TIME_US) {
             return None;
@@ -237,6 +261,7 @@ impl Ring {
     }
 }
 
+const MAX_THROUGH_BYTES: usize = 64 << 10; // past a queue at once: about what a transport buffers before it says stop
 const WRITE_BYTES: usize = 1 << 20; // to the journal at once: its bound is looked at in between
 
 #[pyfunction]

@@ -5,9 +5,10 @@ that simply follows the one before it is left to them, and so is every error.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from zander.errors import CloseCode
+from zander.outbox import Outbox
 from zander.stream import Stream
 
 DEBUG: bool
@@ -17,7 +18,7 @@ class Lane:
     """One relay's connection, and the samples that were peeled off it in this turn of the loop."""
 
     stream: Stream
-    user_id: str
+    user_id: str  # of its session
 
     def __init__(self, stream: Stream, clock: Callable[[], int] | None = None) -> None:
         """Begin at the boundary of a frame. `clock` is that of the samples that carry no time, µs; None: the system's.
@@ -65,6 +66,12 @@ class Lane:
 
     def json(self) -> bytes | None:
         """Write each as the original JSON message, in a WebSocket frame; None for times that the twin has to write."""
+
+    def give(self, outboxes: Iterable[Outbox]) -> list[Outbox]:
+        """Write the samples past the queue of those that stand before them, and take it; return the others.
+
+        Each gets what `json` writes, and stands behind it then.
+        """
 
     def samples(self) -> tuple[bytes, bytes]:
         """Return their times, int64 `(n,)` in µs, and the samples, float32 `(n, n_channels)` in µV."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Literal, Protocol
 
 from zander.chunk import Chunk
@@ -42,8 +43,9 @@ class Broadcast(Protocol):
     @property
     def n_peers(self) -> int: ...
 
-    def is_followed(self, user_id: str) -> bool:
-        """Say whether another node wants what happens to a user of ours."""
+    @property
+    def followed(self) -> Container[str]:
+        """The users of ours of whom another node wants what happens."""
 
     def announce(self, user_id: str, stream: Stream | None) -> None:
         """Tell the others that this node's stream of the user changed its status, or (None) is no more."""

@@ -25,7 +25,6 @@ FORMATS: tuple[Format, ...] = ("json", "chunks", "binary")
 
 TAKE_BYTES = 8 << 10  # what leaves the outbox at once: 0.1 ms of JSON, and then all others have their turn
 BITE_SAMPLES = 32  # about that, of a few channels
-MAX_THROUGH_BYTES = 64 << 10  # go past the queue at once: about what a transport buffers before it says stop
 STALLED_SECONDS = 60.0
 MAX_SESSIONS = 64  # in which it is remembered where the consumer stood: one may be resumed after another
 
@@ -43,7 +42,8 @@ class Outbox:
     """The frames that wait for one consumer. `offer` and `note` never wait; one task takes.
 
     Its consumer stands at `position` of `session_id`. It stands where it is put, or at the base of a session that
-    begins while it listens. `since_us`: when it came.
+    begins while it listens. `since_us`: when it came. The native path writes what comes next `through`, past the queue,
+    while nothing waits in it, and moves `position` itself.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Outbox:
         self.since_us = int(time() * 1e6)
         self.session_id: str | None = None
         self.position = 0
-        self.through: Callable[[bytes], bool] | None = None  # the way past the queue, while nothing waits in it
+        self.through: Callable[[bytes], bool] | None = None
         self._sink: Callable[[bytes], bool] | None = None
         self.ready = asyncio.Event()
         self.closed: asyncio.Future[CloseCode] = asyncio.get_running_loop().create_future()
@@ -110,16 +110,6 @@ class Outbox:
         if self.format == "json" and "raw" in self.types:
             self._sink = sink
             self._clear()
-
-    def write_through(self, session_id: str, position: int, end: int, frames: bytes) -> bool:
-        """Write samples past the queue; False, and nothing has changed, unless they are the next and go at once."""
-        through = self.through
-        if through is None or position != self.position or session_id != self.session_id:
-            return False
-        if len(frames) > MAX_THROUGH_BYTES or not through(frames):
-            return False
-        self.position = end
-        return True
 
     def skip(self, end: int, reason: Reason, counts: bool = True) -> None:
         """Announce that there is nothing before `end`, if the consumer stands before it."""

@@ -144,47 +144,43 @@ class Turn:
             if self._recorder.record_frames(frames, n_samples):
                 commit(lanes)
                 self.n_samples += n_samples
-                audience, broadcast = self._audience, self._broadcast
-                for lane in lanes:
-                    if lane.user_id in audience or broadcast.is_followed(lane.user_id):
-                        self._try(self._deliver, lane)
+                self._deliver(lanes)
             else:
                 for lane in lanes:
-                    self._try(self._refuse, lane)
+                    self._refuse(lane)
         finally:
             clear(lanes)
 
-    def _try(self, take: Callable[[Lane], None], lane: Lane) -> None:
-        """Let what goes wrong with one hold up no other."""
-        try:
-            take(lane)
-        except Exception:
-            log.exception("not all got the samples of %s", lane.user_id)
-
-    def _deliver(self, lane: Lane) -> None:
+    def _deliver(self, lanes: list[Lane]) -> None:
         """Give samples to who listens: those who keep up get the very bytes, the others a chunk in their outbox."""
-        user_id, position, end = lane.user_id, lane.position, lane.end
-        others: list[Outbox] = []
-        if listeners := self._audience.of(user_id):
-            self._audience.n_samples_out += (end - position) * len(listeners)
-            session_id, frames = lane.stream.session.session_id, None
-            for outbox in listeners:
-                if outbox.through:
-                    frames = frames or lane.json()
-                    if frames and outbox.write_through(session_id, position, end, frames):
-                        continue
-                others.append(outbox)
-        if others or self._broadcast.is_followed(user_id):
-            chunk = _chunk(lane)
-            self._broadcast.publish(lane.stream, chunk)
-            for outbox in others:
-                outbox.offer(chunk)
+        audience, followed = self._audience, self._broadcast.followed
+        for lane in lanes:
+            user_id = lane.user_id
+            listeners = audience.of(user_id)
+            if not listeners and user_id not in followed:
+                continue
+            audience.n_samples_out += (lane.end - lane.position) * len(listeners)
+            try:
+                others = lane.give(listeners)
+                if others or user_id in followed:
+                    self._offer(lane, others)
+            except Exception:  # of one must not hold up the others
+                log.exception("not all got the samples of %s", lane.user_id)
+
+    def _offer(self, lane: Lane, outboxes: list[Outbox]) -> None:
+        chunk = _chunk(lane)
+        self._broadcast.publish(lane.stream, chunk)
+        for outbox in outboxes:
+            outbox.offer(chunk)
 
     def _refuse(self, lane: Lane) -> None:
         """Let the hub see to what found no room."""
         chunk = _chunk(lane)
         lane.settle()
-        self._take_in(lane.stream, None, chunk)
+        try:
+            self._take_in(lane.stream, None, chunk)
+        except Exception:
+            log.exception("not all got the samples of %s", lane.user_id)
 
 
 def _chunk(lane: Lane) -> Chunk:

@@ -17,6 +17,7 @@ class Alone:
 
     state: LinkState = "off"
     n_peers = 0
+    followed: frozenset[str] = frozenset()
 
     def attach(self, hub: Hub) -> None:
         self._hub = hub
@@ -26,9 +27,6 @@ class Alone:
 
     async def close(self) -> None:
         """Have nobody to take leave of."""
-
-    def is_followed(self, user_id: str) -> bool:
-        return False
 
     def announce(self, user_id: str, stream: Stream | None) -> None:
         pass

@@ -44,7 +44,7 @@ class Cluster:
         self._link_n = 0
         self._n_changes = 0
         self._heard_nonsense = False  # logged once
-        self._followers: dict[str, set[str]] = {}  # the nodes that follow a user held here
+        self.followed: dict[str, set[str]] = {}  # by user held here, the nodes that follow
         self._outgoing: dict[Stream, list[Chunk | Note]] = {}  # what happened in this turn of the loop
 
     @property
@@ -82,14 +82,11 @@ class Cluster:
             self._feeds.come_home(stream)
         else:
             self._mine.pop(user_id, None)
-            self._followers.pop(user_id, None)
+            self.followed.pop(user_id, None)
         self._calls.send(peers.Changed(self._me, self._n_changes, user_id, self._mine.get(user_id)))
 
-    def is_followed(self, user_id: str) -> bool:
-        return bool(self._followers.get(user_id))
-
     def publish(self, stream: Stream, event: Chunk | Note) -> None:
-        if self.is_followed(stream.session.user_id):
+        if stream.session.user_id in self.followed:
             if not self._outgoing:
                 asyncio.get_running_loop().call_soon(self._flush)
             self._outgoing.setdefault(stream, []).append(event)
@@ -167,7 +164,7 @@ class Cluster:
             case peers.Follow() | peers.Ask() | peers.Predict() | peers.AskStreams():
                 self._calls.answer(message, lambda: self._reply(message))
             case peers.Unfollow():
-                self._followers.get(message.user_id, set()).discard(message.node_id)
+                self._unfollow(message.user_id, message.node_id)
             case _:
                 self._learn(message)
 
@@ -208,8 +205,8 @@ class Cluster:
 
     def _lose(self, node_id: str) -> None:
         """Forget a node; one that took its leave has sent everything before."""
-        for followers in self._followers.values():
-            followers.discard(node_id)
+        for user_id in list(self.followed):
+            self._unfollow(user_id, node_id)
         for user_id in self._directory.remove(node_id):
             self._moved(user_id)
 
@@ -255,7 +252,7 @@ class Cluster:
     def _follow(self, question: peers.Follow) -> peers.Followed:
         stream = self._held(question.user_id)
         self._flush()  # to those who follow already; the new one gets it with what is buffered
-        self._followers.setdefault(question.user_id, set()).add(question.node_id)
+        self.followed.setdefault(question.user_id, set()).add(question.node_id)
         session = stream.session
         if question.last is not None:
             events = stream.last_events(question.last)
@@ -272,11 +269,17 @@ class Cluster:
             events=[peers.to_event(event) for event in events],
         )
 
+    def _unfollow(self, user_id: str, node_id: str) -> None:
+        followers = self.followed.get(user_id, set())
+        followers.discard(node_id)
+        if not followers:
+            self.followed.pop(user_id, None)
+
     def _flush(self) -> None:
         """Send what happened in this turn, a message per stream."""
         outgoing, self._outgoing = self._outgoing, {}
         for stream, events in outgoing.items():
             session, packed = stream.session, [peers.to_event(event) for event in events]
             message = peers.Events(self._me, session.user_id, session.session_id, packed)
-            for node_id in self._followers.get(session.user_id, ()):
+            for node_id in self.followed.get(session.user_id, ()):
                 self._calls.send(message, node_id)
