@@ -258,6 +258,23 @@ def test_the_journals_frames_are_to_the_byte_what_the_twin_writes(
     assert journal_frames([alone.lane]) == (frames, len(taken), 1)
 
 
+def test_control_frames_that_follow_each_other_go_to_the_parser_together() -> None:
+    lane = Alone().lane
+    pings, sample = masked(b"a", PING) * 3, binary(chunk(floats(*range(16)), n_channels=16))
+    data = pings + sample + pings
+    for split in range(len(data) + 1):
+        passed, n_before = b"", lane.n_peeled
+        for part in (data[:split], data[split:]):
+            more = lane.feed(part)
+            while more is not None:
+                passed += more
+                more = lane.feed(b"")
+        assert (passed, lane.n_peeled - n_before) == (pings * 2, 1)
+    assert lane.feed(data) == pings
+    assert lane.feed(b"") == pings
+    assert lane.feed(b"") is None
+
+
 async def test_what_fails_for_one_does_not_hold_up_the_others(caplog: pytest.LogCaptureFixture) -> None:
     """Whatever it is: nobody's samples wait for ever, and all are journaled."""
     sent: list[Any] = []

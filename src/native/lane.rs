@@ -26,6 +26,44 @@ pub enum Fed {
     More,
 }
 
+impl Fed {
+    fn of(pass: &[u8]) -> Self {
+        if pass.is_empty() { Self::All } else { Self::More }
+    }
+}
+
+/// An unfinished frame, and what lies behind what was passed.
+#[derive(Default)]
+struct Kept {
+    data: Vec<u8>,
+    at: usize, // what lies before is done with
+}
+
+impl Kept {
+    fn is_empty(&self) -> bool {
+        self.bytes().is_empty()
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.data[self.at..]
+    }
+
+    fn add(&mut self, data: &[u8]) {
+        self.data.extend_from_slice(data);
+    }
+
+    /// Be done with the first `n` bytes; each is moved once at most, however many frames lie behind.
+    fn drop_front(&mut self, n: usize) {
+        self.at += n;
+        if self.at == self.data.len() {
+            *self = Self::default();
+        } else if self.at > self.data.len() / 2 {
+            self.data.drain(..self.at);
+            self.at = 0;
+        }
+    }
+}
+
 thread_local! {
     static SCRATCH: RefCell<(Vec<u8>, Raw)> = RefCell::default();
 }
@@ -37,8 +75,9 @@ pub struct Lane {
     pub max_run_samples: usize,
     pub n_peeled: u64, // messages
     pub n_passed: [u64; N_REASONS],
-    kept: Vec<u8>,  // an unfinished frame, and what lies behind what was passed
-    n_passing: u64, // bytes of a frame that are still to be passed
+    kept: Kept,
+    n_passing: u64,  // bytes of a frame that are still to be passed
+    is_joined: bool, // what follows that is not peeled off either is passed with it
     in_fragments: bool,
 }
 
@@ -52,38 +91,36 @@ impl Lane {
             max_run_samples,
             n_peeled: 0,
             n_passed: [0; N_REASONS],
-            kept: Vec::new(),
+            kept: Kept::default(),
             n_passing: 0,
+            is_joined: false,
             in_fragments: false,
         }
     }
 
     /// Go through what was kept and `data`. `stand` tells and is told where the session stands; None: nothing follows.
     pub fn feed(&mut self, data: &[u8], stand: &mut Option<Stand>, now_us: i64, pass: &mut Vec<u8>) -> Fed {
+        if self.kept.is_empty() {
+            let (at, fed) = self.walk(data, stand, now_us, pass);
+            self.kept.add(&data[at..]);
+            return fed;
+        }
         let mut kept = std::mem::take(&mut self.kept);
-        let is_whole = kept.is_empty();
-        if !is_whole {
-            kept.extend_from_slice(data);
-        }
-        let input = if is_whole { data } else { &kept };
-        let (at, outcome) = self.walk(input, stand, now_us, pass);
-        if is_whole {
-            self.kept.extend_from_slice(&data[at..]);
-        } else if at < kept.len() {
-            kept.drain(..at);
-            self.kept = kept;
-        }
-        outcome
+        kept.add(data);
+        let (at, fed) = self.walk(kept.bytes(), stand, now_us, pass);
+        kept.drop_front(at);
+        self.kept = kept;
+        fed
     }
 
     /// Keep bytes for the standard parser, behind what was kept.
     pub fn keep(&mut self, data: &[u8]) {
-        self.kept.extend_from_slice(data);
+        self.kept.add(data);
     }
 
     /// Return what was kept, for good: everything passes from now on.
     pub fn take_kept(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.kept)
+        std::mem::take(&mut self.kept).bytes().to_vec()
     }
 
     fn walk(&mut self, input: &[u8], stand: &mut Option<Stand>, now_us: i64, pass: &mut Vec<u8>) -> (usize, Fed) {
@@ -91,15 +128,15 @@ impl Lane {
         loop {
             if self.n_passing > 0 {
                 let n = self.n_passing.min((input.len() - at) as u64) as usize;
-                if n == 0 {
-                    return (at, Fed::All);
-                }
                 pass.extend_from_slice(&input[at..at + n]);
                 self.n_passing -= n as u64;
-                return (at + n, Fed::More);
+                at += n;
+                if self.n_passing > 0 || !self.is_joined {
+                    return (at, Fed::of(pass));
+                }
             }
             let Some(header) = frame::header(&input[at..], MAX_MESSAGE_BYTES) else {
-                return (at, Fed::All);
+                return (at, Fed::of(pass));
             };
             let n_frame = header.n_payload.saturating_add(header.n_bytes as u64);
             let is_data = header.opcode == TEXT || header.opcode == BINARY;
@@ -111,8 +148,8 @@ impl Lane {
                 self.start_passing(n_frame, Reason::Frame);
                 continue;
             }
-            if ((input.len() - at) as u64) < n_frame {
-                return (at, Fed::All);
+            if !pass.is_empty() || ((input.len() - at) as u64) < n_frame {
+                return (at, Fed::of(pass));
             }
             let end = at + n_frame as usize;
             let payload = &input[at + header.n_bytes..end];
@@ -129,6 +166,7 @@ impl Lane {
 
     fn start_passing(&mut self, n_bytes: u64, reason: Reason) {
         self.n_passing = n_bytes;
+        self.is_joined = matches!(reason, Reason::Frame);
         self.n_passed[reason as usize] += 1;
     }
 
