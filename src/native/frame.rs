@@ -13,6 +13,7 @@ pub struct Header {
 pub const CONTINUATION: u8 = 0;
 pub const TEXT: u8 = 1;
 pub const BINARY: u8 = 2;
+pub const CONTROL: u8 = 8; // and above
 
 /// Read a header; None when it is not all there yet. The standard parser does not wait for the rest of one whose opcode
 /// is unknown, that is not masked or has more than `max_payload` bytes: then neither do we.

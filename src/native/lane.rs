@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use crate::frame::{self, BINARY, CONTINUATION, TEXT};
+use crate::frame::{self, BINARY, CONTINUATION, CONTROL, TEXT};
 use crate::raw::{self, Raw};
 use crate::session::{Run, Stand};
 
@@ -77,7 +77,7 @@ pub struct Lane {
     pub n_passed: [u64; N_REASONS],
     kept: Kept,
     n_passing: u64,  // bytes of a frame that are still to be passed
-    is_joined: bool, // what follows that is not peeled off either is passed with it
+    is_joined: bool, // it is a control frame: if another follows, that is passed with it
     in_fragments: bool,
 }
 
@@ -146,6 +146,7 @@ impl Lane {
                     self.in_fragments = !header.fin;
                 }
                 self.start_passing(n_frame, Reason::Frame);
+                self.is_joined = header.opcode >= CONTROL;
                 continue;
             }
             if !pass.is_empty() || ((input.len() - at) as u64) < n_frame {
@@ -166,7 +167,7 @@ impl Lane {
 
     fn start_passing(&mut self, n_bytes: u64, reason: Reason) {
         self.n_passing = n_bytes;
-        self.is_joined = matches!(reason, Reason::Frame);
+        self.is_joined = false;
         self.n_passed[reason as usize] += 1;
     }
 
