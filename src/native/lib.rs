@@ -304,6 +304,53 @@ fn clear(lanes: Vec<PyRefMut<'_, Lane>>) {
     }
 }
 
+#[pyfunction]
+fn sample_texts<'py>(
+    py: Python<'py>,
+    prefix: &str,
+    position: i64,
+    times_us: &Bound<'py, PyAny>,
+    samples: &Bound<'py, PyAny>,
+) -> PyResult<Option<Bound<'py, PyList>>> {
+    let Some(run) = run(py, position, times_us, samples).filter(|run| run.times_us.iter().all(text::is_plain)) else {
+        return Ok(None);
+    };
+    let (texts, mut text) = (PyList::empty(py), Vec::with_capacity(256));
+    for i in 0..run.times_us.len() {
+        text.clear();
+        text::sample(&run, i, prefix.as_bytes(), &mut text);
+        texts.append(PyString::from_bytes(py, &text)?)?;
+    }
+    Ok(Some(texts))
+}
+
+#[pyfunction]
+fn chunk_text<'py>(
+    py: Python<'py>,
+    prefix: &str,
+    position: i64,
+    times_us: &Bound<'py, PyAny>,
+    samples: &Bound<'py, PyAny>,
+) -> PyResult<Option<Bound<'py, PyString>>> {
+    let Some(run) = run(py, position, times_us, samples).filter(|run| text::is_plain(&run.times_us[0])) else {
+        return Ok(None);
+    };
+    let mut text = Vec::with_capacity(128 + prefix.len() + 12 * run.values.len());
+    text::chunk(&run, prefix.as_bytes(), &mut text);
+    PyString::from_bytes(py, &text).map(Some)
+}
+
+/// Read numpy arrays of int64 `(n,)` and float32 `(n, n_channels)`, neither empty; None for anything else.
+fn run(py: Python<'_>, position: i64, times_us: &Bound<'_, PyAny>, samples: &Bound<'_, PyAny>) -> Option<Run> {
+    let (times_us, samples): (PyBuffer<i64>, PyBuffer<f32>) = (times_us.extract().ok()?, samples.extract().ok()?);
+    let (n, n_values) = (times_us.item_count(), samples.item_count());
+    let is_native = times_us.format().count_bytes() == 1 && samples.format().count_bytes() == 1; // PyO3 takes '>' too
+    if !is_native || n_values == 0 || samples.shape() != [n, n_values / n.max(1)] || !samples.is_c_contiguous() {
+        return None;
+    }
+    Some(Run { position, times_us: times_us.to_vec(py).ok()?, values: samples.to_vec(py).ok()? })
+}
+
 /// The memory of a numpy array, to write to: a slice of it, made in Python for every write, costs five times as much.
 #[allow(unsafe_code)]
 fn cells<'a, T: Element>(array: &'a PyBuffer<T>, _: Python<'a>) -> PyResult<&'a [Cell<T>]> {
@@ -330,5 +377,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(journal_frames, module)?)?;
     module.add_function(wrap_pyfunction!(join_frames, module)?)?;
     module.add_function(wrap_pyfunction!(commit, module)?)?;
-    module.add_function(wrap_pyfunction!(clear, module)?)
+    module.add_function(wrap_pyfunction!(clear, module)?)?;
+    module.add_function(wrap_pyfunction!(sample_texts, module)?)?;
+    module.add_function(wrap_pyfunction!(chunk_text, module)?)
 }

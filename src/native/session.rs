@@ -32,6 +32,10 @@ impl Run {
         self.values.shrink_to(8 * KEPT);
     }
 
+    pub fn n_channels(&self) -> usize {
+        self.values.len() / self.times_us.len()
+    }
+
     pub fn end(&self) -> i64 {
         self.position + self.times_us.len() as i64
     }

@@ -1,4 +1,4 @@
-"""The native hot path: what comes on a relay's connection, peeled off without a Python object per message.
+"""The native hot path: what comes on a relay's connection, peeled off without a Python object per message; and JSON.
 
 The results are those of `wire`, `session`, `ring`, `journal` and `chunk`, to the bit. Whatever is not a raw message
 that simply follows the one before it is left to them, and so is every error.
@@ -7,6 +7,7 @@ that simply follows the one before it is left to them, and so is every error.
 import asyncio
 from collections.abc import Callable, Iterable
 
+from zander.chunk import Samples, Times
 from zander.errors import CloseCode
 from zander.outbox import Outbox
 from zander.stream import Stream
@@ -104,3 +105,13 @@ def commit(lanes: list[Lane]) -> None:
 
 def clear(lanes: list[Lane]) -> None:
     """Forget what waits in each."""
+
+def sample_texts(prefix: str, position: int, times_us: Times, samples: Samples) -> list[str] | None:
+    """Write each sample as the original JSON message, which begins with `prefix`.
+
+    None for what the twin has to write: times nearer to 0 than 100 µs, which have an exponent, and arrays that are
+    empty, of other types, or not aligned; samples that are not contiguous.
+    """
+
+def chunk_text(prefix: str, position: int, times_us: Times, samples: Samples) -> str | None:
+    """Write all samples as one JSON message; None as above."""

@@ -14,6 +14,10 @@ import orjson
 from numpy.typing import NDArray
 
 from zander.errors import BadMessage
+from zander.native import IS_NATIVE
+
+if IS_NATIVE:
+    from zander._native import chunk_text, sample_texts
 
 Samples = NDArray[np.float32]
 Times = NDArray[np.int64]
@@ -84,6 +88,8 @@ class Chunk:
     @cached_property
     def json_frames(self) -> list[str]:
         """A message per sample, in the original form."""
+        if IS_NATIVE and (texts := sample_texts(self.origin.prefix, self.position, self.times_us, self.samples)):
+            return texts
         frame, position = self.origin.frame, self.position
         times_us = self.times_us.tolist()
         if len(times_us) == 1:  # the usual case, and a microsecond less
@@ -93,6 +99,8 @@ class Chunk:
     @cached_property
     def chunk_frame(self) -> str:
         """One JSON message for all samples."""
+        if IS_NATIVE and (text := chunk_text(self.origin.prefix, self.position, self.times_us, self.samples)):
+            return text
         return self.origin.frame(self.position, int(self.times_us[0]), "samples", self.samples)
 
     @cached_property
