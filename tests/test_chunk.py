@@ -104,6 +104,14 @@ def test_each_encoding_is_made_once() -> None:
     assert one.binary_frame is one.binary_frame
 
 
+def test_a_piece_has_the_messages_that_were_made_before_it_was_cut() -> None:
+    whole = chunk(5, 7)
+    frames = whole.json_frames
+    pieces = whole.pieces(3)
+    assert [len(piece) for piece in pieces] == [3, 3, 1]
+    assert [id(frame) for piece in pieces for frame in piece.json_frames] == [id(frame) for frame in frames]
+
+
 @given(n=st.integers(1, 40_000), n_channels=st.sampled_from([1, 2, 8, 64, 1024]))
 def test_pieces_are_small_and_miss_nothing(n: int, n_channels: int) -> None:
     n = max(1, n // n_channels)

@@ -114,12 +114,15 @@ class Chunk:
             return [self]
         n = max(1, MAX_CHUNK_BYTES // self.samples[0].nbytes)
         n = min(n, n_max or n)
-        first, *rest = [
+        pieces = [
             Chunk(self.origin, self.position + i, self.times_us[i : i + n], self.samples[i : i + n])
             for i in range(0, len(self), n)
         ]
-        first.expected = self.expected
-        return [first, *rest]
+        pieces[0].expected = self.expected
+        if frames := self.__dict__.get("json_frames"):  # made already: they need not be made again
+            for i, piece in enumerate(pieces):
+                piece.json_frames = frames[i * n : (i + 1) * n]
+        return pieces
 
     @cached_property
     def _is_late(self) -> NDArray[np.bool_]:
