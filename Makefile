@@ -1,7 +1,7 @@
 # make run: serve on :8000 · make test: everything, on real parts · make lint: what CI holds
 # make scale: thousands of relays, with a load generator in Rust
 # make test-native: the Rust crates alone · make fuzz: the native path against its Python twin
-# make bench: latency, with ARGS=--baseline beside an ordinary service
+# make bench: latency, with ARGS=--baseline beside an ordinary service · make memory: a connection's and a user's
 # make chaos: random faults on a live system, and a checker of the promises
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ GENERATOR := benches/generator
 NATIVE := $(wildcard $(CRATE)/*.rs $(CRATE)/Cargo.*)
 TESTERS ?= 2# processes that share all tests; those that ARGS choose are run by one
 
-.PHONY: run test test-native bench scale chaos fuzz lint clean
+.PHONY: run test test-native bench scale memory chaos fuzz lint clean
 
 run: $(VENV)/ready
 	@$(BIN)/zander serve
@@ -25,6 +25,9 @@ bench: $(VENV)/$(if $(filter --baseline,$(ARGS)),ready-bench,ready-dev)
 
 scale: $(VENV)/ready-dev
 	$(BIN)/python benches/scale.py $(ARGS)
+
+memory: $(VENV)/ready-dev
+	$(BIN)/python benches/memory.py $(ARGS)
 
 chaos: $(VENV)/ready-dev
 	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)

@@ -190,9 +190,9 @@ async def last(user_id: str, n: int, sample_type: str = "features") -> list[Seri
 
 
 @app.get("/stats")
-async def stats() -> dict[str, int]:
+async def stats() -> dict[str, Any]:
     """Count."""
-    return {"relays": len(relays), **counts}
+    return {"relays": len(relays), "database": {"pending_records": sum(map(len, batches.values()))}, **counts}
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from urllib.request import urlopen
 import psutil
 
 from frames import Load
-from parts import BenchError, Program, Subject, Usage, rss_bytes, service, usage, valkey
-from zander.local.embedded import Postgres
+from parts import BenchError, Program, Subject, Usage, peak_bytes, rss_bytes, service, usage, valkey
+from zander.local.embedded import Postgres, free_port
 
 
 class House(NamedTuple):
@@ -29,21 +29,31 @@ class House(NamedTuple):
 
 @contextmanager
 def house(
-    subject: Subject, database_url: str | None, *, has_redis: bool, settings: dict[str, str] | None = None
+    subject: Subject,
+    database_url: str | None,
+    *,
+    has_redis: bool,
+    has_database: bool = True,
+    settings: dict[str, str] | None = None,
 ) -> Iterator[House]:
-    """Run the service with a PostgreSQL, unless there is one, and a Valkey of its own."""
+    """Run the service with a PostgreSQL, unless there is one, and a Valkey of its own.
+
+    Without a database its URL leads nowhere: all that is taken in stays in the journal.
+    """
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zander-bench-")))
         directory.chmod(0o755)  # PostgreSQL has an account of its own when we are root
         settings, pids = {"DATA_DIR": str(directory)} | (settings or {}), {}
-        if database_url:
+        if not has_database:
+            dsn = f"postgresql://127.0.0.1:{free_port()}/nobody"
+        elif database_url:
             dsn = database_url
         else:
             postgres = stack.enter_context(Postgres(directory))
             dsn, pids["PostgreSQL"] = postgres.dsn, postgres.pid or 0
         if has_redis:
             settings["REDIS_URL"], pids["Valkey"] = stack.enter_context(valkey())
-        port, server = stack.enter_context(service(subject, settings | {"DATABASE_URL": dsn}))
+        port, server = stack.enter_context(service(subject, settings | {"DATABASE_URL": dsn}, is_whole=has_database))
         yield House(port, dsn, pids | {"server": server.pid}, server)
 
 
@@ -64,19 +74,25 @@ def drive(program: list[str], load: Load, pids: dict[str, int]) -> dict[str, Any
         _await(process, "steady")
         n_before, before = samples_in(load.port), usage(pids)
         _await(process, "sent")
-        n_after, after = samples_in(load.port), usage(pids)
+        counts, after = stats(load.port), usage(pids)
         _await(process, "arrived")
-        rss = rss_bytes(pids["server"])
+        rss, peak = rss_bytes(pids["server"]), peak_bytes(pids["server"])
+        n_served = stats(load.port).get("consumers", 0)
         assert process.stdin
         process.stdin.write("\n")
         process.stdin.flush()
         figures = _await(process, "figures")
+    n_samples = counts["samples_in"] - n_before
+    samples_per_s = n_samples / (after.at_s - before.at_s)
     spent_s = {name: cpu_s - before.cpu_s[name] for name, cpu_s in after.cpu_s.items()}
     return figures | {
-        "samples_per_s": (n_after - n_before) / (after.at_s - before.at_s),
-        "server_us_per_sample": 1e6 * spent_s["server"] / max(1, n_after - n_before),
+        "samples_per_s": samples_per_s,
+        "waiting_s": counts["database"]["pending_records"] / max(1.0, samples_per_s),
+        "server_us_per_sample": 1e6 * spent_s["server"] / max(1, n_samples),
         "cpu_share": _shares(spent_s, before, after),
         "rss_kib_per_user": (rss - rss_before) / 1024 / load.relays,
+        "peak_mib": peak / (1 << 20),
+        "served": n_served,
     }
 
 

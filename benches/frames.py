@@ -23,11 +23,15 @@ N_TAILS = 997  # different samples but for their first two channels
 
 
 class Load(NamedTuple):
-    """What is asked of the load generator; a message holds `n_chunk` samples."""
+    """What is asked of the load generator; a message holds `n_chunk` samples.
+
+    The first `listened` relays have the consumers, and those that `stall`, one after another.
+    """
 
     port: int
     relays: int
-    consumers: int
+    consumers: int  # in all
+    listened: int
     rate_hz: float
     n_channels: int
     format: str
@@ -38,6 +42,7 @@ class Load(NamedTuple):
     seed: int
     acks: bool = False
     replays: int = 0
+    stalled: int = 0  # consumers that never read
 
     @property
     def n_messages(self) -> int:

@@ -139,11 +139,10 @@ class Run:
             peer, session_id = greet(self.load, relay)
             self.relays.append(peer)
             self.sessions.append(session_id)
-        for relay in range(self.load.relays):
-            path = f"/subscribe/bench-{relay:04}?format={FORMATS[self.load.format]}"
-            for _ in range(self.load.consumers):
-                self.consumers.append(Peer(self.load, relay))
-                self.consumers[-1].shake_hands(path)
+        for n in range(self.load.consumers):
+            relay = n % self.load.listened
+            self.consumers.append(Peer(self.load, relay))
+            self.consumers[-1].shake_hands(f"/subscribe/bench-{relay:04}?format={FORMATS[self.load.format]}")
         self.latecomers = [Peer(self.load, n % self.load.relays) for n in range(self.load.replays)]
         for peer in (*self.relays, *self.consumers, *self.latecomers):
             peer.socket.setblocking(False)

@@ -105,15 +105,19 @@ class Program(NamedTuple):
 
 
 @contextmanager
-def service(subject: Subject, settings: dict[str, str]) -> Iterator[tuple[int, Program]]:
-    """Run the service that is measured; gives its port too. BenchError when its native path is a debug build."""
+def service(subject: Subject, settings: dict[str, str], *, is_whole: bool = True) -> Iterator[tuple[int, Program]]:
+    """Run the service that is measured; gives its port too. BenchError when its native path is a debug build.
+
+    It is up when it has its database and its Redis; one that is not whole, when it answers.
+    """
     if isinstance(subject, Checkout):
         refuse_debug(subject)
     port = free_port()
     variables = {"HOST": "127.0.0.1", "PORT": str(port), **settings}
     variables |= {name: os.environ[name] for name in [SWITCH] if name in os.environ}  # nothing else gets to it
     command = [str(shutil.which("env")), *(f"{name}={value}" for name, value in variables.items()), *subject.command]
-    with running("the service", command, lambda: _is_up(port)) as server:
+    path = "/health/ready" if is_whole else "/health"
+    with running("the service", command, lambda: _answers(f"http://127.0.0.1:{port}{path}")) as server:
         yield port, server
 
 
@@ -152,9 +156,9 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _is_up(port: int) -> bool:
+def _answers(url: str) -> bool:
     try:
-        with urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5) as answer:
+        with urlopen(url, timeout=5) as answer:
             return bool(answer.status == 200)
     except OSError:  # not there yet, or 503
         return False
@@ -177,6 +181,15 @@ def usage(pids: dict[str, int]) -> Usage:
 def rss_bytes(pid: int) -> int:
     """Return the resident memory of a process with its descendants."""
     return sum(process.memory_info().rss for process in _family(pid))
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the most that a process was resident with; where the machine does not say it, what it is now."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return rss_bytes(pid)
 
 
 def _family(pid: int) -> list[psutil.Process]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from math import isnan, nan
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PROMISE_MS = 100.0  # p99 from edge to consumer
 NOISE_SHARE = 0.2  # of a core, by processes that are no part of the bench
@@ -18,9 +19,11 @@ class Figures(NamedTuple):
     ack_ms: dict[str, float]  # empty without acks
     generator_lag_ms: dict[str, float]
     samples_per_s: float
+    waiting_s: float  # of samples, for the database, when the sending ends
     server_us_per_sample: float
     cpu_share: dict[str, float]  # of one core, by part
     rss_kib_per_user: float
+    peak_mib: float  # of the server's memory
     expected_samples: int
     lost_samples: int
     lost_features: int
@@ -29,6 +32,11 @@ class Figures(NamedTuple):
     lost_rows: int
     closed: list[str]
     strange: list[str]
+
+
+def figures_of(found: dict[str, Any], **more: Any) -> Figures:
+    """Take the figures of every bench from all that a run has found."""
+    return Figures(**{name: value for name, value in found.items() if name in Figures._fields}, **more)
 
 
 def faults(figures: Figures) -> list[str]:
@@ -68,9 +76,11 @@ def middle(runs: list[Figures]) -> Figures:
         ack_ms=medians([run.ack_ms for run in runs]),
         generator_lag_ms=medians([run.generator_lag_ms for run in runs]),
         samples_per_s=median(run.samples_per_s for run in runs),
+        waiting_s=median(run.waiting_s for run in runs),
         server_us_per_sample=median(run.server_us_per_sample for run in runs),
         cpu_share=medians([run.cpu_share for run in runs]),
         rss_kib_per_user=median(run.rss_kib_per_user for run in runs),
+        peak_mib=median(run.peak_mib for run in runs),
         expected_samples=runs[0].expected_samples,
         lost_samples=sum(run.lost_samples for run in runs),
         lost_features=sum(run.lost_features for run in runs),
@@ -80,6 +90,19 @@ def middle(runs: list[Figures]) -> Figures:
         closed=[line for run in runs for line in run.closed],
         strange=[line for run in runs for line in run.strange],
     )
+
+
+def say_faults(columns: dict[str, Figures]) -> int:
+    """Say what was wrong with each version; return the exit code."""
+    notes, wrong = [], []
+    for name, figures in columns.items():
+        whose = f" ({name})" if len(columns) > 1 else ""
+        notes += [f"note{whose}: {doubt}" for doubt in doubts(figures)]
+        wrong += [f"LOST{whose}: {fault}" for fault in faults(figures)]
+    print("\nSamples were lost, see below." if wrong else "\nnothing lost", flush=True)
+    for line in notes + wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else 0
 
 
 def table(columns: dict[str, Figures]) -> str:
@@ -109,8 +132,10 @@ def cells_of(figures: Figures) -> dict[str, float]:
         "samples in, per s": figures.samples_per_s,
         "lost to consumers": figures.lost_samples + figures.lost_features,
         "lost in the database": figures.lost_rows,
+        "waits for the database, s": figures.waiting_s,
         "server CPU per sample, µs": figures.server_us_per_sample,
         "memory per user, KiB": figures.rss_kib_per_user,
+        "memory of the server, MiB": figures.peak_mib,
         **{f"CPU of {name}, % of a core": 100 * share for name, share in figures.cpu_share.items()},
         "generator late p99, ms": figures.generator_lag_ms["p99"],
     }

@@ -18,15 +18,15 @@ BENCHES = Path(__file__).parents[1] / "benches"
 sys.path.append(str(BENCHES))
 
 from frames import BINARY, TEXT, Inbox, Load, lost_samples, raw_frames  # noqa: E402
-from latency import say_faults  # noqa: E402
 from parts import Baseline, BenchError  # noqa: E402
-from report import Figures, faults, middle, table  # noqa: E402
+from report import Figures, faults, middle, say_faults, table  # noqa: E402
 from stored import BASELINE, lost_rows  # noqa: E402
 
 LOAD = Load(
     port=0,
     relays=1,
     consumers=1,
+    listened=1,
     rate_hz=8.0,
     n_channels=3,
     format="json",
@@ -41,9 +41,11 @@ GOOD = Figures(
     ack_ms={},
     generator_lag_ms={"p50": 0.1, "p99": 1.0, "p99.9": 2.0, "max": 3.0},
     samples_per_s=12_800.0,
+    waiting_s=0.1,
     server_us_per_sample=60.0,
     cpu_share={"server": 0.8, "generator": 0.2},
     rss_kib_per_user=200.0,
+    peak_mib=80.0,
     expected_samples=1000,
     lost_samples=0,
     lost_features=0,

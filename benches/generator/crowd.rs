@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use mio::event::Event;
 use mio::{Events, Poll, Token};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::frame;
 use crate::histogram::Histogram;
 use crate::inbox::Inbox;
-use crate::load::Load;
+use crate::load::{Load, Role};
+use crate::pace::Pace;
 use crate::peer::{self, Peer, Stage};
 use crate::random::Random;
 use crate::schedule::Schedule;
@@ -31,8 +32,10 @@ pub struct Crowd {
     pub inboxes: Vec<Inbox>,
     pub latency: Histogram,
     pub closed: Vec<String>,
+    pub given_up: Vec<(u64, String)>, // of those that stall: when the server closed, and how
     pub strange: Vec<String>,
-    peers: Vec<Peer>, // the relays, then the consumers
+    peers: Vec<Peer>,
+    pace: Pace,
     n_ready: usize,
     poll: Poll,
     events: Events,
@@ -47,11 +50,13 @@ impl Crowd {
             random,
             start: Instant::now(),
             sessions: vec![String::new(); load.n_relays],
-            inboxes: (0..load.n_consumers).map(|relay| Inbox::new(&load, relay)).collect(),
+            inboxes: (0..load.n_consumers).map(|i| Inbox::new(&load, load.listened(i))).collect(),
             latency: Histogram::new(),
             closed: Vec::new(),
+            given_up: Vec::new(),
             strange: Vec::new(),
             peers: Vec::new(),
+            pace: Pace::of(&load),
             n_ready: 0,
             poll: Poll::new()?,
             events: Events::with_capacity(1024),
@@ -60,14 +65,14 @@ impl Crowd {
         })
     }
 
-    /// Connect all relays, then their consumers; a few at a time, so that the server is not swamped.
+    /// Connect all relays, then the consumers; a few at a time, so that the server is not swamped.
     pub fn connect(&mut self) -> io::Result<()> {
-        for n_all in [self.load.n_relays, self.load.n_relays + self.load.n_consumers] {
+        for n_all in [self.load.n_relays, self.load.n_peers()] {
             let mut heard = Instant::now();
             while self.n_ready < n_all {
                 while self.peers.len() < n_all.min(self.n_ready + N_AT_ONCE) {
                     let n = self.peers.len();
-                    let path = self.path(n);
+                    let path = self.load.path(n);
                     self.peers.push(Peer::open(self.load.port, &path, self.poll.registry(), Token(n))?);
                 }
                 let n_ready = self.n_ready;
@@ -78,7 +83,7 @@ impl Crowd {
                 if self.n_ready > n_ready {
                     heard = Instant::now();
                 } else if heard.elapsed() > PATIENCE {
-                    let who = self.name(n_ready);
+                    let who = self.load.name(n_ready);
                     return Err(io::Error::other(format!("{who}: not let in for {} s", PATIENCE.as_secs())));
                 }
             }
@@ -119,6 +124,11 @@ impl Crowd {
         self.peers.iter().any(Peer::has_unsent)
     }
 
+    /// Rest until something has come, or is due after `patience`.
+    pub fn rest(&self, patience: Duration) -> io::Result<()> {
+        self.pace.rest(self.poll.registry(), patience)
+    }
+
     /// Take what has arrived, after waiting for something; return how many bytes that was.
     pub fn receive(&mut self, patience: Option<Duration>) -> io::Result<usize> {
         let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
@@ -132,31 +142,30 @@ impl Crowd {
 
     fn meet(&mut self, event: &Event) -> usize {
         let n = event.token().0;
-        let mut buffer = take(&mut self.buffer);
-        let mut n_read = 0;
-        let result = loop {
-            if self.peers[n].stage == Stage::Closed {
-                break Ok(());
-            }
-            match self.peers[n].read(&mut buffer) {
-                Ok(Some(n_bytes)) => {
-                    n_read += n_bytes;
-                    if let Err(error) = self.hear(n, &buffer[..n_bytes]) {
-                        break Err(error);
-                    }
-                    if n_bytes < buffer.len() {
-                        break Ok(());
-                    }
-                }
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(error),
-            }
-        };
-        self.buffer = buffer;
-        let result = result.and_then(|()| if event.is_writable() { self.peers[n].flush().map(drop) } else { Ok(()) });
-        if let Err(error) = result {
-            self.close(n, &error.to_string());
+        if self.peers[n].stage == Stage::Stalled && !event.is_read_closed() && !event.is_error() {
+            return 0;
         }
+        let n_read = self.pull(n);
+        if event.is_writable() {
+            if let Err(error) = self.peers[n].flush() {
+                self.close(n, &error.to_string());
+            }
+        }
+        n_read
+    }
+
+    /// Read all that a peer was sent; return how many bytes that was.
+    fn pull(&mut self, n: usize) -> usize {
+        let mut buffer = take(&mut self.buffer);
+        let (mut n_read, mut n_new) = (0, buffer.len());
+        while n_new == buffer.len() && self.peers[n].stage != Stage::Closed {
+            let read = self.peers[n].read(&mut buffer);
+            match read.and_then(|n_bytes| self.hear(n, &buffer[..n_bytes]).map(|()| n_bytes)) {
+                Ok(n_bytes) => (n_read, n_new) = (n_read + n_bytes, n_bytes),
+                Err(error) => self.close(n, &error.to_string()),
+            }
+        }
+        self.buffer = buffer;
         n_read
     }
 
@@ -195,12 +204,13 @@ impl Crowd {
 
     fn take(&mut self, n: usize, opcode: u8, payload: &[u8], at_ns: u64) -> io::Result<()> {
         match opcode {
+            _ if self.peers[n].stage == Stage::Stalled && opcode != frame::CLOSE => {}
             frame::TEXT if payload.starts_with(br#"{"type":"status""#) => {}
             frame::TEXT if self.peers[n].stage == Stage::Greeting => {
                 let answer: Value = serde_json::from_slice(payload)?;
                 let session_id = answer["session_id"].as_str().ok_or_else(|| io::Error::other(answer.to_string()))?;
                 self.sessions[n] = session_id.to_owned();
-                self.let_in(n);
+                self.let_in(n, Stage::Ready);
             }
             frame::TEXT | frame::BINARY => self.take_raw(n, opcode, payload, at_ns),
             frame::PING => {
@@ -220,12 +230,14 @@ impl Crowd {
 
     fn take_raw(&mut self, n: usize, opcode: u8, payload: &[u8], at_ns: u64) {
         let is_asked = (opcode == frame::BINARY) == self.load.is_binary;
-        let Some(relay) = n.checked_sub(self.load.n_relays).filter(|_| is_asked) else {
+        let consumer = match self.load.role(n) {
+            Role::Consumer(i) if is_asked => i,
+            _ => return self.wonder(n, opcode, payload),
+        };
+        let Some(came) = self.inboxes[consumer].take(payload, self.load.is_binary) else {
             return self.wonder(n, opcode, payload);
         };
-        let Some(came) = self.inboxes[relay].take(payload, self.load.is_binary) else {
-            return self.wonder(n, opcode, payload);
-        };
+        let relay = self.load.listened(consumer);
         let (mut first, end) = (came.first, came.first + came.n);
         while first < end {
             let message = self.schedule.message(first);
@@ -240,56 +252,41 @@ impl Crowd {
 
     /// The server has become a WebSocket: a relay says who it is, a consumer has only to listen.
     fn enter(&mut self, n: usize) -> io::Result<()> {
-        if n >= self.load.n_relays {
-            self.let_in(n);
-            return Ok(());
+        match self.load.role(n) {
+            Role::Relay(_) => {
+                let mut message = Vec::new();
+                frame::write(&mut message, frame::TEXT, self.load.auth(n).as_bytes(), self.random.bits() as u32);
+                self.peers[n].stage = Stage::Greeting;
+                return self.peers[n].send(&message);
+            }
+            Role::Consumer(_) => self.let_in(n, Stage::Ready),
+            Role::Stalled(_) => {
+                self.peers[n].narrow()?;
+                self.let_in(n, Stage::Stalled);
+            }
         }
-        let load = &self.load;
-        let device = json!({
-            "device_type": "bench", "sampling_rate": load.rate_hz, "channel_count": load.n_channels,
-        });
-        let auth = json!({"type": "auth", "api_key": "none", "user_id": user(n), "device_info": device});
-        let mut message = Vec::new();
-        frame::write(&mut message, frame::TEXT, auth.to_string().as_bytes(), self.random.bits() as u32);
-        self.peers[n].stage = Stage::Greeting;
-        self.peers[n].send(&message)
+        Ok(())
     }
 
-    fn let_in(&mut self, n: usize) {
-        self.peers[n].stage = Stage::Ready;
+    fn let_in(&mut self, n: usize, stage: Stage) {
+        self.peers[n].stage = stage;
         self.n_ready += 1;
     }
 
-    fn path(&self, n: usize) -> String {
-        let format = if self.load.is_binary { "binary" } else { "json" };
-        match n.checked_sub(self.load.n_relays) {
-            None => "/stream".to_owned(),
-            Some(relay) => format!("/subscribe/{}?format={format}", user(relay)),
-        }
-    }
-
-    fn name(&self, n: usize) -> String {
-        match n.checked_sub(self.load.n_relays) {
-            None => format!("relay {}", user(n)),
-            Some(relay) => format!("consumer {}", user(relay)),
-        }
-    }
-
     fn close(&mut self, n: usize, reason: &str) {
-        if self.peers[n].stage != Stage::Closed {
-            self.peers[n].close(self.poll.registry());
-            self.closed.push(format!("{}: {reason}", self.name(n)));
+        match self.peers[n].stage {
+            Stage::Closed => return,
+            Stage::Stalled => self.given_up.push((self.now_ns(), reason.to_owned())),
+            _ => self.closed.push(format!("{}: {reason}", self.load.name(n))),
         }
+        self.peers[n].close(self.poll.registry());
     }
 
     fn wonder(&mut self, n: usize, opcode: u8, payload: &[u8]) {
         if self.strange.len() < N_STRANGE {
             let start = &payload[..payload.len().min(200)];
-            self.strange.push(format!("{}: {opcode:#x} {}", self.name(n), String::from_utf8_lossy(start)));
+            let who = self.load.name(n);
+            self.strange.push(format!("{who}: {opcode:#x} {}", String::from_utf8_lossy(start)));
         }
     }
-}
-
-fn user(relay: usize) -> String {
-    format!("bench-{relay:04}")
 }

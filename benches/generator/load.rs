@@ -1,11 +1,21 @@
-//! What is asked for: the `Load` of frames.py, as JSON. Consumers here are one for each of the first relays.
+//! What is asked for: the `Load` of frames.py, as JSON; and who the peers are.
 
-use serde_json::Value;
+use serde_json::{Value, json};
+
+/// Who a peer is: of the relays, of the consumers, or of those that listen and never read; by number among them.
+#[derive(Clone, Copy)]
+pub enum Role {
+    Relay(usize),
+    Consumer(usize),
+    Stalled(usize),
+}
 
 pub struct Load {
     pub port: u16,
     pub n_relays: usize,
     pub n_consumers: usize,
+    pub n_stalled: usize,
+    pub n_listened: usize, // relays that have all consumers and all that stall, in turn
     pub rate_hz: f64,
     pub n_channels: usize,
     pub is_binary: bool,
@@ -24,6 +34,8 @@ impl Load {
             port: count("port")? as u16,
             n_relays: count("relays")? as usize,
             n_consumers: count("consumers")? as usize,
+            n_stalled: count("stalled")? as usize,
+            n_listened: count("listened")? as usize,
             rate_hz: number("rate_hz")?,
             n_channels: count("n_channels")? as usize,
             is_binary: match value["format"].as_str() {
@@ -36,8 +48,8 @@ impl Load {
             warmup_s: number("warmup_s")?,
             seed: count("seed")?,
         };
-        if load.n_consumers > load.n_relays {
-            return Err(format!("consumers: expected at most {}, one of each relay", load.n_relays));
+        if load.n_listened > load.n_relays || (load.n_listened == 0 && load.n_consumers + load.n_stalled > 0) {
+            return Err(format!("listened: expected up to {} relays, got {}", load.n_relays, load.n_listened));
         }
         if load.n_channels == 0 || load.n_chunk == 0 || load.rate_hz <= 0.0 || (load.n_chunk > 1 && !load.is_binary) {
             return Err("expected channels, samples and a rate, and one sample in JSON".to_owned());
@@ -59,4 +71,54 @@ impl Load {
     pub fn period_s(&self) -> f64 {
         self.n_chunk as f64 / self.rate_hz
     }
+
+    pub fn n_readers(&self) -> usize {
+        self.n_relays + self.n_consumers
+    }
+
+    pub fn n_peers(&self) -> usize {
+        self.n_readers() + self.n_stalled
+    }
+
+    /// The relays come first, then the consumers, then those that stall.
+    pub fn role(&self, n: usize) -> Role {
+        match n {
+            n if n < self.n_relays => Role::Relay(n),
+            n if n < self.n_readers() => Role::Consumer(n - self.n_relays),
+            n => Role::Stalled(n - self.n_readers()),
+        }
+    }
+
+    /// The relay that a consumer listens to.
+    pub fn listened(&self, consumer: usize) -> usize {
+        consumer % self.n_listened
+    }
+
+    pub fn path(&self, n: usize) -> String {
+        let format = if self.is_binary { "binary" } else { "json" };
+        match self.role(n) {
+            Role::Relay(_) => "/stream".to_owned(),
+            Role::Consumer(i) | Role::Stalled(i) => format!("/subscribe/{}?format={format}", user(self.listened(i))),
+        }
+    }
+
+    /// What a relay says first.
+    pub fn auth(&self, relay: usize) -> String {
+        let device = json!({
+            "device_type": "bench", "sampling_rate": self.rate_hz, "channel_count": self.n_channels,
+        });
+        json!({"type": "auth", "api_key": "none", "user_id": user(relay), "device_info": device}).to_string()
+    }
+
+    pub fn name(&self, n: usize) -> String {
+        match self.role(n) {
+            Role::Relay(i) => format!("relay {}", user(i)),
+            Role::Consumer(i) => format!("consumer {i} of {}", user(self.listened(i))),
+            Role::Stalled(i) => format!("stalled consumer {i} of {}", user(self.listened(i))),
+        }
+    }
+}
+
+fn user(relay: usize) -> String {
+    format!("bench-{relay:04}")
 }

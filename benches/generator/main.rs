@@ -12,6 +12,7 @@ mod histogram;
 mod inbox;
 mod load;
 mod message;
+mod pace;
 mod peer;
 mod random;
 mod schedule;
@@ -30,7 +31,7 @@ use crate::inbox::Inbox;
 use crate::load::Load;
 use crate::message::Messages;
 
-const TURN: Duration = Duration::from_micros(250); // between looks at sockets and clock: epoll waits whole milliseconds
+const LOOK: Duration = Duration::from_millis(1); // between looks, in the end, at what finds no room
 const N_TURN: usize = 64; // sends, after which sockets are looked at even when more is due
 const LEAD: Duration = Duration::from_millis(200);
 const QUIET: Duration = Duration::from_secs(5); // without anything arriving, after which what is missing is lost
@@ -55,11 +56,11 @@ fn drive(crowd: &mut Crowd, messages: &mut Messages) -> io::Result<Sent> {
         for i in 0.. {
             let (relay, message) = crowd.schedule.send(n);
             let due_ns = crowd.schedule.due_ns(relay, message);
-            if due_ns > now_ns || n == crowd.schedule.n_sends {
-                sleep(TURN);
+            if i == N_TURN || n == crowd.schedule.n_sends {
                 break;
             }
-            if i == N_TURN {
+            if due_ns > now_ns {
+                crowd.rest(Duration::from_nanos(due_ns.saturating_sub(crowd.now_ns())))?;
                 break;
             }
             if !is_steady && due_ns >= crowd.schedule.warmup_ns {
@@ -88,7 +89,7 @@ fn drain(crowd: &mut Crowd) -> io::Result<()> {
         if !crowd.has_unsent() && crowd.inboxes.iter().all(|inbox| inbox.is_full(n_samples)) {
             break;
         }
-        sleep(TURN);
+        crowd.rest(LOOK)?;
         if crowd.flush() + crowd.receive(Some(Duration::ZERO))? > 0 {
             heard = Instant::now();
         }
@@ -111,6 +112,7 @@ fn figures(crowd: &Crowd, sent: &Sent) -> Value {
         "generator_lag_ms": percentiles(&sent.late),
         "generator_cpu_s": cpu_s(),
         "closed": crowd.closed,
+        "given_up": crowd.given_up.iter().map(|(at_ns, how)| json!([*at_ns as f64 / 1e9, how])).collect::<Value>(),
         "strange": crowd.strange,
     })
 }

@@ -5,7 +5,9 @@ use std::net::{Ipv4Addr, TcpStream as StdStream};
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
+use rustix::net::sockopt::set_socket_recv_buffer_size;
 
+const NARROW_BYTES: usize = 16 << 10;
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
 #[derive(Clone, Copy, PartialEq)]
@@ -13,6 +15,7 @@ pub enum Stage {
     Shaking,  // asked for a WebSocket
     Greeting, // a relay that said who it is
     Ready,
+    Stalled, // a consumer that reads no more
     Closed,
 }
 
@@ -40,6 +43,11 @@ impl Peer {
         Ok(peer)
     }
 
+    /// Let the kernel keep little of what is not read; else it would be megabytes before the server noticed.
+    pub fn narrow(&self) -> io::Result<()> {
+        Ok(set_socket_recv_buffer_size(&self.socket, NARROW_BYTES)?)
+    }
+
     /// Send without waiting; what finds no room goes before whatever comes next.
     pub fn send(&mut self, data: &[u8]) -> io::Result<()> {
         if !self.unsent.is_empty() {
@@ -65,13 +73,12 @@ impl Peer {
         !self.unsent.is_empty()
     }
 
-    /// Read what is there; None when that is nothing now.
-    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    /// Read what is there, perhaps nothing now; an error when the server has closed.
+    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self.socket.read(buffer) {
             Ok(0) => Err(io::Error::other("closed by the server")),
-            Ok(n) => Ok(Some(n)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            other => other,
         }
     }
 
