@@ -122,3 +122,19 @@ impl Load {
 fn user(relay: usize) -> String {
     format!("bench-{relay:04}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn consumers_and_those_that_stall_are_spread_over_the_relays_that_have_some() {
+        let text = r#"{"port":1,"relays":5,"consumers":3,"listened":2,"stalled":2,"rate_hz":8,"n_channels":3,
+            "format":"json","n_chunk":1,"duration_s":1,"warmup_s":0,"seed":1}"#;
+        let load = Load::read(text).unwrap();
+        let paths: Vec<String> = (4..load.n_peers()).map(|n| load.path(n)).collect();
+        let of = |relay: usize| format!("/subscribe/bench-{relay:04}?format=json");
+        assert_eq!(paths, ["/stream".to_owned(), of(0), of(1), of(0), of(0), of(1)]);
+        assert!(Load::read(&text.replace(r#""listened":2"#, r#""listened":6"#)).is_err());
+    }
+}
