@@ -15,6 +15,9 @@ from zander.journal.records import RawRecord, decode
 from zander.turn import PathStats
 
 
+OWN_CODES = b"\x03\xf4"  # 1012 and above are those that the service closes with
+
+
 class Outcome(NamedTuple):
     """`same` has to be equal in both worlds, to the bit; the rest is how it came about."""
 
@@ -156,10 +159,11 @@ def merged(records: list[Any]) -> list[Any]:
 def _written(pipe: Pipe, is_over: bool) -> tuple[Any, bytes]:
     """What a relay got, and its close.
 
-    Of what breaks a rule after it `is_over` here, not which rule, and no pongs: one read behind it may have had a ping.
+    When it `is_over` here, the parser gets the rest in one read: of several things in it that end the connection it may
+    be another that does, and a ping behind that may be answered.
     """
     found, close = messages(pipe)
-    if is_over and close[:2] in (b"\x03\xea", b"\x03\xef", b"\x03\xf1"):
+    if is_over and close and close < OWN_CODES:
         return found, b"rule"
     return bytes(pipe.written), close
 
