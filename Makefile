@@ -2,6 +2,7 @@
 # make scale: thousands of relays, with a load generator in Rust
 # make test-native: the Rust crates alone · make fuzz: the native path against its Python twin
 # make bench: latency, with ARGS=--baseline beside an ordinary service · make memory: a connection's and a user's
+# make fill: samples a second into the database, beside psql
 # make chaos: random faults on a live system, and a checker of the promises
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ GENERATOR := benches/generator
 NATIVE := $(wildcard $(CRATE)/*.rs $(CRATE)/Cargo.*)
 TESTERS ?= 2# processes that share all tests; those that ARGS choose are run by one
 
-.PHONY: run test test-native bench scale memory chaos fuzz lint clean
+.PHONY: run test test-native bench scale memory fill chaos fuzz lint clean
 
 run: $(VENV)/ready
 	@$(BIN)/zander serve
@@ -28,6 +29,9 @@ scale: $(VENV)/ready-dev
 
 memory: $(VENV)/ready-dev
 	$(BIN)/python benches/memory.py $(ARGS)
+
+fill: $(VENV)/ready-dev
+	$(BIN)/python benches/fill.py $(ARGS)
 
 chaos: $(VENV)/ready-dev
 	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)

@@ -1,0 +1,256 @@
+"""How many samples a second one process brings into PostgreSQL, beside `psql \\copy` of the same bytes.
+
+    python benches/fill.py [options]
+
+The journal is filled with records of one sample, as many relays leave them; then the recorder writes all of it with
+nothing else to do. psql copies the rows that the recorder writes, in their order, into a table of the same shape. Ends
+with 1 when a sample was lost, with 2 when the bench could not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import asyncpg
+import numpy as np
+
+from parts import BenchError, machine, usage
+from report import lines
+from zander.chunk import Chunk, Origin
+from zander.database.storage import Postgres as Storage
+from zander.journal.journals import Journals, raw_record
+from zander.journal.pgcopy import COPY_END, COPY_HEAD, RAW_COLUMNS
+from zander.journal.recorder import Recorder
+from zander.journal.records import SessionRecord, encode
+from zander.journal.segments import frame
+from zander.local.embedded import EmbeddedPostgresError, Postgres, program
+from zander.native import IS_DEBUG, WHY_NOT
+from zander.settings import Settings
+
+T0_US = 1_764_000_000_000_000
+STEP_US = 7812
+PATIENCE_S = 600.0
+EMPTIED = """
+TRUNCATE raw_eeg;
+DROP TABLE IF EXISTS copied;
+CREATE TABLE copied (LIKE raw_eeg INCLUDING ALL);
+"""
+HELD = "SELECT count(*), count(DISTINCT (session_id, position)) FROM {table} WHERE session_id = ANY ($1::uuid[])"
+
+
+class Fill(NamedTuple):
+    """What one way took."""
+
+    samples_per_s: float
+    client_us: float  # CPU per sample
+    postgres_us: float
+
+    def cells(self) -> dict[str, float]:
+        """Name the figures."""
+        return {
+            "samples into the database, /s": self.samples_per_s,
+            "client CPU per sample, µs": self.client_us,
+            "PostgreSQL CPU per sample, µs": self.postgres_us,
+        }
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--samples", type=int, default=1_000_000, metavar="N", help="samples in the journal (1,000,000)")
+    add("--sessions", type=int, default=1000, metavar="N", help="sessions that they are of (1000)")
+    add("--channels", type=int, default=7, metavar="N", help="channels (7)")
+    add("--rounds", type=int, default=3, metavar="N", help="runs of each way, in turn; the median is shown (3)")
+    add("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
+    options = parser.parse_args(words)
+    if min(options.samples, options.sessions, options.channels, options.rounds) < 1:
+        parser.error("--samples, --sessions, --channels and --rounds: expected positive numbers")
+    if options.samples < options.sessions:
+        parser.error(f"--samples: expected at least one of each of {options.sessions} sessions, got {options.samples}")
+    return options
+
+
+class Samples:
+    """What is written, under new session ids."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.origins = [Origin(f"bench-{i:04}", str(uuid.uuid4()), STEP_US) for i in range(options.sessions)]
+        self.n_each = options.samples // options.sessions
+        self.n = self.n_each * options.sessions
+        self._values = np.random.default_rng(1).normal(0, 20, (self.n_each, options.channels)).astype(np.float32)
+
+    @property
+    def session_ids(self) -> list[str]:
+        """All of them."""
+        return [origin.session_id for origin in self.origins]
+
+    def frames(self) -> Iterator[tuple[bytes, int]]:
+        """Give the frames of the journal, a sample of each session in turn, and how many those hold."""
+        for position in range(self.n_each):
+            yield b"".join(self._frame(origin, position) for origin in self.origins), len(self.origins)
+
+    def _frame(self, origin: Origin, position: int) -> bytes:
+        times_us = np.array([T0_US + position * STEP_US])
+        return frame(encode(raw_record(Chunk(origin, position, times_us, self._values[position : position + 1]), 0)))
+
+
+@asynccontextmanager
+async def recording(folder: Path, dsn: str) -> AsyncIterator[tuple[Recorder, Journals]]:
+    """Run a recorder as the service does."""
+    settings, journals = Settings(), Journals(folder, 1 << 40)
+    storage = Storage(dsn, retention_days=None, columnstore_after_hours=settings.columnstore_after_hours)
+    recorder = Recorder(
+        storage,
+        journals,
+        max_records=settings.batch_max_records,
+        max_seconds=settings.batch_max_seconds,
+        linger_seconds=settings.batch_linger_seconds,
+        journal_max_bytes=1 << 40,
+    )
+    run = asyncio.create_task(recorder.run())
+    try:
+        while not recorder.online:  # noqa: ASYNC110 - nobody says it
+            await asyncio.sleep(0.01)
+        yield recorder, journals
+    finally:
+        run.cancel()
+        await asyncio.wait([run])
+        await storage.close()
+        journals.close()
+
+
+async def by_zander(folder: Path, dsn: str, pids: dict[str, int], samples: Samples) -> Fill:
+    """Fill the journal, and let the recorder write it."""
+    frames = list(samples.frames())
+    async with recording(folder, dsn) as (recorder, _):
+        for origin in samples.origins:
+            recorder.record(SessionRecord(origin.session_id, origin.user_id, T0_US, None, "{}"))
+        if not await recorder.drain(PATIENCE_S):
+            raise BenchError("the sessions are not in the database")
+        for piece, n in frames:
+            recorder.record_frames(piece, n)
+        cpu_s, before = time.process_time(), usage(pids)
+        if not await recorder.drain(PATIENCE_S):
+            raise BenchError("the samples are not in the database")
+        cpu_s, after = time.process_time() - cpu_s, usage(pids)
+    return _fill(samples.n, after.at_s - before.at_s, cpu_s, after.cpu_s["PostgreSQL"] - before.cpu_s["PostgreSQL"])
+
+
+async def write_rows(folder: Path, samples: Samples, file: Path) -> None:
+    """Write the rows as the recorder would, batch by batch, as a binary COPY."""
+    journals = Journals(folder, 1 << 40)
+    for frames, _ in samples.frames():
+        journals.own.segments.write(frames)
+    with file.open("wb") as copy:
+        copy.write(COPY_HEAD)
+        while (batch := await journals.read(journals.own)).n_records:
+            copy.writelines(record.rows for records in batch.raw.values() for record in records)
+            journals.own.commit(batch.end)
+        copy.write(COPY_END)
+    journals.close()
+
+
+async def by_psql(file: Path, dsn: str, pids: dict[str, int], n_samples: int) -> Fill:
+    """Let psql copy the rows; its own clock tells how long that took."""
+    copy = f"\\copy copied ({', '.join(RAW_COLUMNS)}) from '{file}' with (format binary)"
+    command = [_psql(), "--no-psqlrc", "--quiet", "-v", "ON_ERROR_STOP=1", "-c", "\\timing on", "-c", copy, dsn]
+    cpu_s, before = _children_s(), usage(pids)
+    environment = os.environ | {"LC_ALL": "C"}
+    ran = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, env=environment, check=False)
+    took = re.search(r"Time: ([\d.]+) ms", ran.stdout)
+    if ran.returncode or not took:
+        raise BenchError(f"psql did not copy: {ran.stderr.strip() or ran.stdout.strip()}")
+    postgres_s = usage(pids).cpu_s["PostgreSQL"] - before.cpu_s["PostgreSQL"]
+    return _fill(n_samples, float(took[1]) / 1e3, _children_s() - cpu_s, postgres_s)
+
+
+def _psql() -> str:
+    inside = program("psql")
+    found = str(inside) if inside.exists() else shutil.which("psql")
+    if not found:
+        raise BenchError("there is no psql")
+    return found
+
+
+def _children_s() -> float:
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
+def _fill(n_samples: int, seconds: float, client_s: float, postgres_s: float) -> Fill:
+    return Fill(n_samples / seconds, 1e6 * client_s / n_samples, 1e6 * postgres_s / n_samples)
+
+
+async def measure(postgres: Postgres, folder: Path, options: argparse.Namespace) -> tuple[dict[str, list[Fill]], int]:
+    """Let both ways write in turn; return what they took, and how many samples are not there once."""
+    dsn, pids = postgres.dsn, {"PostgreSQL": postgres.pid or 0}
+    async with recording(folder / "schema", dsn):  # makes the tables
+        pass
+    connection = await asyncpg.connect(dsn)
+    found: dict[str, list[Fill]] = {"psql \\copy": [], "Zander": []}
+    n_lost = 0
+    for _ in range(options.rounds):
+        samples, file = Samples(options), folder / "rows"
+        await write_rows(folder / "rows-journal", samples, file)
+        await connection.execute(EMPTIED)
+        await connection.execute("CHECKPOINT")
+        found["psql \\copy"].append(await by_psql(file, dsn, pids, samples.n))
+        n_lost += await _lost(connection, "copied", samples)
+        file.unlink()
+        await connection.execute("CHECKPOINT")
+        found["Zander"].append(await by_zander(folder / "journal", dsn, pids, samples))
+        n_lost += await _lost(connection, "raw_eeg", samples)
+    await connection.close()
+    return found, n_lost
+
+
+async def _lost(connection: asyncpg.Connection, table: str, samples: Samples) -> int:
+    n, n_distinct = await connection.fetchrow(HELD.format(table=table), samples.session_ids)
+    return int(abs(samples.n - n_distinct) + n - n_distinct)
+
+
+def main() -> int:
+    """Run the bench."""
+    options = arguments()
+    if IS_DEBUG or WHY_NOT:
+        raise BenchError(f"the native path is not there, or a debug build: {WHY_NOT}")
+    print(machine())
+    print(f"{options.samples} samples × {options.channels} channels of {options.sessions} sessions\n", flush=True)
+    with tempfile.TemporaryDirectory(prefix="zander-bench-") as directory:
+        folder = Path(directory)
+        folder.chmod(0o755)  # PostgreSQL has an account of its own when we are root
+        with Postgres(folder) as postgres:
+            found, n_lost = asyncio.run(measure(postgres, folder, options))
+    middle = {name: Fill(*map(median, zip(*fills, strict=True))) for name, fills in found.items()}
+    print(lines({name: fill.cells() for name, fill in middle.items()}))
+    print(f"\n{n_lost} of {options.rounds * 2 * options.samples} samples were lost" if n_lost else "\nnothing lost")
+    if options.json:
+        options.json.write_text(json.dumps({name: [fill._asdict() for fill in fills] for name, fills in found.items()}))
+    return 1 if n_lost else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (BenchError, EmbeddedPostgresError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
