@@ -11,6 +11,7 @@ from msgspec import structs
 
 from twins import SESSION_ID, USER, Pipe, Stage, Story, World
 from zander.chunk import MAX_DRIFT_US, decode_binary
+from zander.journal.joined import split, split_as_twin
 from zander.journal.records import RawRecord, decode
 from zander.turn import PathStats
 
@@ -131,11 +132,8 @@ def journal(world: World) -> list[Any]:
         records += map(decode, frames.payloads)
         at = frames.end
     assert at == segments.end, "a frame's checksum is wrong"
-    tail = world.journals.tail.take(world.journal_start, at)
-    if tail is not None:
-        for kind in (True, False):
-            kept, read = [[r for r in which if isinstance(r, RawRecord) is kind] for which in (tail, records)]
-            assert merged(kept) == merged(read), "the tail is not what is on the disk"
+    native, twin = ([segments.read_by(how, world.journal_start, 1 << 30)] for how in (split, split_as_twin))
+    assert native == twin, "the journal is not read as by the twin"
     return merged(records)
 
 

@@ -12,7 +12,6 @@ from zander.journal import intake as intake_module
 from zander.journal.intake import FREE_SHARE, PAUSE_SECONDS, Intake
 from zander.journal.records import Record, decode, encode
 from zander.journal.segments import Segments
-from zander.journal.tail import Tail
 
 N_BYTES = len(encode(PREDICTION)) + 8
 
@@ -67,7 +66,7 @@ def fill(intake: Intake) -> int:
 
 
 def test_what_is_added_is_in_the_journal_at_once(segments: Segments) -> None:
-    intake = Intake(segments, Tail(), 1 << 20)
+    intake = Intake(segments, 1 << 20)
     assert intake.add(PREDICTION)
     intake.insist(SESSION)
     assert written(segments) == [PREDICTION, SESSION]
@@ -76,7 +75,7 @@ def test_what_is_added_is_in_the_journal_at_once(segments: Segments) -> None:
 def test_beyond_the_bound_only_what_must_not_be_missed_is_taken(
     segments: Segments, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    intake = Intake(segments, Tail(), 10 * N_BYTES)
+    intake = Intake(segments, 10 * N_BYTES)
     assert fill(intake) == 11  # the last may go beyond
     assert not intake.takes
     assert not intake.add(PREDICTION, 5)
@@ -89,7 +88,7 @@ def test_beyond_the_bound_only_what_must_not_be_missed_is_taken(
 def test_it_takes_more_when_enough_is_free_again(
     segments: Segments, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    intake = Intake(segments, Tail(), 20 * N_BYTES)
+    intake = Intake(segments, 20 * N_BYTES)
     fill(intake)
     clock.now_s += PAUSE_SECONDS
     intake.retry()
@@ -105,7 +104,7 @@ def test_it_takes_more_when_enough_is_free_again(
 
 
 def test_a_little_room_is_not_enough(segments: Segments, clock: Clock) -> None:
-    intake = Intake(segments, Tail(), 20 * N_BYTES)
+    intake = Intake(segments, 20 * N_BYTES)
     fill(intake)
     clock.now_s += PAUSE_SECONDS
     intake.bound(-round(FREE_SHARE * 20 * N_BYTES))
@@ -118,13 +117,13 @@ def test_a_little_room_is_not_enough(segments: Segments, clock: Clock) -> None:
 
 
 def test_what_other_journals_take_counts(segments: Segments, clock: Clock) -> None:
-    intake = Intake(segments, Tail(), 20 * N_BYTES)
+    intake = Intake(segments, 20 * N_BYTES)
     intake.bound(15 * N_BYTES)
     assert fill(intake) == 6
 
 
 def test_a_full_disk_is_not_asked_for_each_record(segments: Segments, disk: Disk, clock: Clock) -> None:
-    intake = Intake(segments, Tail(), 1 << 20)
+    intake = Intake(segments, 1 << 20)
     disk.is_full = True
     for _ in range(100):
         assert not intake.add(PREDICTION)
@@ -139,7 +138,7 @@ def test_a_full_disk_is_not_asked_for_each_record(segments: Segments, disk: Disk
 def test_what_must_not_be_missed_waits_in_memory_and_keeps_its_place(
     segments: Segments, disk: Disk, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    intake = Intake(segments, Tail(), 1 << 20)
+    intake = Intake(segments, 1 << 20)
     intake.add(PREDICTION)
     disk.is_full = True
     assert not intake.add(PREDICTION)
@@ -162,7 +161,7 @@ def test_what_must_not_be_missed_waits_in_memory_and_keeps_its_place(
 def test_a_disk_that_fills_up_again_while_catching_up_loses_nothing(
     segments: Segments, disk: Disk, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    intake = Intake(segments, Tail(), 1 << 20)
+    intake = Intake(segments, 1 << 20)
     disk.is_full = True
     intake.insist(gap(0, 5))
     intake.insist(gap(5, 9))
@@ -190,7 +189,7 @@ def test_a_disk_that_fills_up_again_while_catching_up_loses_nothing(
 def test_a_disk_with_room_for_what_waited_and_no_more_stays_full(
     segments: Segments, disk: Disk, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    intake = Intake(segments, Tail(), 1 << 20)
+    intake = Intake(segments, 1 << 20)
     disk.is_full = True
     intake.insist(SESSION)
     disk.is_full = False

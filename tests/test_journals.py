@@ -12,7 +12,6 @@ import pytest
 from databases import until
 from samples import ORIGIN, OTHER, PREDICTION, SESSION, T0_US, chunk, gap
 from zander.journal import journals as journals_module
-from zander.journal import tail as tail_module
 from zander.journal.batch import Batch
 from zander.journal.intake import Intake
 from zander.journal.journals import Journals, raw_record
@@ -85,25 +84,53 @@ async def test_batches_cut_anywhere_hold_everything_once(
     assert all(batch.end - batch.start >= batch_bytes for batch in found[:-1])
 
 
-@pytest.mark.parametrize("tail_bytes", [0, 300, 1 << 20])
-async def test_what_is_in_memory_and_what_is_on_the_disk_are_the_same(
-    journals: Journals, monkeypatch: pytest.MonkeyPatch, tail_bytes: int
-) -> None:
-    monkeypatch.setattr(tail_module, "TAIL_BYTES", tail_bytes)
-    intake = Intake(journals.own.segments, journals.tail, 1 << 30)
-    found: list[Batch] = []
-    for position in range(0, 60, 3):
-        for record in (raw_record(chunk(position, 2), 0), raw_record(chunk(position + 2), 0)):
-            assert intake.add(record)
-            if position % 7 == 0:
-                found += await batches(journals)
-    found += await batches(journals)
-    assert [value for batch in found for value in samples(batch.raw[ORIGIN.session_id, 0])] == list(range(60))
+async def test_what_is_read_ahead_is_what_comes_next(journals: Journals, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journals_module, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(journals_module, "READ_BYTES", 500)
+    for position in range(100):
+        append(journals, raw_record(chunk(position), 0))
+    found = []
+    while (batch := await journals.read(journals.own)).n_records:
+        journals.read_ahead(batch)
+        if len(found) < 5:
+            append(journals, gap(1000 + len(found), 1001 + len(found)))
+        await asyncio.sleep(0)
+        found.append(batch)
+        journals.own.commit(batch.end)
+    assert [value for batch in found for value in samples(batch.raw.get((ORIGIN.session_id, 0), []))] == [*range(100)]
     assert [batch.start for batch in found] == [0, *(batch.end for batch in found[:-1])]
+    assert [gap.start for batch in found for gap in batch.gaps] == [1000, 1001, 1002, 1003, 1004]
+
+
+async def test_what_was_read_ahead_counts_only_where_the_journal_stands(
+    journals: Journals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals_module, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(journals_module, "READ_BYTES", 500)
+    for position in range(100):
+        append(journals, raw_record(chunk(position), 0))
+    first = await journals.read(journals.own)
+    journals.read_ahead(first)
+    again = await journals.read(journals.own)  # as when the database was set back
+    assert (again.start, samples(again.raw[ORIGIN.session_id, 0])[0]) == (0, 0)
+    journals.read_ahead(again)
+    journals.own.commit(again.end)
+    assert (await journals.read(journals.own)).start == again.end
+    journals.read_ahead(again)
+
+
+async def test_a_short_rest_is_not_read_ahead(journals: Journals) -> None:
+    append(journals, raw_record(chunk(0), 0))
+    first = await journals.read(journals.own)
+    append(journals, raw_record(chunk(1), 0))
+    journals.read_ahead(first)
+    append(journals, raw_record(chunk(2), 0))
+    journals.own.commit(first.end)
+    assert samples((await journals.read(journals.own)).raw[ORIGIN.session_id, 0]) == [1, 2]
 
 
 async def test_a_database_that_is_set_back_gets_everything_again(journals: Journals) -> None:
-    intake = Intake(journals.own.segments, journals.tail, 1 << 30)
+    intake = Intake(journals.own.segments, 1 << 30)
     for position in range(10):
         intake.add(raw_record(chunk(position), 0))
     await batches(journals)

@@ -43,12 +43,12 @@ neighbours: chunk messages outbox query stored stream
 journal:
 journal.segments:
 journal.records:   | msgspec
-journal.tail:     _native journal.records native
+journal.joined:   _native journal.records journal.segments native
 journal.pgcopy:   chunk | numpy
 journal.batch:    journal.records | msgspec
 journal.journal:  journal.segments
-journal.journals: chunk journal.batch journal.journal journal.pgcopy journal.records journal.tail
-journal.intake:   journal.records journal.segments journal.tail
+journal.journals: chunk journal.batch journal.joined journal.journal journal.pgcopy journal.records native
+journal.intake:   journal.records journal.segments
 journal.outage:   errors
 journal.counts:    | msgspec
 journal.recorder: chunk errors journal.batch journal.counts journal.intake journal.journals journal.outage

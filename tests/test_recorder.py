@@ -20,7 +20,6 @@ from zander.journal import intake as intake_module
 from zander.journal import journals as journals_module
 from zander.journal import outage as outage_module
 from zander.journal import recorder as recorder_module
-from zander.journal import tail as tail_module
 from zander.journal.batch import Written
 from zander.journal.journals import Journals
 from zander.journal.recorder import Recorder
@@ -215,7 +214,7 @@ async def test_a_large_backlog_is_written_in_pieces_in_order(
     storage: MemoryStorage, recorder: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journals_module, "BATCH_BYTES", 1 << 20)
-    monkeypatch.setattr(tail_module, "TAIL_BYTES", 1 << 20)
+    monkeypatch.setattr(journals_module, "READ_BYTES", 1 << 18)
     kept = recorder()
     for position in range(0, 40_000, 500):
         kept.record_chunk(chunk(position, 500), 0)
@@ -437,7 +436,6 @@ async def test_a_damaged_piece_of_the_journal_costs_no_more_than_itself(
         kept.record_chunk(chunk(position), 0)
     segment = kept._journals.own.segments._segments[0]
     os.pwrite(segment.fd, b"!", segment.n_bytes // 2)
-    kept._journals.tail.begin(0)
     async with running(kept):
         await until(lambda: storage.tried)
         for position in range(10, 20):

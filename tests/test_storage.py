@@ -186,8 +186,8 @@ async def test_the_view_of_raw_samples_is_the_original_table(any_database_url: s
     assert json.loads(row["data"]) == {"channels": [0.1, None, -3]}
 
 
-async def test_a_large_batch_goes_in_several_pieces(any_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transaction_module, "COPY_BYTES", 1000)
+async def test_a_large_batch_goes_whole(any_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transaction_module, "LARGE_BYTES", 1000)
     other = Origin("other", str(uuid.uuid4()), 0.0)
     async with opened(any_database_url) as storage:
         await storage.write(batch(0, 9, chunk(0, 100), chunk(100, 100, other), chunk(200, 100)))

@@ -336,7 +336,6 @@ class World:
         self.journals.own.segments.__dict__.pop("probe", None)
         end = self.journals.own.segments.end
         self.journals.own.commit(end)
-        self.journals.tail.begin(end)
 
 
 def _no_room(*_: object) -> int:

@@ -8,6 +8,7 @@ mod session;
 mod text;
 
 use std::cell::Cell;
+use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pyo3::buffer::{Element, PyBuffer};
@@ -280,16 +281,23 @@ fn journal_frames<'py>(py: Python<'py>, lanes: Vec<PyRefMut<'py, Lane>>) -> (Bou
     (PyBytes::new(py, &out), n_samples, n_lanes)
 }
 
-type Joined<'py> = (String, u64, u64, u64, u64, Bound<'py, PyBytes>);
-
 #[pyfunction]
-fn join_frames<'py>(py: Python<'py>, frames: &[u8]) -> PyResult<Vec<Joined<'py>>> {
-    let found = record::join(frames).ok_or_else(|| PyValueError::new_err("expected frames of raw records"))?;
-    let joined = |rows: record::Rows| {
-        let (session_id, bytes) = (rows.session_id.to_owned(), PyBytes::new(py, &rows.rows));
-        (session_id, rows.fence, rows.position, rows.end, rows.last_us, bytes)
-    };
-    Ok(found.into_iter().map(joined).collect())
+fn split_frames<'py>(py: Python<'py>, data: &[u8], max_others: usize) -> PyResult<(Vec<Bound<'py, PyAny>>, usize)> {
+    let (found, n_bytes) = record::split(data, max_others);
+    let records = found.into_iter().map(|record| match record {
+        record::Record::Other(payload) => Ok(PyBytes::new(py, payload).into_any()),
+        record::Record::Raw(rows) => {
+            let bytes = PyBytes::new_with(py, rows.n_bytes, |mut bytes| {
+                for piece in &rows.pieces {
+                    bytes.write_all(piece)?;
+                }
+                Ok(())
+            })?;
+            let fields = (rows.session_id, rows.fence, rows.position, rows.end, rows.last_us, bytes);
+            Ok(fields.into_pyobject(py)?.into_any())
+        }
+    });
+    Ok((records.collect::<PyResult<_>>()?, n_bytes))
 }
 
 #[pyfunction]
@@ -375,7 +383,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DEBUG", cfg!(debug_assertions))?;
     module.add_class::<Lane>()?;
     module.add_function(wrap_pyfunction!(journal_frames, module)?)?;
-    module.add_function(wrap_pyfunction!(join_frames, module)?)?;
+    module.add_function(wrap_pyfunction!(split_frames, module)?)?;
     module.add_function(wrap_pyfunction!(commit, module)?)?;
     module.add_function(wrap_pyfunction!(clear, module)?)?;
     module.add_function(wrap_pyfunction!(sample_texts, module)?)?;

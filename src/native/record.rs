@@ -119,37 +119,76 @@ fn binary_header(out: &mut Vec<u8>, n_bytes: usize) {
 /// Samples of one session that follow each other, as the journal has them.
 pub struct Rows<'a> {
     pub session_id: &'a str,
-    pub fence: u64,
-    pub position: u64,
-    pub end: u64,
-    pub last_us: u64,
-    pub rows: Vec<u8>,
+    pub fence: i64,
+    pub position: i64,
+    pub end: i64,
+    pub last_us: i64,
+    pub pieces: Vec<&'a [u8]>,
+    pub n_bytes: usize,
 }
 
-/// Read whole frames, all of them raw records, and join what follows; None when there is anything else among them.
-pub fn join(mut frames: &[u8]) -> Option<Vec<Rows<'_>>> {
-    let mut found: Vec<Rows> = Vec::new();
-    let mut last: HashMap<(&str, u64), usize> = HashMap::new(); // by session and fence, its latest rows
-    while !frames.is_empty() {
-        let n_bytes = u32::from_le_bytes(frames.get(..4)?.try_into().ok()?) as usize;
-        let record = frames.get(FRAME_HEADER..FRAME_HEADER + n_bytes)?;
-        frames = &frames[FRAME_HEADER + n_bytes..];
-        let mut pack = Pack(record.strip_prefix(&[0x97, 0xa1, b'r'])?);
+impl<'a> Rows<'a> {
+    /// Read a record; None when it is no raw one, or one that only the twin reads.
+    fn read(payload: &'a [u8]) -> Option<Self> {
+        let mut pack = Pack(payload.strip_prefix(&[0x97, 0xa1, b'r'])?);
         let session_id = std::str::from_utf8(pack.string()?).ok()?;
-        let [fence, position, end, last_us] = [pack.unsigned()?, pack.unsigned()?, pack.unsigned()?, pack.unsigned()?];
+        let [fence, position, end, last_us] = [pack.integer()?, pack.integer()?, pack.integer()?, pack.integer()?];
         let rows = pack.binary()?;
-        match last.get(&(session_id, fence)).map(|&i| &mut found[i]).filter(|before| before.end == position) {
-            Some(before) => {
-                (before.end, before.last_us) = (end, last_us);
-                before.rows.extend_from_slice(rows);
-            }
-            None => {
-                last.insert((session_id, fence), found.len());
-                found.push(Rows { session_id, fence, position, end, last_us, rows: rows.to_vec() });
+        let is_whole = pack.0.is_empty() && position < end;
+        is_whole.then(|| Self { session_id, fence, position, end, last_us, pieces: vec![rows], n_bytes: rows.len() })
+    }
+
+    /// Whether `next` begins where this ends, and has rows of the same size.
+    fn is_followed_by(&self, next: &Self) -> bool {
+        let n_bytes = |rows: &Self, n: i64| rows.n_bytes as u128 * u128::from(n.unsigned_abs());
+        let (n, n_next) = (self.end - self.position, next.end - next.position);
+        self.end == next.position && n_bytes(self, n_next) == n_bytes(next, n)
+    }
+
+    fn join(&mut self, next: Self) {
+        (self.end, self.last_us) = (next.end, next.last_us);
+        self.pieces.extend(next.pieces);
+        self.n_bytes += next.n_bytes;
+    }
+}
+
+pub enum Record<'a> {
+    Raw(Rows<'a>),
+    Other(&'a [u8]), // its payload
+}
+
+/// Read the whole frames at the front of `data`, up to and with `max_others` that are not raw; return how many bytes
+/// they take too. Raw that follows the raw before it in its session is joined to that.
+pub fn split(data: &[u8], max_others: usize) -> (Vec<Record<'_>>, usize) {
+    let mut found: Vec<Record> = Vec::new();
+    let mut latest: HashMap<(&str, i64), usize> = HashMap::new(); // by session and fence, where its rows are
+    let (mut rest, mut n_others) = (data, 0);
+    while n_others < max_others {
+        let Some((payload, behind)) = payload(rest) else { break };
+        rest = behind;
+        let Some(rows) = Rows::read(payload) else {
+            found.push(Record::Other(payload));
+            n_others += 1;
+            continue;
+        };
+        let at = latest.entry((rows.session_id, rows.fence)).or_insert(found.len());
+        match found.get_mut(*at) {
+            Some(Record::Raw(before)) if before.is_followed_by(&rows) => before.join(rows),
+            _ => {
+                *at = found.len();
+                found.push(Record::Raw(rows));
             }
         }
     }
-    Some(found)
+    (found, data.len() - rest.len())
+}
+
+/// Return the payload of the frame at the front, and what is behind it; None unless it is whole and as it was written.
+fn payload(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (header, rest) = data.split_first_chunk::<FRAME_HEADER>()?;
+    let number = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let (payload, behind) = rest.split_at_checked(number(0) as usize)?;
+    (!payload.is_empty() && crc32fast::hash(payload) == number(4)).then_some((payload, behind))
 }
 
 /// What of msgpack a raw record is made of.
@@ -166,10 +205,14 @@ impl<'a> Pack<'a> {
         Some(self.take(n_bytes)?.iter().fold(0, |number, &byte| number << 8 | u64::from(byte)))
     }
 
-    fn unsigned(&mut self) -> Option<u64> {
+    fn integer(&mut self) -> Option<i64> {
         match self.take(1)?[0] {
-            small @ 0..0x80 => Some(u64::from(small)),
-            kind @ 0xcc..=0xcf => self.number(1 << (kind - 0xcc)),
+            small @ (0..0x80 | 0xe0..) => Some(i64::from(small as i8)),
+            kind @ 0xcc..=0xcf => self.number(1 << (kind - 0xcc))?.try_into().ok(),
+            0xd0 => Some(i64::from(self.number(1)? as i8)),
+            0xd1 => Some(i64::from(self.number(2)? as i16)),
+            0xd2 => Some(i64::from(self.number(4)? as i32)),
+            0xd3 => Some(self.number(8)? as i64),
             _ => None,
         }
     }
@@ -211,11 +254,81 @@ mod tests {
         other.write(&run(70_000, &[3.0, 4.0]), &mut frames);
         one.write(&run(1, &[5.0, 6.0, 7.0, 8.0]), &mut frames);
         one.write(&run(9, &[9.0, 9.0]), &mut frames);
-        let found = join(&frames).unwrap();
-        let spans: Vec<_> = found.iter().map(|rows| (rows.session_id, rows.fence, rows.position, rows.end)).collect();
-        assert_eq!(spans, [("one", 0, 0, 3), ("other", 300, 70_000, 70_001), ("one", 0, 9, 10)]);
-        assert_eq!(found[0].rows.len(), 3 * one.row.len());
-        assert_eq!(found[0].last_us, EPOCH_US as u64 + 1);
-        assert!(join(&frames[..frames.len() - 1]).is_none());
+        let (found, n_bytes) = split(&frames, 1);
+        assert_eq!(n_bytes, frames.len());
+        assert_eq!(spans(&found), [("one", 0, 0, 3), ("other", 300, 70_000, 70_001), ("one", 0, 9, 10)]);
+        let Record::Raw(rows) = &found[0] else { panic!("expected raw") };
+        assert_eq!((rows.pieces.len(), rows.n_bytes), (2, 3 * one.row.len()));
+        assert_eq!(rows.last_us, EPOCH_US + 1);
+        assert_eq!(split(&frames[..frames.len() - 1], 1).0.len(), 2);
+    }
+
+    #[test]
+    fn what_is_damaged_ends_what_is_read() {
+        let mut one = Template::new("one", [1; 16], "me", 2, 0);
+        let mut frames = Vec::new();
+        one.write(&run(0, &[1.0, 2.0]), &mut frames);
+        let n_bytes = frames.len();
+        one.write(&run(1, &[1.0, 2.0]), &mut frames);
+        for at in n_bytes..frames.len() {
+            let mut damaged = frames.clone();
+            damaged[at] ^= 1;
+            assert_eq!(split(&damaged, 1).1, n_bytes);
+            assert_eq!(split(&frames[..at], 1).1, n_bytes);
+        }
+        assert_eq!(split(&[0; 40], 1).1, 0);
+    }
+
+    #[test]
+    fn what_is_not_raw_is_handed_out_and_no_more_than_was_asked_for() {
+        let mut one = Template::new("one", [1; 16], "me", 2, 0);
+        let mut frames = Vec::new();
+        one.write(&run(0, &[1.0, 2.0]), &mut frames);
+        for payload in [b"\x93\xa1g\x01".as_slice(), b"\x97\xa1r\x01", b"\xff"] {
+            frames.extend((payload.len() as u32).to_le_bytes());
+            frames.extend(crc32fast::hash(payload).to_le_bytes());
+            frames.extend(payload);
+        }
+        one.write(&run(1, &[1.0, 2.0]), &mut frames);
+        let (found, n_bytes) = split(&frames, 10);
+        assert_eq!((found.len(), n_bytes), (4, frames.len()));
+        assert_eq!(spans(&found), [("one", 0, 0, 2)]);
+        assert!(matches!(found[3], Record::Other(b"\xff")));
+        assert_eq!(split(&frames, 2).0.len(), 3);
+    }
+
+    #[test]
+    fn rows_of_another_size_are_not_joined() {
+        let mut frames = Vec::new();
+        Template::new("one", [1; 16], "me", 2, 0).write(&run(0, &[1.0, 2.0]), &mut frames);
+        let wider = Run { values: vec![1.0; 3], ..run(1, &[1.0, 2.0]) };
+        Template::new("one", [1; 16], "me", 3, 0).write(&wider, &mut frames);
+        assert_eq!(spans(&split(&frames, 1).0), [("one", 0, 0, 1), ("one", 0, 1, 2)]);
+    }
+
+    #[test]
+    fn integers_of_every_size_are_read() {
+        for (pack, number) in [
+            (b"\x7f".as_slice(), 127),
+            (b"\xff", -1),
+            (b"\xe0", -32),
+            (b"\xcc\xff", 255),
+            (b"\xd0\x80", -128),
+            (b"\xd1\x80\x00", -32_768),
+            (b"\xd2\x80\x00\x00\x00", -(1 << 31)),
+            (b"\xd3\x80\x00\x00\x00\x00\x00\x00\x00", i64::MIN),
+        ] {
+            assert_eq!(Pack(pack).integer(), Some(number));
+        }
+        assert_eq!(Pack(b"\xcf\x80\x00\x00\x00\x00\x00\x00\x00").integer(), None);
+        assert_eq!(Pack(b"\xc0").integer(), None);
+    }
+
+    fn spans<'a>(found: &[Record<'a>]) -> Vec<(&'a str, i64, i64, i64)> {
+        let rows = found.iter().filter_map(|record| match record {
+            Record::Raw(rows) => Some(rows),
+            Record::Other(_) => None,
+        });
+        rows.map(|rows| (rows.session_id, rows.fence, rows.position, rows.end)).collect()
     }
 }

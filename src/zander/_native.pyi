@@ -94,10 +94,11 @@ def journal_frames(lanes: list[Lane]) -> tuple[bytes, int, int]:
     Return the frames, how many samples they hold, and of how many lanes they are.
     """
 
-def join_frames(frames: bytes) -> list[tuple[str, int, int, int, int, bytes]]:
-    """Read what `journal_frames` wrote, several times over, as the fields of RawRecords; those that follow are joined.
+def split_frames(data: bytes, max_others: int) -> tuple[list[tuple[str, int, int, int, int, bytes] | bytes], int]:
+    """Read the whole frames of the journal at the front, and return how many bytes they take too.
 
-    ValueError for anything else.
+    A raw record comes as its fields, joined to the raw before it in its session where it follows; any other as its
+    payload. Behind `max_others` payloads nothing more is read.
     """
 
 def commit(lanes: list[Lane]) -> None:

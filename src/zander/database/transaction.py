@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from time import time
 from typing import TypeVar
 from uuid import UUID
@@ -17,7 +17,7 @@ from zander.journal.batch import Batch, Hold, Reach, Written
 from zander.journal.pgcopy import COPY_END, COPY_HEAD, RAW_COLUMNS
 from zander.journal.records import GapRecord, PredictionRecord, RawRecord, Record, SessionRecord
 
-COPY_BYTES = 1 << 20  # joined or sent in one go; then the event loop gets its turn
+LARGE_BYTES = 1 << 20  # joined in 0.5 ms; then the event loop gets its turn
 
 # The first statement, sent together with BEGIN: a round trip is a turn of a busy event loop, and several statements in
 # one take no parameters. So numbers and a UUID are written into it. A row is counted: the batch is ours to write. No
@@ -226,10 +226,12 @@ class _Transaction:
         await self._connection.execute(UPSERT_SESSIONS, *_columns(rows, 6), self._batch.writer_id)
 
     async def _copy_raw(self, records: list[RawRecord]) -> None:
-        pieces = await _joined(records)
-        # One piece goes as it is; asyncpg makes a task for each of several.
-        source = pieces[0] if len(pieces) == 1 else _yielded(pieces)
-        await self._connection.copy_to_table("raw_eeg", source=source, format="binary", columns=RAW_COLUMNS)
+        # In one piece: before each of several asyncpg waits until the one before it is gone, a turn of a busy loop or
+        # more. Not bytes, which it would take for the name of a file.
+        rows = bytearray().join([COPY_HEAD, *(record.rows for record in records), COPY_END])
+        if len(rows) > LARGE_BYTES:
+            await asyncio.sleep(0)
+        await self._connection.copy_to_table("raw_eeg", source=rows, format="binary", columns=RAW_COLUMNS)
 
     async def _insert_gaps(self, records: list[GapRecord]) -> None:
         rows = {(r.session_id, r.start): (r.session_id, r.start, r.end, r.reason, r.time_us) for r in records}
@@ -258,22 +260,3 @@ def _halves(records: list[R]) -> list[list[R]]:
             [structs.replace(record, position=middle, rows=record.rows[cut:])],
         ]
     return []
-
-
-async def _joined(records: list[RawRecord]) -> list[bytearray]:
-    """Join the rows to a COPY in pieces of about COPY_BYTES; asyncpg would take bytes for the name of a file."""
-    pieces, rows, n_bytes = [], [COPY_HEAD], 0
-    for record in records:
-        rows.append(record.rows)
-        n_bytes += len(record.rows)
-        if n_bytes >= COPY_BYTES:
-            pieces.append(bytearray().join(rows))
-            rows, n_bytes = [], 0
-            await asyncio.sleep(0)
-    pieces.append(bytearray().join([*rows, COPY_END]))
-    return pieces
-
-
-async def _yielded(pieces: list[bytearray]) -> AsyncIterator[bytearray]:
-    for piece in pieces:
-        yield piece

@@ -11,7 +11,6 @@ from time import monotonic
 
 from zander.journal.records import Record, encode
 from zander.journal.segments import Segments, frame
-from zander.journal.tail import Tail
 
 PAUSE_SECONDS = 1.0  # between two tries while it is full
 FREE_SHARE = 0.1  # of the bound that has to be free before a full journal takes more
@@ -22,10 +21,9 @@ log = logging.getLogger(__name__)
 class Intake:
     """Appends to a journal's segments, within `max_bytes` on disk. `n_refused` counts records, samples each."""
 
-    def __init__(self, segments: Segments, tail: Tail, max_bytes: int) -> None:
+    def __init__(self, segments: Segments, max_bytes: int) -> None:
         self.n_refused = 0
         self._segments = segments
-        self._tail = tail
         self._max_bytes = max_bytes
         self._limit = 0  # offset beyond which nothing is taken
         self._waiting: list[Record] = []
@@ -73,8 +71,7 @@ class Intake:
         try:
             if limit is not None and self._segments.end > limit:
                 raise OSError(f"it has {self._segments.n_bytes} bytes, its bound")
-            frames = record if isinstance(record, bytes) else frame(encode(record))
-            self._tail.append(record, self._segments.write(frames))
+            self._segments.write(record if isinstance(record, bytes) else frame(encode(record)))
         except OSError as error:
             self._close(error)
             return False
@@ -103,7 +100,7 @@ class Intake:
         """Append what waited; False when the disk does not take it, or no more than that."""
         try:
             while self._waiting:
-                self._tail.append(self._waiting[0], self._segments.append(encode(self._waiting[0])))
+                self._segments.append(encode(self._waiting[0]))
                 self._waiting.pop(0)
             self._segments.probe()
         except OSError:

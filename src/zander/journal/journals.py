@@ -7,16 +7,19 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import UUID
 
 from zander.chunk import Chunk, Origin
 from zander.journal.batch import Batch
+from zander.journal.joined import split
 from zander.journal.journal import Journal, orphans
 from zander.journal.pgcopy import decode_rows, row_encoder
-from zander.journal.records import GapRecord, RawRecord, Record, decode
-from zander.journal.tail import Tail
+from zander.journal.records import GapRecord, RawRecord, Record
+from zander.native import IS_NATIVE
 
 BATCH_BYTES = 8 << 20  # what waits after an outage is written in such pieces
-READ_BYTES = 256 << 10  # some 1,500 one-sample records, sorted in 2 ms; then the event loop gets its turn
+# Sorted in 2 ms, if they are records of one sample; then the event loop gets its turn.
+READ_BYTES = (2 << 20) if IS_NATIVE else (256 << 10)
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +30,9 @@ class Journals:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         """Open the folder; OSError when it cannot be had."""
         self.own = Journal.create(folder, max_bytes)
-        self.tail = Tail()  # of our own
         self.orphans = deque(orphans(folder))
+        self._ahead: asyncio.Task[Batch] | None = None
+        self._ahead_of: tuple[UUID, int] | None = None  # the journal it reads, and from where
 
     @property
     def n_bytes(self) -> int:
@@ -51,20 +55,30 @@ class Journals:
 
     async def read(self, journal: Journal) -> Batch:
         """Return what comes next in a journal, about BATCH_BYTES; without records at its end."""
-        batch = Batch(journal.writer_id, journal.offset or 0)
-        if journal is self.own and (records := self.tail.take(batch.start, journal.segments.end)) is not None:
-            for record in records:
-                batch.add(record)
-            batch.end = journal.segments.end
-            return batch
+        start = journal.offset or 0
+        ahead, is_next = self._ahead, self._ahead_of == (journal.writer_id, start)
+        self._ahead = self._ahead_of = None
+        if ahead and is_next:
+            return await ahead
+        if ahead:
+            ahead.cancel()
+        return await self._read(journal, start)
+
+    def read_ahead(self, batch: Batch) -> None:
+        """Begin to read what comes behind a batch that is being written, if it is as much."""
+        journal = self.of(batch)
+        if not self._ahead and journal.segments.end - batch.end >= BATCH_BYTES:
+            self._ahead_of = (journal.writer_id, batch.end)
+            self._ahead = asyncio.create_task(self._read(journal, batch.end))
+
+    async def _read(self, journal: Journal, start: int) -> Batch:
+        batch = Batch(journal.writer_id, start)
         async for records, offset in _pieces(journal, batch.start):
             for record in records:
                 batch.add(record)
             batch.end = offset
             if offset - batch.start >= BATCH_BYTES:
                 break
-        if journal is self.own and batch.end == journal.segments.end:
-            self.tail.begin(batch.end)
         return batch
 
     async def pending(self, origin: Origin, start: int, end: int) -> list[Chunk]:
@@ -98,6 +112,8 @@ class Journals:
 
     def close(self) -> None:
         """Let go; what is not in the database stays for the next process."""
+        if self._ahead:
+            self._ahead.cancel()
         for journal in (*self.orphans, self.own):
             journal.close()
 
@@ -122,7 +138,10 @@ async def _pieces(journal: Journal, offset: int) -> AsyncIterator[tuple[list[Rec
     if not journal.is_open:  # while we looked through another, this one was done
         return
     end = journal.segments.end  # on a busy machine it would run ahead of us
-    while offset < end and journal.is_open and (frames := journal.segments.read(offset, READ_BYTES)).end > offset:
-        offset = frames.end  # beyond what is damaged, if there are none
-        yield [decode(payload) for payload in frames.payloads], offset
+    while offset < end and journal.is_open:
+        records, behind = journal.segments.read_by(split, offset, READ_BYTES)
+        if behind == offset:
+            return
+        offset = behind  # beyond what is damaged, if there are none
+        yield records, offset
         await asyncio.sleep(0)

@@ -47,7 +47,7 @@ class Recorder:
         self.on_written: Callable[[Written], None] = lambda written: None
         self._storage = storage
         self._journals = journals
-        self._intake = Intake(journals.own.segments, journals.tail, journal_max_bytes)
+        self._intake = Intake(journals.own.segments, journal_max_bytes)
         self._max_records = max_records
         self._max_seconds = max_seconds
         self._linger_seconds = linger_seconds
@@ -233,6 +233,7 @@ class Recorder:
         """Write a batch. After a StorageError nobody knows whether it was committed: the same one goes again."""
         self._started_s = monotonic()
         journal = self._journals.of(batch)
+        self._journals.read_ahead(batch)
         try:
             written = await self._storage.write(batch)
         except Moved as moved:  # the last word of the process that died was on its way when we asked

@@ -10,18 +10,23 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from struct import Struct
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from zlib import crc32
 
 SUFFIX = ".v1"  # of this layout
 
 _HEADER = Struct("<II")
+HEADER_BYTES = _HEADER.size
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Split = Callable[[bytes], tuple[list[T], int]]  # what `split` does, whatever it makes of the payloads
 
 
 class Frames(NamedTuple):
@@ -107,15 +112,19 @@ class Segments:
 
         All are of one file.
         """
+        return Frames(*self.read_by(split, offset, max_bytes))
+
+    def read_by(self, split: Split[T], offset: int, max_bytes: int) -> tuple[list[T], int]:
+        """Return what `split` makes of the frames from `offset` on, as `read` does, and the offset after them."""
         for segment in self._segments:
             offset = max(offset, segment.start)
             if offset < segment.end:
-                frames = self._read(segment, offset, max_bytes)
-                if frames.payloads:
-                    return frames
+                found, n_bytes = _read(segment, split, offset, max_bytes)
+                if n_bytes:
+                    return found, offset + n_bytes
                 log.error("%s: %d bytes are damaged and lost", segment.path.name, segment.end - offset)
                 offset = segment.end
-        return Frames([], offset)
+        return [], offset
 
     def forget(self, offset: int) -> None:
         """Delete the files that lie wholly before `offset`; a file that is full and read to its end goes too."""
@@ -169,20 +178,12 @@ class Segments:
 
     def _cut_torn_tail(self, segment: _Segment) -> None:
         size, end = segment.n_bytes, segment.start
-        while (frames := self._read(segment, end, 1 << 20)).payloads:
-            end = frames.end
+        while n_bytes := _read(segment, split, end, 1 << 20)[1]:
+            end += n_bytes
         segment.n_bytes = end - segment.start
         if torn := size - segment.n_bytes:
             log.warning("%s: the last %d bytes were not written to their end, cut off", segment.path.name, torn)
             os.ftruncate(segment.fd, segment.n_bytes)
-
-    def _read(self, segment: _Segment, offset: int, max_bytes: int) -> Frames:
-        data = segment.read(offset, max_bytes)
-        payloads, n_read = _split(data)
-        if not payloads and len(data) >= _HEADER.size:  # a frame larger than `max_bytes`, or a torn one
-            n_bytes, _ = _HEADER.unpack_from(data)
-            payloads, n_read = _split(segment.read(offset, _HEADER.size + n_bytes))
-        return Frames(payloads, offset + n_read)
 
 
 def files(folder: Path, name: str) -> list[tuple[int, Path]]:
@@ -200,15 +201,24 @@ def _no_space() -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _split(data: bytes) -> tuple[list[bytes], int]:
+def _read(segment: _Segment, split: Split[T], offset: int, max_bytes: int) -> tuple[list[T], int]:
+    data = segment.read(offset, max_bytes)
+    found, n_read = split(data)
+    if not n_read and len(data) >= HEADER_BYTES:  # a frame larger than `max_bytes`, or a torn one
+        n_bytes, _ = _HEADER.unpack_from(data)
+        found, n_read = split(segment.read(offset, HEADER_BYTES + n_bytes))
+    return found, n_read
+
+
+def split(data: bytes) -> tuple[list[bytes], int]:
     """Return the payloads of the whole frames at the front, and how many bytes they take."""
     payloads: list[bytes] = []
     at, n_bytes = 0, len(data)
-    while at + _HEADER.size <= n_bytes:
+    while at + HEADER_BYTES <= n_bytes:
         length, checksum = _HEADER.unpack_from(data, at)
-        payload = data[at + _HEADER.size : at + _HEADER.size + length]
+        payload = data[at + HEADER_BYTES : at + HEADER_BYTES + length]
         if not length or len(payload) < length or crc32(payload) != checksum:
             break
         payloads.append(payload)
-        at += _HEADER.size + length
+        at += HEADER_BYTES + length
     return payloads, at
