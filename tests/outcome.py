@@ -15,7 +15,6 @@ from zander.journal.joined import split, split_as_twin
 from zander.journal.records import RawRecord, decode
 from zander.turn import PathStats
 
-
 OWN_CODES = b"\x03\xf4"  # 1012 and above are those that the service closes with
 
 

@@ -220,7 +220,7 @@ impl<'a> Pack<'a> {
     fn string(&mut self) -> Option<&'a [u8]> {
         let n_bytes = match self.take(1)?[0] {
             kind @ 0xa0..0xc0 => usize::from(kind & 0x1f),
-            0xd9 => self.number(1)? as usize,
+            kind @ 0xd9..=0xdb => self.number(1 << (kind - 0xd9))? as usize,
             _ => return None,
         };
         self.take(n_bytes)
