@@ -33,7 +33,8 @@ ring:        | numpy
 history:    messages
 stored:     chunk | msgspec
 session:    chunk errors messages stored | msgspec numpy
-outbox:     chunk errors messages wire
+flag:
+outbox:     chunk errors flag messages wire
 audience:   chunk messages outbox wire
 stream:     chunk errors history messages outbox ring session wire | msgspec
 answers:    chunk wire | numpy
@@ -106,7 +107,7 @@ routes:            routes.buffer routes.docs routes.health routes.history routes
 
 app:            broadcast database.archive database.storage errors hub journal.journal journal.journals
      journal.recorder nodes.alone nodes.cluster replay routes routes.context settings | starlette
-protocol:        | uvicorn websockets
+protocol:       flag | uvicorn websockets
 server:         app errors journal.journal local.embedded messages native protocol settings | msgspec starlette uvicorn
 workers:        app errors journal.journal local.child server settings | msgspec
 local:

@@ -114,6 +114,21 @@ async def test_what_is_offered_is_taken_in_order(format: Format) -> None:
     assert outbox.nbytes == 0
 
 
+async def test_what_one_gets_another_that_was_as_empty_does_not() -> None:
+    one, other = Outbox("me"), Outbox("me")
+    for i in range(3):
+        one.offer(chunk(2 * i, 2))
+        one.note(note(str(i)))
+        assert other.take() == []
+        assert seen(one.take()) == [*raws("a", range(2 * i, 2 * i + 2)), str(i)]
+    other.say(note("other").text)
+    assert (one.waits, seen(other.take())) == (False, ["other"])
+
+
+async def test_types_are_told_once_and_in_their_order() -> None:
+    assert Outbox("me", types=["gap", "raw", "gap"]).types == ("raw", "gap")
+
+
 @pytest.mark.parametrize("format", FORMATS)
 async def test_frames_are_those_of_the_chunk(format: Format) -> None:
     outbox, one = Outbox("me", format=format), chunk(0, 2)
@@ -303,6 +318,13 @@ async def test_one_may_wait_until_all_was_taken() -> None:
         assert not waiting.done()
         outbox.take()
     await waiting
+    outbox.note(note("again"))
+    first, second = asyncio.create_task(outbox.emptied()), asyncio.create_task(outbox.emptied())
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait({first})
+    outbox.take()
+    await second
 
 
 # Closing.

@@ -13,10 +13,11 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from time import monotonic, time
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 from zander.chunk import MAX_CHUNK_BYTES, Chunk, join
 from zander.errors import CloseCode
+from zander.flag import Flag
 from zander.messages import KINDS, Gap, Kind, Note, Reason
 from zander.wire import dumps
 
@@ -28,14 +29,7 @@ BITE_SAMPLES = 32  # about that, of a few channels
 STALLED_SECONDS = 60.0
 MAX_SESSIONS = 64  # in which it is remembered where the consumer stood: one may be resumed after another
 
-
-class _Hole(NamedTuple):
-    """Dropped raw that is not announced yet: from `start` to `end`, and when the first of it had arrived."""
-
-    order: int
-    session_id: str
-    start: int
-    end: int
+_NONE: deque[Any] = deque(maxlen=0)  # stands for every queue that is empty: one of its own takes 760 bytes
 
 
 class Outbox:
@@ -57,24 +51,24 @@ class Outbox:
         self.user_id = user_id
         self.consumer_id = consumer_id
         self.format = format
-        self.types = frozenset(types)
+        self.types = tuple(kind for kind in KINDS if kind in types)
         self.max_bytes = max_bytes
         self.since_us = int(time() * 1e6)
         self.session_id: str | None = None
         self.position = 0
         self.through: Callable[[bytes], bool] | None = None
         self._sink: Callable[[bytes], bool] | None = None
-        self.ready = asyncio.Event()
+        self.ready = Flag()
         self.closed: asyncio.Future[CloseCode] = asyncio.get_running_loop().create_future()
         self.n_dropped = 0
         self.nbytes = 0
         self._unread_since = monotonic()  # when the consumer last took something, or something began to wait
-        self._raw: deque[tuple[int, int, Chunk]] = deque()  # order of arrival, bytes counted, what waits
-        self._notes: deque[tuple[int, int, str]] = deque()
-        self._holes: deque[_Hole] = deque()  # before all raw that is left
+        self._raw: deque[tuple[int, int, Chunk]] = _NONE  # order of arrival, bytes counted, what waits
+        self._notes: deque[tuple[int, int, str]] = _NONE
+        self._holes: list[tuple[int, Gap]] = []  # dropped raw, before all that is left, and not announced yet
         self._order = 0  # over all three
         self._stood: dict[str, int] = {}  # the position in other sessions
-        self._emptied = asyncio.Event()
+        self._emptied: Flag | None = None  # while somebody waits for it
 
     def stand(self, session_id: str, position: int) -> None:
         """Put the consumer at a position; it gets nothing of what lies before."""
@@ -171,7 +165,7 @@ class Outbox:
     async def emptied(self) -> None:
         """Wait until all that waits was taken."""
         while self.waits:
-            self._emptied.clear()
+            self._emptied = self._emptied or Flag()
             await self._emptied.wait()
 
     @property
@@ -179,15 +173,14 @@ class Outbox:
         """Whether there is something to take."""
         return bool(self._raw or self._notes or self._holes)
 
-    def _next(self) -> int:
-        self._order += 1
-        return self._order
-
     def _queue(self, chunk: Chunk, counts: bool) -> None:
         """Queue raw: in JSON in small bites, else cut where one message would shift a sample's time too far."""
+        if self._raw is _NONE:
+            self._raw = deque()
         for part in chunk.pieces(BITE_SAMPLES) if self.format == "json" else chunk.steady():
             n_bytes = self._size(part) if counts else 0
-            self._raw.append((self._next(), n_bytes, part))
+            self._order += 1
+            self._raw.append((self._order, n_bytes, part))
             self.nbytes += n_bytes
 
     def _size(self, chunk: Chunk) -> int:
@@ -195,7 +188,10 @@ class Outbox:
 
     def _say(self, text: str, counts: bool = True) -> None:
         n_bytes = len(text) if counts else 0
-        self._notes.append((self._next(), n_bytes, text))
+        if self._notes is _NONE:
+            self._notes = deque()
+        self._order += 1
+        self._notes.append((self._order, n_bytes, text))
         self.nbytes += n_bytes
 
     def _reach(self, chunk: Chunk, counts: bool) -> None:
@@ -224,7 +220,10 @@ class Outbox:
     def _clear(self) -> None:
         """Notice that nothing waits any more."""
         if not self.waits:
-            self._emptied.set()
+            self._raw = self._notes = _NONE
+            if self._emptied:
+                self._emptied.set()
+                self._emptied = None
             if not self.closed.done():
                 self.ready.clear()
                 self.through = self._sink
@@ -241,23 +240,24 @@ class Outbox:
         self.n_dropped += len(chunk)
         if "gap" not in self.types:
             return
-        session_id, last = chunk.origin.session_id, self._holes[-1] if self._holes else None
+        session_id, last = chunk.origin.session_id, self._holes[-1][1] if self._holes else None
         if last and (last.session_id, last.end) == (session_id, chunk.position):
-            self._holes[-1] = last._replace(end=chunk.end)
+            last.end = chunk.end
         else:
-            self._holes.append(_Hole(order, session_id, chunk.position, chunk.end))
+            self._holes.append((order, Gap(session_id, chunk.position, chunk.end, "slow")))
 
     def _take_hole(self) -> list[str]:
         """Announce dropped raw."""
         if not self._holes:
             return []
-        hole = self._holes.popleft()
-        return [dumps(Gap(hole.session_id, hole.start, hole.end, "slow"))]
+        return [dumps(self._holes.pop(0)[1])]
 
     def _take_notes(self) -> list[str]:
         """Take the notes that came before the oldest raw, dropped or not."""
+        if not self._notes:
+            return []
         texts = []
-        oldest = self._holes[0].order if self._holes else self._raw[0][0] if self._raw else self._order + 1
+        oldest = self._holes[0][0] if self._holes else self._raw[0][0] if self._raw else self._order + 1
         while self._notes and self._notes[0][0] < oldest:
             _, n_bytes, text = self._notes.popleft()
             self.nbytes -= n_bytes
