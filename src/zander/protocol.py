@@ -6,7 +6,7 @@ message by message, with the same results.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from struct import Struct
 from typing import Any, Protocol, cast
@@ -14,8 +14,11 @@ from typing import Any, Protocol, cast
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import InvalidState
+from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.protocol import State
+
+from zander.flag import Flag
 
 DIRECT = "zander.direct"
 MAX_QUEUED = 64  # messages read but not taken yet, from which on a peer has to wait; uvicorn pauses for each one
@@ -39,12 +42,103 @@ class Peel(Protocol):
         """Take no more."""
 
 
+class _Inbox:
+    """The methods of an asyncio.Queue that are used here, without the 3 KB that it takes while it is empty."""
+
+    __slots__ = ("_came", "_events", "_tell")
+
+    def __init__(self) -> None:
+        self._events: list[Any] = []
+        self._came = Flag()
+        self._tell: Callable[[], object] | None = None
+
+    def put_nowait(self, event: Any) -> None:
+        self._events.append(event)
+        self._came.set()
+        tell, self._tell = self._tell, None
+        if tell:
+            tell()
+
+    async def get(self) -> Any:
+        while not self._events:
+            self._came.clear()
+            await self._came.wait()
+        return self._events.pop(0)
+
+    def get_nowait(self) -> Any:
+        return self._events.pop(0)
+
+    def qsize(self) -> int:
+        return len(self._events)
+
+    def empty(self) -> bool:
+        return not self._events
+
+    def when_something(self, call: Callable[[], object]) -> None:
+        """Call once there is an event."""
+        if self._events:
+            call()
+        else:
+            self._tell = call
+
+
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """Like uvicorn's, but an endpoint may take messages as they are read, and send many in one write."""
+
+    # uvicorn's, which has more attributes than fit into a dict that shares its keys: 1.2 KB for each connection.
+    __slots__ = (
+        "app_state",
+        "asgi_version",
+        "client",
+        "close_timeout",
+        "config",
+        "connections",
+        "default_headers",
+        "initial_response",
+        "last_ping_rtt",
+        "logger",
+        "loop",
+        "ping_interval",
+        "ping_timeout",
+        "root_path",
+        "scheme",
+        "server",
+        "tasks",
+    )
 
     _take: Callable[[Message], None] | None = None
     _peel: Peel | None = None  # from when it is known until it stops
     _lost: Callable[[], None] | None = None
+    _rest: Coroutine[Any, Any, None] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.app = self._run
+        self.queue = cast(Any, _Inbox())
+        self.writable = cast(Any, Flag())
+        self.writable.set()
+
+    async def _run(self, scope: Any, receive: Any, send: Any) -> None:
+        self.app = self.config.loaded_app  # and no circle is left
+        await self.app(scope, receive, send)
+        del scope, receive, send
+        if self._rest:
+            rest, self._rest = self._rest, None
+            await rest
+
+    def stay(self, rest: Coroutine[Any, Any, None]) -> None:
+        """Run this once the app has returned, as a part of it, but without all that it keeps for a request."""
+        self._rest = rest
+
+    def forget_handshake(self) -> None:
+        """Empty what only the handshake needed: the request, which the parser keeps, the response and the scope."""
+        self.request.headers.clear()
+        self.response.headers.clear()
+        cast(Any, self.scope).clear()
+
+    def when_something(self, call: Callable[[], object]) -> None:
+        """Call once there is something to receive."""
+        cast(_Inbox, self.queue).when_something(call)
 
     def handle_connect(self, event: Request) -> None:
         """Begin as uvicorn does; the endpoint runs in a later turn of the loop and finds the way in its scope."""
@@ -120,7 +214,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     async def send_all(self, waiting: Callable[[], list[Message]]) -> None:
         """Send what waits in one write, once the transport takes more; OSError when the peer is gone."""
         await self.writable.wait()
-        if self.disconnected or self.close_sent:
+        if self.disconnected or self.conn.state is not State.OPEN:
             raise ClientDisconnected
         self.transport.write(b"".join([frame(message) for message in waiting()]))
 
@@ -129,6 +223,21 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self.handshake_complete:
             self.handle_events()
         super().handle_parser_exception()
+
+    def handle_text(self, event: Frame) -> None:
+        """Take a frame, and leave nothing of it to the parser, which keeps its last one until the next."""
+        super().handle_text(event)
+        event.data = b""
+
+    def handle_bytes(self, event: Frame) -> None:
+        """Take a frame, as `handle_text` does."""
+        super().handle_bytes(event)
+        event.data = b""
+
+    def handle_cont(self, event: Frame) -> None:
+        """Take a frame, as `handle_text` does."""
+        super().handle_cont(event)
+        event.data = b""
 
     def send_receive_event_to_app(self) -> None:
         """Pass a whole message on. Text that is not UTF-8 closes with 1007, without uvicorn's traceback in the log."""

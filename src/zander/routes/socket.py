@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from inspect import iscoroutinefunction
-from typing import Any
+from typing import Any, Protocol, cast
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -24,34 +25,66 @@ MAX_BAD_MESSAGES = 100
 GONE = (WebSocketDisconnect, OSError, RuntimeError)  # the last is uvicorn's for a socket it has closed meanwhile
 
 
+class Line(Protocol):
+    """What carries ASGI's messages: Starlette's WebSocket, or our server's protocol itself."""
+
+    async def receive(self) -> Any: ...
+
+    async def send(self, message: Any) -> None: ...
+
+
 def door(
-    endpoint: Callable[[WebSocket, Service], Coroutine[Any, Any, None]],
+    greet: Callable[[WebSocket, Service], Coroutine[Any, Any, Conversation]],
 ) -> Callable[[WebSocket], Coroutine[Any, Any, None]]:
     """Accept a peer and hold its place; one that is refused is told why before the close code.
 
-    A peer may vanish at any moment: that ends the endpoint quietly.
+    A peer may vanish at any moment: that ends the endpoint quietly. Where the server can do that, the app returns at
+    once, and all of this happens behind it: what the app keeps for a request takes 10 KB.
     """
 
-    @wraps(endpoint)
+    @wraps(greet)
     async def opened(socket: WebSocket) -> None:
-        context = service(socket)
-        n_connections = context.hub.enter()
-        try:
-            await socket.accept()
-            if n_connections > context.settings.max_connections:
-                raise TooMany(f"expected at most {context.settings.max_connections} connections")
-            refuse_strangers(socket)
-            await endpoint(socket, context)
-        except ClientError as error:
-            with suppress(*GONE):
-                await socket.send_text(dumps(Error(error.code, error.message)))
-                await socket.close(error.close)
-        except WebSocketDisconnect:
-            pass
-        finally:
-            context.hub.leave()
+        direct = find_direct(socket)
+        talk = _talk(greet, socket, direct)
+        if direct:
+            direct.stay(talk)
+        else:
+            await talk
 
     return opened
+
+
+def find_direct(socket: WebSocket) -> WebSocketProtocol | None:
+    """Return the way past the server's queue, if it has one."""
+    found: WebSocketProtocol | None = socket.scope.get("extensions", {}).get(DIRECT)
+    return found
+
+
+async def _talk(
+    greet: Callable[[WebSocket, Service], Coroutine[Any, Any, Conversation]],
+    socket: WebSocket,
+    direct: WebSocketProtocol | None,
+) -> None:
+    context, line = service(socket), direct or cast(Line, socket)
+    n_connections = context.hub.enter()
+    try:
+        await socket.accept()
+        if n_connections > context.settings.max_connections:
+            raise TooMany(f"expected at most {context.settings.max_connections} connections")
+        refuse_strangers(socket)
+        conversation = await greet(socket, context)
+        if direct:
+            del socket
+            direct.forget_handshake()
+        await conversation.run(line)
+    except ClientError as error:
+        with suppress(*GONE):
+            await line.send({"type": "websocket.send", "text": dumps(Error(error.code, error.message))})
+            await _close(line, error.close)
+    except WebSocketDisconnect:
+        pass
+    finally:
+        context.hub.leave()
 
 
 async def first_message(socket: WebSocket) -> str:
@@ -66,7 +99,7 @@ async def first_message(socket: WebSocket) -> str:
     return message
 
 
-class Conversation:
+class Conversation(ABC):
     """Gives what comes to `take` and sends what the outbox holds, until the peer goes or the outbox is closed.
 
     A ClientError of `take` is answered; a bad message is counted too, and `count_bad` says how many there were. A
@@ -74,88 +107,126 @@ class Conversation:
     `peel` gets the bytes before.
     """
 
-    def __init__(
-        self,
-        socket: WebSocket,
-        outbox: Outbox,
-        take: Callable[[Message], Awaitable[None] | None],
-        count_bad: Callable[[], int],
-        peel: Peel | None = None,
-    ) -> None:
-        self._socket = socket
+    def __init__(self, outbox: Outbox, peel: Peel | None = None) -> None:
         self._outbox = outbox
-        self._take = take
-        self._count_bad = count_bad
         self._peel = peel
-        self._direct: WebSocketProtocol | None = socket.scope.get("extensions", {}).get(DIRECT)
+        self._reader: asyncio.Task[None] | None = None
+        self._limit = asyncio.timeout(None)  # of writing: there is one once the outbox is closed
 
-    async def run(self) -> None:
+    @abstractmethod
+    def take(self, message: Message) -> Awaitable[None] | None:
+        """Take in what the peer sent."""
+
+    @abstractmethod
+    def count_bad(self) -> int:
+        """Count a bad message, and return how many there were."""
+
+    @abstractmethod
+    async def begin(self) -> None:
+        """Do what comes first; a ClientError ends the conversation."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Do what comes last, however it ends."""
+
+    async def run(self, line: Line) -> None:
         """Talk to the end, and close with the outbox's code if it was ours."""
-        if self._direct and not iscoroutinefunction(self._take):
-            self._direct.divert(self._take_now, self._peel)
-        if self._direct:
-            self._outbox.open_sink(self._direct.push)
-        closed = self._outbox.closed
-        reader, writer = asyncio.create_task(self._read()), asyncio.create_task(self._write())
         try:
-            await _first(reader, writer, closed)
-            if closed.done():
-                await asyncio.wait({writer}, timeout=FLUSH_SECONDS)
-                with suppress(TimeoutError, *GONE):
-                    await asyncio.wait_for(self._socket.close(closed.result()), FLUSH_SECONDS)
+            await self.begin()
+            await self._talk(line, line if isinstance(line, WebSocketProtocol) else None)
+        finally:
+            self.end()
+
+    async def _talk(self, line: Line, direct: WebSocketProtocol | None) -> None:
+        closed = self._outbox.closed
+        if direct:
+            self._divert(direct)
+        else:
+            self._begin_to_read(line)
+        try:
+            closed.add_done_callback(self._hurry)
+            with suppress(*GONE):
+                async with self._limit:
+                    await self._write(direct.send_all if direct else partial(_send_each, line))
+            if closed.done() and not (self._reader and self._reader.done()):
+                with suppress(*GONE):
+                    await asyncio.wait_for(_close(line, closed.result()), FLUSH_SECONDS)
         finally:
             if self._peel:
                 self._peel.end()
-            ended = [task for task in (reader, writer) if not task.cancel()]
-            await asyncio.wait({reader, writer})
-        for task in ended:
-            task.result()  # raises what went wrong here
+            await self._end_reading()
+
+    def _divert(self, direct: WebSocketProtocol) -> None:
+        if not iscoroutinefunction(self.take):
+            direct.divert(self._take_now, self._peel)
+        direct.when_something(partial(self._begin_to_read, direct))  # most consumers never say a word
+        self._outbox.open_sink(direct.push)
+
+    def _hurry(self, _: object) -> None:
+        with suppress(RuntimeError):  # it may have written to the end meanwhile
+            self._limit.reschedule(asyncio.get_running_loop().time() + FLUSH_SECONDS)
 
     def _take_now(self, message: Message) -> None:
         if not self._outbox.closed.done():
             try:
-                self._take(message)
+                self.take(message)
             except ClientError as error:
                 self._complain(error)
 
     def _complain(self, error: ClientError) -> None:
         self._outbox.say(dumps(Error(error.code, error.message)))
-        if isinstance(error, BadMessage) and self._count_bad() >= MAX_BAD_MESSAGES:
+        if isinstance(error, BadMessage) and self.count_bad() >= MAX_BAD_MESSAGES:
             self._outbox.close(CloseCode.BAD_MESSAGES)
 
-    async def _read(self) -> None:
-        while not self._outbox.closed.done():
-            try:
-                taken = self._take(await _receive(self._socket))
-                if taken is not None:
-                    await taken
-            except WebSocketDisconnect:
-                return
-            except ClientError as error:
-                self._complain(error)
+    def _begin_to_read(self, line: Line) -> None:
+        self._reader = asyncio.create_task(self._read(line))
 
-    async def _write(self) -> None:
-        send_all = self._direct.send_all if self._direct else self._send_each
-        with suppress(*GONE):
-            while self._outbox.waits or not self._outbox.closed.done():
-                await self._outbox.ready.wait()
-                await send_all(self._outbox.take)
-                if self._outbox.waits:  # a hundred that come back at once would hold up everybody
-                    await asyncio.sleep(0)
+    async def _read(self, line: Line) -> None:
+        """Read until the peer has gone."""
+        try:
+            while True:
+                message = await _receive(line)
+                if self._outbox.closed.done():
+                    continue
+                try:
+                    taken = self.take(message)
+                    if taken is not None:
+                        await taken
+                except ClientError as error:
+                    self._complain(error)
+        except WebSocketDisconnect:
+            pass
+        finally:
+            self._outbox.close(CloseCode.TRY_LATER)  # nobody is left to be told
 
-    async def _send_each(self, waiting: Callable[[], list[Message]]) -> None:
-        for message in waiting():
-            await self._socket.send(
-                {"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message}
-            )
+    async def _end_reading(self) -> None:
+        """Read no more; raise what went wrong there."""
+        if reader := self._reader:
+            was_over = not reader.cancel()
+            await asyncio.wait({reader})
+            if was_over:
+                reader.result()
+
+    async def _write(self, send_all: Callable[[Callable[[], list[Message]]], Awaitable[None]]) -> None:
+        outbox = self._outbox
+        while outbox.waits or not outbox.closed.done():
+            await outbox.ready.wait()
+            await send_all(outbox.take)
+            if outbox.waits:  # a hundred that come back at once would hold up everybody
+                await asyncio.sleep(0)
 
 
-async def _first(*futures: asyncio.Future[Any]) -> None:
-    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+async def _send_each(line: Line, waiting: Callable[[], list[Message]]) -> None:
+    for message in waiting():
+        await line.send({"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message})
 
 
-async def _receive(socket: WebSocket) -> Message:
-    message = await socket.receive()
+async def _close(line: Line, code: CloseCode) -> None:
+    await line.send({"type": "websocket.close", "code": code, "reason": ""})
+
+
+async def _receive(line: Line) -> Message:
+    message = await line.receive()
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1005))
     text: str | None = message.get("text")

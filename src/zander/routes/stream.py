@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from time import time
 
 from starlette.websockets import WebSocket
@@ -9,40 +10,49 @@ from starlette.websockets import WebSocket
 from zander import auth
 from zander.chunk import RawIn
 from zander.errors import CloseCode
-from zander.hub import now_us
+from zander.hub import Hub, now_us
 from zander.messages import AuthOk, Features, Pong
 from zander.outbox import Outbox
-from zander.protocol import DIRECT, Message
+from zander.protocol import Message
 from zander.routes.context import Service
-from zander.routes.socket import Conversation, door, first_message
+from zander.routes.socket import Conversation, door, find_direct, first_message
 from zander.stream import Stream
 from zander.wire import decode_auth, decode_fields, decode_relay, dumps
 
 
 @door
-async def stream(socket: WebSocket, context: Service) -> None:
-    """Greet a relay, then take in what it sends."""
-    hub = context.hub
+async def stream(socket: WebSocket, context: Service) -> Conversation:
+    """Greet a relay; what it sends from then on is taken in."""
     relay, connected = await _connect(socket, context)
+    return _Relay(relay, connected, context.hub)
 
-    def take(message: Message) -> None:
+
+class _Relay(Conversation):
+    def __init__(self, relay: Outbox, connected: Stream, hub: Hub) -> None:
+        super().__init__(relay, hub.turn.peel(connected, relay))
+        self._connected = connected
+        self._hub = hub
+
+    async def begin(self) -> None:
+        session = self._connected.session
+        self._outbox.say(dumps(AuthOk(session.session_id, session.user_id, self._connected.durable, time())))
+
+    def take(self, message: Message) -> None:
         received = time()
         incoming = decode_relay(message)
         if isinstance(incoming, RawIn):
-            hub.ingest(connected, incoming)
+            self._hub.ingest(self._connected, incoming)
         elif isinstance(incoming, Features):
-            hub.take_features(connected, incoming, decode_fields(message))
+            self._hub.take_features(self._connected, incoming, decode_fields(message))
         else:
-            relay.say(dumps(Pong(incoming.t0, received, time())))
+            self._outbox.say(dumps(Pong(incoming.t0, received, time())))
 
-    def count_bad() -> int:
-        hub.n_bad_messages += 1
-        return connected.session.count_bad()
+    def count_bad(self) -> int:
+        self._hub.n_bad_messages += 1
+        return self._connected.session.count_bad()
 
-    try:
-        await Conversation(socket, relay, take, count_bad, hub.turn.peel(connected, relay)).run()
-    finally:
-        hub.disconnect(connected, relay)
+    def end(self) -> None:
+        self._hub.disconnect(self._connected, self._outbox)
 
 
 async def _connect(socket: WebSocket, context: Service) -> tuple[Outbox, Stream]:
@@ -51,9 +61,7 @@ async def _connect(socket: WebSocket, context: Service) -> tuple[Outbox, Stream]
     auth.require(settings.edge_api_key, auth.given_key(socket.headers) or first.api_key)
     relay = Outbox(first.user_id, types=(), max_bytes=settings.outbox_max_bytes)
     relay.since_us = came_us
-    if direct := socket.scope.get("extensions", {}).get(DIRECT):  # it may go while the database is asked
-        direct.when_lost(lambda: relay.close(CloseCode.TRY_LATER))
+    if direct := find_direct(socket):  # it may go while the database is asked
+        direct.when_lost(partial(relay.close, CloseCode.TRY_LATER))
     connected = await context.hub.connect(first, device, relay)
-    session = connected.session
-    relay.say(dumps(AuthOk(session.session_id, session.user_id, connected.durable, time())))
     return relay, connected

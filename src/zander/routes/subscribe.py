@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from itertools import count
+from collections.abc import Mapping
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -30,44 +28,46 @@ class _Place(NamedTuple):
 
 
 @door
-async def subscribe(socket: WebSocket, context: Service) -> None:
-    """Greet a consumer, then send it what happens and take its predictions."""
-    hub = context.hub
+async def subscribe(socket: WebSocket, context: Service) -> Conversation:
+    """Greet a consumer; from then on it is sent what happens, and its predictions are taken."""
     outbox, start = await _admit(socket, context)
+    return _Consumer(outbox, start, context)
 
-    async def take(message: Message) -> None:
+
+class _Consumer(Conversation):
+    """Delivers to a consumer from a place on, or from the last so many samples, as long as it is there."""
+
+    def __init__(self, outbox: Outbox, start: _Place | int, context: Service) -> None:
+        super().__init__(outbox)
+        self._start = start
+        self._hub, self._replays = context.hub, context.replays
+        self._n_bad = 0
+
+    async def begin(self) -> None:
+        if isinstance(self._start, int):
+            await self._hub.subscribe(self._outbox, self._start)
+        else:
+            self._replays.start(self._outbox, *self._start)
+
+    async def take(self, message: Message) -> None:
         incoming = decode_consumer(message)
         if not isinstance(incoming, Prediction):
             return  # an auth that was not needed
         delivered = False
         try:
-            delivered = await hub.predict(outbox.user_id, str(message), outbox.consumer_id)
+            delivered = await self._hub.predict(self._outbox.user_id, str(message), self._outbox.consumer_id)
         finally:  # an error is told besides
             if incoming.id is not None:
-                outbox.say(dumps(PredictionAck(incoming.id, delivered)))
+                self._outbox.say(dumps(PredictionAck(incoming.id, delivered)))
 
-    numbers = count(1)
+    def count_bad(self) -> int:
+        self._hub.n_bad_messages += 1
+        self._n_bad += 1
+        return self._n_bad
 
-    def count_bad() -> int:
-        hub.n_bad_messages += 1
-        return next(numbers)
-
-    async with _subscribed(outbox, start, context):
-        await Conversation(socket, outbox, take, count_bad).run()
-
-
-@asynccontextmanager
-async def _subscribed(outbox: Outbox, start: _Place | int, context: Service) -> AsyncIterator[None]:
-    """Deliver to a consumer from a place on, or from the last so many samples, as long as it is there."""
-    try:
-        if isinstance(start, int):
-            await context.hub.subscribe(outbox, start)
-        else:
-            context.replays.start(outbox, *start)
-        yield
-    finally:
-        context.hub.unsubscribe(outbox)
-        context.replays.stop(outbox)
+    def end(self) -> None:
+        self._hub.unsubscribe(self._outbox)
+        self._replays.stop(self._outbox)
 
 
 async def _admit(socket: WebSocket, context: Service) -> tuple[Outbox, _Place | int]:
