@@ -27,6 +27,14 @@ def test_an_empty_history_has_nothing() -> None:
     assert history.last(1) == history.between(0, 1 << 62) == []
 
 
+def test_what_one_gets_another_that_was_as_empty_does_not() -> None:
+    one, other = History(3), History(3)
+    one.write(note(0))
+    assert (times_us(one.last(3)), len(other)) == ([0], 0)
+    other.write(note(1))
+    assert (times_us(one.last(3)), times_us(other.last(3))) == ([0], [1])
+
+
 def test_it_spans_from_the_oldest_to_the_newest() -> None:
     assert filled(3, 5).span_us == (2, 4)
 

@@ -16,7 +16,7 @@ from zander.messages import DeviceInfo, Kind, Note, Status
 from zander.outbox import Outbox
 from zander.query import Answer, Query, answer
 from zander.session import Session
-from zander.stream import RECENT_NOTES, Rate, Stream
+from zander.stream import RECENT_NOTES, Rates, Stream
 from zander.wire import dumps
 
 NOW_US = 1_764_000_000_000_000
@@ -65,16 +65,16 @@ def names(texts: list[dict[str, Any]]) -> list[str]:
 # The stream.
 
 
-def test_a_rate_is_that_of_the_last_five_seconds(clock: Clock) -> None:
-    rate, n = Rate(), 0
-    assert rate.per_second(0) == 0.0
+def test_rates_are_those_of_the_last_five_seconds(clock: Clock) -> None:
+    rates, n = Rates(2), 0
+    assert rates.per_second(0, 0) == [0.0, 0.0]
     for per_second in [1000] * 10 + [128] * 5:
         clock.now_s += 1
         n += per_second
-        rate.tick(n)
-    assert rate.per_second(n) == 128.0
+        rates.tick(n, 7)
+    assert rates.per_second(n, 7) == [128.0, 0.0]
     clock.now_s += 5
-    assert rate.per_second(n) == 64.0
+    assert rates.per_second(n, 7) == [64.0, 0.0]
 
 
 async def test_a_stream_is_online_while_it_has_a_relay(stream: Stream) -> None:

@@ -8,6 +8,8 @@ from zander.messages import Note
 
 MAX_BYTES = 1 << 20  # per session and kind: a prediction may be as long as a message, a count alone bounds nothing
 
+NO_NOTES: deque[Note] = deque(maxlen=0)  # stands for all that are empty: one of its own takes 760 bytes
+
 
 class History:
     """The last `capacity` Notes of one kind, bounded in bytes too."""
@@ -16,7 +18,7 @@ class History:
         self.capacity = capacity
         self.n_written = 0
         self.nbytes = 0
-        self._notes: deque[Note] = deque()
+        self._notes = NO_NOTES
 
     def __len__(self) -> int:
         return len(self._notes)
@@ -28,6 +30,8 @@ class History:
 
     def write(self, note: Note) -> None:
         """Append a note; the oldest make room for it."""
+        if not self.n_written:
+            self._notes = deque()
         self._notes.append(note)
         self.n_written += 1
         self.nbytes += len(note.text)

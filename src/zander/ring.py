@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -36,7 +35,7 @@ class Ring:
         self._end_before = base  # where the samples before the first of `_starts` ended
         self.samples = np.zeros((capacity, n_channels), dtype=np.float32)
         self.times_us = np.zeros(capacity, dtype=np.int64)
-        self._starts: deque[tuple[int, int]] = deque()
+        self._starts: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
         return min(self.n_written, self.capacity)
@@ -106,9 +105,11 @@ class Ring:
 
     def _forget_starts(self) -> None:
         """Forget the jumps that were overwritten."""
-        while len(self._starts) > 1 and self._starts[1][0] <= self._oldest:
-            start, position = self._starts.popleft()
-            self._end_before = position + self._starts[0][0] - start
+        if len(self._starts) > 1 and self._starts[1][0] <= self._oldest:
+            n = bisect_right(self._starts, self._oldest, key=lambda start: start[0]) - 1
+            start, position = self._starts[n - 1]
+            self._end_before = position + self._starts[n][0] - start
+            del self._starts[:n]
 
     def _runs(self, index: int, end: int) -> list[Run]:
         self._forget_starts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from time import monotonic
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import msgspec
 
 from zander.chunk import Chunk
 from zander.errors import CloseCode
-from zander.history import History
+from zander.history import NO_NOTES, History
 from zander.messages import Ack, DeviceInfo, Note, Status
 from zander.outbox import Outbox
 from zander.ring import Ring, Run
@@ -22,21 +23,25 @@ RATE_SECONDS = 5  # over which a rate is taken
 RECENT_NOTES = 256  # that another node can still ask for after its connection broke: minutes of features
 
 
-class Rate:
-    """How many a second, over the last RATE_SECONDS; `tick` is called about every second."""
+class Rates:
+    """How many a second of `n` things, over the last RATE_SECONDS; `tick` is called about every second."""
 
-    def __init__(self) -> None:
-        self._counts = deque([(monotonic(), 0)], maxlen=RATE_SECONDS + 1)
+    def __init__(self, n: int) -> None:
+        self._counts = array("d", [monotonic(), *[0] * n])  # rows: when, then a count of each
+        self._width = 1 + n
 
-    def tick(self, n: int) -> None:
-        """Note that `n` were counted until now."""
-        self._counts.append((monotonic(), n))
+    def tick(self, *counts: int) -> None:
+        """Note how many there were of each until now."""
+        self._counts.extend((monotonic(), *counts))
+        del self._counts[: -self._width * (RATE_SECONDS + 1)]
 
-    def per_second(self, n: int) -> float:
-        """Return the rate, given the count until now."""
-        then, n_then = self._counts[0]
+    def per_second(self, *counts: int) -> list[float]:
+        """Return the rates, given the counts until now."""
+        then, *before = self._counts[: self._width]
         elapsed = monotonic() - then
-        return round((n - n_then) / elapsed, 2) if elapsed > 0 else 0.0
+        return [
+            round((n - n_then) / elapsed, 2) if elapsed > 0 else 0.0 for n, n_then in zip(counts, before, strict=True)
+        ]
 
 
 class BufferStats(msgspec.Struct):
@@ -90,8 +95,8 @@ class Stream:
         self.features = History(buffer_samples)
         self.predictions = History(buffer_samples)
         self.n_notes = 0
-        self._recent: deque[Note] = deque(maxlen=RECENT_NOTES)
-        self._rates = (Rate(), Rate(), Rate())
+        self._recent = NO_NOTES
+        self._rates = Rates(3)
 
     @property
     def online(self) -> bool:
@@ -124,6 +129,8 @@ class Stream:
 
     def note(self, note: Note) -> None:
         """Buffer features or a prediction."""
+        if not self.n_notes:
+            self._recent = deque(maxlen=RECENT_NOTES)
         self.n_notes += 1
         self._recent.append(note)
         if note.kind == "features":
@@ -157,8 +164,7 @@ class Stream:
 
     def tick(self) -> None:
         """Take the counts from which rates are told."""
-        for rate, buffer in zip(self._rates, self.buffers, strict=True):
-            rate.tick(buffer.n_written)
+        self._rates.tick(*self._n_written())
 
     def summary(self) -> StreamSummary:
         """Describe the stream in a line."""
@@ -167,7 +173,7 @@ class Stream:
             user_id=session.user_id,
             session_id=session.session_id,
             start_time=session.start_us / 1e6,
-            rate=self._rates[0].per_second(self.ring.n_written),
+            rate=self._rates.per_second(*self._n_written())[0],
             next_position=session.next_position,
             device_info=session.device_info,
         )
@@ -175,7 +181,7 @@ class Stream:
     def stats(self) -> StreamStats:
         """Describe the buffers."""
         session = self.session
-        raw, features, prediction = map(_buffer_stats, self.buffers, self._rates)
+        raw, features, prediction = map(_buffer_stats, self.buffers, self._rates.per_second(*self._n_written()))
         raw.gaps, raw.duplicates = session.n_gaps, session.n_duplicates
         return StreamStats(
             user_id=session.user_id,
@@ -188,13 +194,16 @@ class Stream:
             prediction=prediction,
         )
 
+    def _n_written(self) -> list[int]:
+        return [buffer.n_written for buffer in self.buffers]
 
-def _buffer_stats(buffer: Ring | History, rate: Rate) -> BufferStats:
+
+def _buffer_stats(buffer: Ring | History, rate: float) -> BufferStats:
     first_us, last_us = buffer.span_us or (None, None)
     return BufferStats(
         held=len(buffer),
         capacity=buffer.capacity,
-        rate=rate.per_second(buffer.n_written),
+        rate=rate,
         first_time=first_us and first_us / 1e6,
         last_time=last_us and last_us / 1e6,
         bytes=buffer.nbytes,
