@@ -51,8 +51,9 @@ journal.journal:  journal.segments
 journal.journals: chunk journal.batch journal.joined journal.journal journal.pgcopy journal.records native
 journal.intake:   journal.records journal.segments
 journal.outage:   errors
+journal.heap:
 journal.counts:    | msgspec
-journal.recorder: chunk errors journal.batch journal.counts journal.intake journal.journals journal.outage
+journal.recorder: chunk errors journal.batch journal.counts journal.heap journal.intake journal.journals journal.outage
      journal.records | msgspec
 
 ledger:    chunk journal.records messages session stream wire

@@ -16,6 +16,7 @@ from databases import until
 from memory import MemoryStorage
 from samples import ORIGIN, OTHER, PREDICTION, SESSION, chunk, gap
 from zander.errors import StorageError
+from zander.journal import heap
 from zander.journal import intake as intake_module
 from zander.journal import journals as journals_module
 from zander.journal import outage as outage_module
@@ -224,6 +225,21 @@ async def test_a_large_backlog_is_written_in_pieces_in_order(
     largest = max(batch.end - batch.start for batch in storage.batches)
     assert (1 << 20) <= largest < (1 << 20) + journals_module.READ_BYTES + 500 * 100
     assert len(storage.batches) == 4
+
+
+async def test_what_a_backlog_took_is_given_back_once_all_of_it_is_written(
+    storage: MemoryStorage, recorder: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_batches: list[int] = []
+    monkeypatch.setattr(recorder_module, "SWOLLEN_BYTES", 200)
+    monkeypatch.setattr(recorder_module, "give_back", lambda: n_batches.append(len(storage.batches)))
+    one = recorder()
+    for positions in ([0], range(1, 11), [11]):
+        for position in positions:
+            one.record_chunk(chunk(position), 0)
+        assert await one.drain(5)
+    assert n_batches == [2]
+    heap.give_back()
 
 
 async def test_much_to_write_goes_even_if_max_records_is_larger(

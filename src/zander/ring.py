@@ -27,6 +27,17 @@ class Ring:
     samples follow.
     """
 
+    __slots__ = (
+        "_end_before",
+        "_starts",
+        "capacity",
+        "n_channels",
+        "n_written",
+        "next_position",
+        "samples",
+        "times_us",
+    )
+
     def __init__(self, capacity: int, n_channels: int, base: int = 0) -> None:
         self.capacity = capacity
         self.n_channels = n_channels

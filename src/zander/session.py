@@ -39,6 +39,23 @@ class Session:
     before: the database takes only from the greatest.
     """
 
+    __slots__ = (
+        "channel_names",
+        "count",
+        "device_info",
+        "fence",
+        "last_time_us",
+        "n_bad",
+        "n_channels",
+        "n_duplicates",
+        "n_gaps",
+        "next_position",
+        "origin",
+        "session_id",
+        "start_us",
+        "user_id",
+    )
+
     def __init__(
         self,
         user_id: str,

@@ -19,12 +19,14 @@ from zander.chunk import Chunk, Origin
 from zander.errors import Moved
 from zander.journal.batch import Batch, Storage, Written
 from zander.journal.counts import RecorderStats
+from zander.journal.heap import give_back
 from zander.journal.intake import Intake
 from zander.journal.journals import BATCH_BYTES, Journals, raw_record
 from zander.journal.outage import Outage, error_text
 from zander.journal.records import GapRecord, PredictionRecord, SessionRecord
 
 PING_SECONDS = 1.0
+SWOLLEN_BYTES = BATCH_BYTES // 2  # of a batch, that take so much memory several times over
 DRAINING_PAUSE_SECONDS = 0.2
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class Recorder:
         self._since_s = self._batch_since_s = 0.0  # when the first of them came, and the first of those in the batch
         self._wake_at: float = 1  # how many of them mean something to the loop
         self._is_urgent = False
+        self._is_swollen = False  # there was a large batch
         self._batch: Batch | None = None
         self._woken = asyncio.Event()
         self._settled = asyncio.Event()  # set while nothing of this process waits
@@ -249,6 +252,7 @@ class Recorder:
         counts = self._counts
         counts.written_records += batch.n_records
         counts.written_batches += 1
+        self._is_swollen |= batch.end - batch.start >= SWOLLEN_BYTES
         if written.n_dead_letters and not counts.dead_letters:
             log.error("the database refuses records for themselves: they are kept in its table dead_letters")
         counts.dead_letters += written.n_dead_letters
@@ -260,6 +264,9 @@ class Recorder:
             self._n_waiting, self._wake_at = self._intake.n_waiting, 1
             if not self._n_waiting:
                 self._settled.set()
+                if self._is_swollen:
+                    self._is_swollen = False
+                    give_back()
         self.on_written(written)
 
     def _bound(self) -> None:
