@@ -911,6 +911,22 @@ def test_what_came_in_one_read_before_a_mistake_is_taken_and_answered(
     inside(served, work())
 
 
+@pytest.mark.parametrize("query", ["", f"?last={HELD}"], ids=["nothing waits", "a backlog waits"])
+def test_what_a_consumer_sent_in_one_read_with_its_close_is_taken(served: Node, user: str, query: str) -> None:
+    answer = b'{"type":"prediction","prediction_type":"workload","classifier_name":"c","data":{}}'
+    with relay(served, user) as edge:
+        edge.send(b"".join(frame(TEXT, sample(i)) for i in range(HELD)) + PROBE)
+        edge.until(lambda heard: heard.n_probes)
+
+        async def work() -> None:
+            wire = Wire(served, f"/subscribe/{user}{query}")
+            await wire.feed([frame(TEXT, answer) + close(1000)])
+            await wire.to_the_end()
+
+        inside(served, work())
+        edge.until(lambda heard: "prediction" in heard.kinds)
+
+
 def test_of_a_relay_that_was_taken_over_nothing_more_is_taken(served: Node, user: str) -> None:
     with relay(served, user) as old, relay(served, user) as new:
         old.until(lambda heard: heard.close)

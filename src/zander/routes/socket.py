@@ -139,21 +139,25 @@ class Conversation(ABC):
 
     async def _talk(self, line: Line, direct: WebSocketProtocol | None) -> None:
         closed = self._outbox.closed
-        if direct:
-            self._divert(direct)
-        else:
-            self._begin_to_read(line)
         try:
+            if direct:
+                self._divert(direct)
+            else:
+                self._begin_to_read(line)
             closed.add_done_callback(self._hurry)
             with suppress(*GONE):
                 async with self._limit:
                     await self._write(direct.send_all if direct else partial(_send_each, line))
+            if self._reader and not closed.done():  # the peer has gone: what it sent before is still to be taken
+                await asyncio.wait({self._reader}, timeout=FLUSH_SECONDS)
             if closed.done() and not (self._reader and self._reader.done()):
                 with suppress(*GONE):
                     await asyncio.wait_for(_close(line, closed.result()), FLUSH_SECONDS)
         finally:
             if self._peel:
                 self._peel.end()
+            if direct:
+                direct.when_something(lambda: None)  # nobody begins to read any more
             await self._end_reading()
 
     def _divert(self, direct: WebSocketProtocol) -> None:
