@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import re
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -30,6 +28,7 @@ from typing import NamedTuple
 import asyncpg
 import numpy as np
 
+from options import at_least, run, save
 from parts import BenchError, machine, usage
 from report import lines
 from zander.chunk import Chunk, Origin
@@ -39,7 +38,7 @@ from zander.journal.pgcopy import COPY_END, COPY_HEAD, RAW_COLUMNS
 from zander.journal.recorder import Recorder
 from zander.journal.records import SessionRecord, encode
 from zander.journal.segments import frame
-from zander.local.embedded import EmbeddedPostgresError, Postgres, program
+from zander.local.embedded import Postgres, program
 from zander.native import IS_DEBUG, WHY_NOT
 from zander.settings import Settings
 
@@ -74,14 +73,12 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--samples", type=int, default=1_000_000, metavar="N", help="samples in the journal (1,000,000)")
-    add("--sessions", type=int, default=1000, metavar="N", help="sessions that they are of (1000)")
-    add("--channels", type=int, default=7, metavar="N", help="channels (7)")
-    add("--rounds", type=int, default=3, metavar="N", help="runs of each way, in turn; the median is shown (3)")
+    add("--samples", type=at_least(1), default=1_000_000, metavar="N", help="samples in the journal (1,000,000)")
+    add("--sessions", type=at_least(1), default=1000, metavar="N", help="sessions that they are of (1000)")
+    add("--channels", type=at_least(1), default=7, metavar="N", help="channels (7)")
+    add("--rounds", type=at_least(1), default=3, metavar="N", help="runs of each way, in turn; the median is shown (3)")
     add("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
     options = parser.parse_args(words)
-    if min(options.samples, options.sessions, options.channels, options.rounds) < 1:
-        parser.error("--samples, --sessions, --channels and --rounds: expected positive numbers")
     if options.samples < options.sessions:
         parser.error(f"--samples: expected at least one of each of {options.sessions} sessions, got {options.samples}")
     return options
@@ -241,16 +238,9 @@ def main() -> int:
     middle = {name: Fill(*map(median, zip(*fills, strict=True))) for name, fills in found.items()}
     print(lines({name: fill.cells() for name, fill in middle.items()}))
     print(f"\n{n_lost} of {options.rounds * 2 * options.samples} samples were lost" if n_lost else "\nnothing lost")
-    if options.json:
-        options.json.write_text(json.dumps({name: [fill._asdict() for fill in fills] for name, fills in found.items()}))
+    save(options.json, {name: [fill._asdict() for fill in fills] for name, fills in found.items()})
     return 1 if n_lost else 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (BenchError, EmbeddedPostgresError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main)
