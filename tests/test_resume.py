@@ -187,6 +187,7 @@ async def test_who_holds_a_session_no_more_writes_no_more_of_it(
     quick = start_node(redis_url=valkey.url)
     eventually(lambda: slow.ready() and quick.ready())
     async with relay(slow.ws, user, ack=True) as old:
+        eventually(lambda: slow.get("/stats")[1]["database"]["written_records"])  # its start, without a sample
         await send(old, range(100), mark=1)
         await old.send({"type": "ping", "t0": 1.0})
         assert (await old.receive())["type"] == "pong"
