@@ -1,6 +1,7 @@
 # make run: serve on :8000 · make test: everything, on real parts · make lint: what CI holds
 # make scale: thousands of relays, with a load generator in Rust
 # make test-native: the Rust crates alone · make fuzz: the native path against its Python twin
+# make test-bench: the benches themselves
 # make bench: latency, with ARGS=--baseline beside an ordinary service · make memory: a connection's and a user's
 # make fill: samples a second into the database, beside psql
 # make chaos: random faults on a live system, and a checker of the promises
@@ -13,13 +14,16 @@ GENERATOR := benches/generator
 NATIVE := $(wildcard $(CRATE)/*.rs $(CRATE)/Cargo.*)
 TESTERS ?= 2# processes that share all tests; those that ARGS choose are run by one
 
-.PHONY: run test test-native bench scale memory fill chaos fuzz lint clean
+.PHONY: run test test-bench test-native bench scale memory fill chaos fuzz lint clean
 
 run: $(VENV)/ready
 	@$(BIN)/zander serve
 
 test: $(VENV)/ready-dev
 	$(BIN)/pytest $(or $(ARGS),-n $(TESTERS) --dist worksteal)
+
+test-bench: $(VENV)/ready-dev
+	$(BIN)/pytest tests/bench $(ARGS)
 
 bench: $(VENV)/$(if $(filter --baseline,$(ARGS)),ready-bench,ready-dev)
 	$(BIN)/python benches/latency.py $(ARGS)
@@ -42,7 +46,7 @@ test-native: $(CRATE)/Cargo.toml $(GENERATOR)/Cargo.toml
 	for crate in $^; do cargo fmt --check --manifest-path $$crate || exit; done
 
 fuzz: $(VENV)/ready-dev
-	$(BIN)/python tests/fuzz_native.py $(ARGS)
+	PYTHONPATH=tests $(BIN)/python tests/native/fuzz.py $(ARGS)
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check

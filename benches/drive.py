@@ -15,7 +15,7 @@ import psutil
 
 from frames import Load
 from parts import BenchError, Program, Subject, Usage, peak_bytes, rss_bytes, service, usage, valkey
-from zander.local.embedded import Postgres, free_port
+from zander.embedded.postgres import Postgres, free_port
 
 
 class House(NamedTuple):

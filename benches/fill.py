@@ -31,16 +31,16 @@ import numpy as np
 from options import at_least, run, save
 from parts import BenchError, machine, usage
 from report import lines
-from zander.chunk import Chunk, Origin
-from zander.database.storage import Postgres as Storage
+from zander.database.writer import Postgres as Storage
+from zander.embedded.postgres import Postgres, program
 from zander.journal.journals import Journals, raw_record
+from zander.journal.log import frame
 from zander.journal.pgcopy import COPY_END, COPY_HEAD, RAW_COLUMNS
 from zander.journal.recorder import Recorder
 from zander.journal.records import SessionRecord, encode
-from zander.journal.segments import frame
-from zander.local.embedded import Postgres, program
 from zander.native import IS_DEBUG, WHY_NOT
 from zander.settings import Settings
+from zander.wire.chunk import Chunk, Origin
 
 T0_US = 1_764_000_000_000_000
 STEP_US = 7812

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from frames import Load
 from parts import BenchError
-from zander.local.embedded import EmbeddedPostgresError
+from zander.embedded.postgres import EmbeddedPostgresError
 
 
 def parser(what: str, n_relays: int, formats: Collection[str]) -> argparse.ArgumentParser:

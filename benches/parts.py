@@ -23,8 +23,8 @@ from urllib.request import urlopen
 import psutil
 
 from stored import BASELINE, ZANDER
-from zander.local.child import Child
-from zander.local.embedded import free_port
+from zander.embedded.child import Child
+from zander.embedded.postgres import free_port
 from zander.native import SWITCH
 
 PATIENCE_S = 60.0

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-import hypothesis_profile  # noqa: F401 - before the first test module: what is given takes its settings from it
-from clock import Clock
-from databases import any_database_url, database_url, postgres, timescale_url  # noqa: F401 - fixtures
-from nodes import Node
-from services import PostgresServer, ValkeyServer, eventually
-from zander.local import embedded
-from zander.local.embedded import free_port
+import support.hypothesis_profile  # noqa: F401 - before the first test module: what is given takes its settings from it
+from support.clock import Clock
+from support.databases import any_database_url, database_url, postgres, timescale_url  # noqa: F401 - fixtures
+from support.nodes import Node
+from support.services import PostgresServer, ValkeyServer, eventually
+from zander.embedded import postgres as embedded
+from zander.embedded.postgres import free_port
 
 
 def pytest_configure() -> None:
@@ -56,7 +56,7 @@ def start_node(database_url: str) -> Iterator[Callable[..., Node]]:  # noqa: F81
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of the rooms that look at one."""
     clock = Clock()
-    for room in ("hub", "outbox", "stream"):
+    for room in ("hub.hub", "delivery.outbox", "streams.stream"):
         monkeypatch.setattr(f"zander.{room}.monotonic", clock)
     return clock
 

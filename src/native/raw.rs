@@ -1,4 +1,4 @@
-//! The two raw messages, read strictly. Whatever is not plainly one of them, the Python twin (`wire.py`) judges.
+//! The two raw messages, read strictly. Whatever is not plainly one of them, the Python twin (`wire/codec.py`) judges.
 
 const MAX_POSITION: i64 = (1 << 53) - 1;
 const MAX_MICROVOLTS: f64 = 3.402_823_567_797_336_2e38; // the last double that still becomes a float32

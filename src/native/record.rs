@@ -1,4 +1,4 @@
-//! The journal's frame of a `RawRecord`: its size and checksum (`segments.py`), the record as msgpack (`records.py`),
+//! The journal's frame of a `RawRecord`: its size and checksum (`log.py`), the record as msgpack (`records.py`),
 //! in it the rows of PostgreSQL's binary COPY (`pgcopy.py`).
 
 use std::collections::HashMap;

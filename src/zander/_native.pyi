@@ -7,10 +7,10 @@ that simply follows the one before it is left to them, and so is every error.
 import asyncio
 from collections.abc import Callable, Iterable
 
-from zander.chunk import Samples, Times
+from zander.delivery.outbox import Outbox
 from zander.errors import CloseCode
-from zander.outbox import Outbox
-from zander.stream import Stream
+from zander.streams.stream import Stream
+from zander.wire.chunk import Samples, Times
 
 DEBUG: bool
 """Whether it was built without optimisation: for no measurement."""

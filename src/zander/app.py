@@ -14,17 +14,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from zander.broadcast import RedisLink
-from zander.database.archive import Archive
-from zander.database.storage import Postgres
+from zander.cluster.cluster import Cluster
+from zander.cluster.link import RedisLink
+from zander.cluster.single import Alone
+from zander.database.sessions import Archive
+from zander.database.writer import Postgres
 from zander.errors import ClientError
-from zander.hub import Hub
+from zander.hub.hub import Hub
+from zander.hub.replay import Replays
 from zander.journal.journal import FOLDER
 from zander.journal.journals import Journals
 from zander.journal.recorder import Recorder
-from zander.nodes.alone import Alone
-from zander.nodes.cluster import Cluster
-from zander.replay import Replays
 from zander.routes import ROUTES
 from zander.routes.context import Service
 from zander.settings import Settings

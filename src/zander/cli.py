@@ -65,7 +65,7 @@ def _complain(sentence: str, code: int) -> int:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from zander.local.embedded import EmbeddedPostgresError  # noqa: PLC0415
+    from zander.embedded.postgres import EmbeddedPostgresError  # noqa: PLC0415
     from zander.server import serve  # noqa: PLC0415
     from zander.settings import load  # noqa: PLC0415
     from zander.workers import supervise  # noqa: PLC0415
@@ -84,7 +84,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 def _relay(options: argparse.Namespace) -> None:
     from zander.client import SpoolError  # noqa: PLC0415
-    from zander.terminal.recording import Recording, RecordingError, sample  # noqa: PLC0415
+    from zander.sources.edf import Recording, RecordingError, sample  # noqa: PLC0415
     from zander.terminal.relay import RelayOptions, relay  # noqa: PLC0415
 
     try:
@@ -122,7 +122,7 @@ def _migrate(_: argparse.Namespace) -> None:
 
 def _database() -> str:
     """Return where the database is: the one that is set, or the one that a node keeps in its data directory."""
-    from zander.local import embedded  # noqa: PLC0415
+    from zander.embedded import postgres as embedded  # noqa: PLC0415
     from zander.settings import load  # noqa: PLC0415
 
     settings = load()

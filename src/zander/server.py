@@ -22,10 +22,10 @@ from starlette.applications import Starlette
 from zander.app import create_app
 from zander.errors import SettingsError
 from zander.journal.journal import FOLDER
-from zander.messages import MAX_MESSAGE_BYTES
 from zander.native import IS_NATIVE, WHY_NOT
-from zander.protocol import WebSocketProtocol
 from zander.settings import Settings
+from zander.wire.messages import MAX_MESSAGE_BYTES
+from zander.wire.websocket import WebSocketProtocol
 
 ACK_SECONDS = 2.0  # of the 15 s that a stop may take, to write what waits and tell the relays
 CLOSE_SECONDS = 4.0  # then for the sockets; the database has its own in app.py
@@ -67,7 +67,7 @@ def database(settings: Settings) -> Iterator[Settings]:
     if settings.database_url:
         yield settings
         return
-    from zander.local.embedded import Postgres  # noqa: PLC0415 - not everywhere, and not needed with a DATABASE_URL
+    from zander.embedded.postgres import Postgres  # noqa: PLC0415 - not everywhere, and not needed with a DATABASE_URL
 
     with Postgres(settings.data_dir) as postgres:
         yield msgspec.structs.replace(settings, database_url=postgres.dsn)

@@ -17,9 +17,9 @@ import time
 import msgspec
 
 from zander.app import create_app
+from zander.embedded.child import Child
 from zander.errors import SettingsError
 from zander.journal.journal import FOLDER
-from zander.local.child import Child
 from zander.server import Server, configure_logging, database, greeting, listen, raise_file_limit, require_folder
 from zander.settings import Settings, environment, load
 

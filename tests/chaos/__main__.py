@@ -16,7 +16,7 @@ from chaos.outages import FAULTS
 from chaos.round import Outcome, plan, play
 from chaos.system import System, started
 from chaos.twins import impatient
-from databases import connected
+from support.databases import connected
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from chaos.faults import FAULTS, Stage, fault
 from chaos.system import PASSWORD, ROLE
-from databases import connected
+from support.databases import connected
 
 __all__ = ["FAULTS"]  # all of them
 

@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 
 from chaos.history import Sent, Span, Values
 from chaos.load import OPEN_SECONDS, Link, Relay, Signal, first, opening, outside, receive, rows
-from zander.chunk import RawIn, encode_binary
+from zander.wire.chunk import RawIn, encode_binary
 
 TICK_S = 0.02
 PING_EVERY = 10  # messages

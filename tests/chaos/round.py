@@ -22,7 +22,7 @@ from chaos.relays import Numbered, Original
 from chaos.spooled import SpooledRelay
 from chaos.system import PATIENCE_S, System
 from chaos.twins import TwinConsumer, TwinRelay
-from databases import connected
+from support.databases import connected
 
 BEGIN_SECONDS = 15.0
 CALM_SECONDS = 0.5  # of load after everything is mended

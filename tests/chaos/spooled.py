@@ -22,7 +22,7 @@ from chaos.history import Sent, Values
 from chaos.load import Link, Relay
 from chaos.twins import DRAIN_SECONDS, TICK_S, impatient
 from zander import client
-from zander.local.child import Child
+from zander.embedded.child import Child
 
 DEVICE = {"device_type": "chaos", "sampling_rate": 128, "channel_count": 3}
 TESTS = Path(__file__).parent.parent

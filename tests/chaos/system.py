@@ -17,10 +17,10 @@ import asyncpg
 
 from chaos.disk import Disk, disk
 from chaos.proxy import Proxy
-from databases import connected
-from programs import Program
-from services import PostgresServer, ValkeyServer
-from zander.local.embedded import free_port
+from support.databases import connected
+from support.programs import Program
+from support.services import PostgresServer, ValkeyServer
+from zander.embedded.postgres import free_port
 
 ROLE = "eeg"  # the nodes' own: a superuser could not be refused anything
 PASSWORD = "chaos"

@@ -10,7 +10,7 @@ from random import Random
 from chaos.history import Gap, Samples, Seen, Sent, Span
 from chaos.load import Link, Relay, Signal
 from zander import client
-from zander.client import line
+from zander.client import connection as line
 
 TICK_S = 0.02
 DRAIN_SECONDS = 40.0

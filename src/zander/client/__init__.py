@@ -13,8 +13,8 @@ sends again what the server has not stored, a consumer asks for what it missed. 
 
 from __future__ import annotations
 
+from zander.client.connection import ConnectionLost, Rejected
 from zander.client.consumer import Consumer, Cursor, Raw
-from zander.client.line import ConnectionLost, Rejected
 from zander.client.relay import Relay
 from zander.client.spool import SpoolError
 

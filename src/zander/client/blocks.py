@@ -1,4 +1,4 @@
-"""An append-only log in memory, the twin of `segments.py`: a relay's spool stands on the one or the other."""
+"""An append-only log in memory, the twin of `journal/log.py`: a relay's spool stands on the one or the other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections import deque
 from typing import Protocol
 
-from zander.journal.segments import Frames
+from zander.journal.log import Frames
 
 
 class Log(Protocol):

@@ -11,8 +11,8 @@ import numpy as np
 import orjson
 from websockets.exceptions import ConnectionClosed
 
-from zander.chunk import Samples, decode_binary
-from zander.client.line import ConnectionLost, Line, Message, Rejected
+from zander.client.connection import ConnectionLost, Line, Message, Rejected
+from zander.wire.chunk import Samples, decode_binary
 
 
 class Raw(NamedTuple):

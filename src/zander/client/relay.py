@@ -16,10 +16,10 @@ import orjson
 from numpy.typing import NDArray
 from websockets.exceptions import ConnectionClosed
 
-from zander.chunk import MAX_CHUNK_BYTES, Samples
-from zander.client.dispatch import Dispatch
-from zander.client.line import ConnectionLost, Line, Message, Rejected
+from zander.client.connection import ConnectionLost, Line, Message, Rejected
+from zander.client.sender import Dispatch
 from zander.client.spool import SPOOL_BYTES, Spool
+from zander.wire.chunk import MAX_CHUNK_BYTES, Samples
 
 AUTH_S = 20.0  # for the answer to `auth`: the server may have to ask its database
 CLOSE_S = 10.0  # how long `close` waits for the last acks

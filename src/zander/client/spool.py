@@ -14,10 +14,10 @@ from pathlib import Path
 from struct import Struct
 from typing import Any, NamedTuple
 
-from zander.chunk import RawIn, Samples, encode_binary
 from zander.client.blocks import Blocks, Log
 from zander.client.card import Card, SpoolError
-from zander.journal.segments import Segments
+from zander.journal.log import Segments
+from zander.wire.chunk import RawIn, Samples, encode_binary
 
 __all__ = ["SPOOL_BYTES", "Piece", "Spool", "SpoolError"]
 

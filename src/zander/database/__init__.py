@@ -1,1 +1,1 @@
-"""All that speaks SQL: `storage.py` writes batches, `archive.py` and `past.py` answer, `migrations.py` prepares."""
+"""All that speaks SQL: `writer.py` writes batches, `sessions.py` and `history.py` answer, `migrations.py` prepares."""

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Literal
 from uuid import UUID
 
-from zander.chunk import Chunk
-from zander.database.past import NoteMark, Past, RawMark
-from zander.messages import Note
+from zander.database.history import NoteMark, Past, RawMark
+from zander.wire.chunk import Chunk
+from zander.wire.messages import Note
 
 PIECE_SAMPLES = 256
 PIECE_NOTES = 64

@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 from msgspec import Raw
 
-from zander.chunk import Chunk, Origin, Samples
-from zander.messages import Note
-from zander.wire import dumps
+from zander.wire.chunk import Chunk, Origin, Samples
+from zander.wire.codec import dumps
+from zander.wire.messages import Note
 
 Row = Any
 

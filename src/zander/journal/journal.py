@@ -14,7 +14,7 @@ import uuid
 from pathlib import Path
 from typing import Self
 
-from zander.journal.segments import Segments
+from zander.journal.log import Segments
 
 FOLDER = "journal"  # in DATA_DIR
 LOCK = ".lock"

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID
 
-from zander.chunk import Chunk, Origin
 from zander.journal.batch import Batch
-from zander.journal.joined import split
 from zander.journal.journal import Journal, orphans
 from zander.journal.pgcopy import decode_rows, row_encoder
+from zander.journal.reader import split
 from zander.journal.records import GapRecord, RawRecord, Record
 from zander.native import IS_NATIVE
+from zander.wire.chunk import Chunk, Origin
 
 BATCH_BYTES = 8 << 20  # what waits after an outage is written in such pieces
 # Sorted in 2 ms, if they are records of one sample; then the event loop gets its turn.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from zander.chunk import Origin
+from zander.wire.chunk import Origin
 
 RAW_COLUMNS = ("timestamp", "session_id", "user_id", "position", "channels")
 

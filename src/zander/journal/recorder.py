@@ -15,15 +15,15 @@ from time import monotonic
 
 from msgspec import DecodeError, structs
 
-from zander.chunk import Chunk, Origin
 from zander.errors import Moved
 from zander.journal.batch import Batch, Storage, Written
 from zander.journal.counts import RecorderStats
 from zander.journal.heap import give_back
-from zander.journal.intake import Intake
 from zander.journal.journals import BATCH_BYTES, Journals, raw_record
 from zander.journal.outage import Outage, error_text
 from zander.journal.records import GapRecord, PredictionRecord, SessionRecord
+from zander.journal.writer import Intake
+from zander.wire.chunk import Chunk, Origin
 
 PING_SECONDS = 1.0
 SWOLLEN_BYTES = BATCH_BYTES // 2  # of a batch, that take so much memory several times over

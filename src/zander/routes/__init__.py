@@ -2,7 +2,8 @@
 
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from zander.routes import buffer, docs, health, history, sessions, stream, subscribe
+from zander.routes import buffer, health, history, sessions, stream, subscribe
+from zander.routes.docs import endpoints as docs
 
 ROUTES: list[BaseRoute] = [
     WebSocketRoute("/stream", stream.stream),

@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from zander.errors import BadMessage
-from zander.query import AnswerFormat, Query, What
 from zander.routes.context import require_consumer
 from zander.routes.parameters import choice, moment_us, number, user_id
-from zander.stream import SampleType
+from zander.streams.query import AnswerFormat, Query, What
+from zander.streams.stream import SampleType
 
 
 async def latest(request: Request) -> Response:

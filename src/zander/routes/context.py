@@ -7,10 +7,10 @@ from typing import NamedTuple, cast
 from starlette.requests import HTTPConnection
 
 from zander import auth
-from zander.database.archive import Archive
-from zander.hub import Hub
+from zander.database.sessions import Archive
+from zander.hub.hub import Hub
+from zander.hub.replay import Replays
 from zander.journal.recorder import Recorder
-from zander.replay import Replays
 from zander.settings import Settings
 
 

@@ -9,12 +9,12 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
+from zander.hub.fastpath import PathStats
+from zander.hub.interfaces import LinkState
 from zander.journal.counts import RecorderStats
-from zander.neighbours import LinkState
 from zander.routes.context import require_consumer, service
-from zander.stream import StreamSummary
-from zander.turn import PathStats
-from zander.wire import dumps
+from zander.streams.stream import StreamSummary
+from zander.wire.codec import dumps
 
 
 class Health(Struct):

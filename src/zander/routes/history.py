@@ -9,16 +9,16 @@ from typing import NamedTuple, get_args
 from starlette.requests import Request
 from starlette.responses import Response
 
-from zander.answers import NPY_TYPE, npy, npy_headers, samples_json
-from zander.chunk import Chunk
-from zander.database.archive import Archive
+from zander.database.history import NoteMark, RawMark
 from zander.database.pages import frames, notes_page, raw_page
-from zander.database.past import NoteMark, RawMark
+from zander.database.sessions import Archive
 from zander.errors import BadMessage, NotFound
-from zander.query import AnswerFormat
 from zander.routes.context import require_consumer
 from zander.routes.parameters import as_text, choice, mark, moment_us, number, user_id
-from zander.stream import SampleType
+from zander.streams.query import AnswerFormat
+from zander.streams.stream import SampleType
+from zander.wire.bodies import NPY_TYPE, npy, npy_headers, samples_json
+from zander.wire.chunk import Chunk
 
 MAX_LIMIT = 10_000
 DEFAULT_LIMIT = 1000

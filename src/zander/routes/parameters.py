@@ -12,8 +12,8 @@ import msgspec
 from msgspec import Struct
 
 from zander.errors import BadMessage
-from zander.messages import USER_ID_IS, UserId
-from zander.wire import to_us
+from zander.wire.codec import to_us
+from zander.wire.messages import USER_ID_IS, UserId
 
 T = TypeVar("T", bound=str)
 S = TypeVar("S", bound=Struct)

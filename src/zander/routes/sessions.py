@@ -8,14 +8,14 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from zander.chunk import MAX_POSITION
-from zander.database.archive import Lack, StoredGap
+from zander.database.sessions import Lack, StoredGap
 from zander.errors import NotFound
-from zander.messages import Reason
 from zander.routes.context import require_consumer
 from zander.routes.parameters import number, session_id, user_id
-from zander.stored import StoredSession
-from zander.wire import dumps
+from zander.streams.stored import StoredSession
+from zander.wire.chunk import MAX_POSITION
+from zander.wire.codec import dumps
+from zander.wire.messages import Reason
 
 MAX_LIMIT = 200
 DEFAULT_LIMIT = 50

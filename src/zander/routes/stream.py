@@ -8,16 +8,16 @@ from time import time
 from starlette.websockets import WebSocket
 
 from zander import auth
-from zander.chunk import RawIn
+from zander.delivery.outbox import Outbox
 from zander.errors import CloseCode
-from zander.hub import Hub, now_us
-from zander.messages import AuthOk, Features, Pong
-from zander.outbox import Outbox
-from zander.protocol import Message
+from zander.hub.hub import Hub, now_us
 from zander.routes.context import Service
-from zander.routes.socket import Conversation, door, find_direct, first_message
-from zander.stream import Stream
-from zander.wire import decode_auth, decode_fields, decode_relay, dumps
+from zander.routes.websocket import Conversation, door, find_direct, first_message
+from zander.streams.stream import Stream
+from zander.wire.chunk import RawIn
+from zander.wire.codec import decode_auth, decode_fields, decode_relay, dumps
+from zander.wire.messages import AuthOk, Features, Pong
+from zander.wire.websocket import Message
 
 
 @door

@@ -9,15 +9,15 @@ from uuid import uuid4
 from starlette.websockets import WebSocket
 
 from zander import auth
-from zander.chunk import MAX_POSITION
+from zander.delivery.outbox import FORMATS, Outbox
 from zander.errors import BadMessage
-from zander.messages import KINDS, Prediction, PredictionAck
-from zander.outbox import FORMATS, Outbox
-from zander.protocol import Message
 from zander.routes.context import Service
 from zander.routes.parameters import choice, choices, number, session_id, user_id
-from zander.routes.socket import Conversation, door, first_message
-from zander.wire import decode_consumer, decode_consumer_auth, dumps
+from zander.routes.websocket import Conversation, door, first_message
+from zander.wire.chunk import MAX_POSITION
+from zander.wire.codec import decode_consumer, decode_consumer_auth, dumps
+from zander.wire.messages import KINDS, Prediction, PredictionAck
+from zander.wire.websocket import Message
 
 
 class _Place(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zander.chunk import Samples
+from zander.wire.chunk import Samples
 
 WINDOW_S = 2.0  # resolves 0.5 Hz
 BANDS_HZ = {"delta": (1, 4), "theta": (4, 8), "alpha": (8, 13), "beta": (13, 30), "gamma": (30, 45)}

@@ -7,6 +7,7 @@ from time import monotonic
 
 import numpy as np
 
+from zander.terminal.plot import DOTS_ACROSS, Window, draw
 from zander.terminal.screen import (
     BOLD,
     DIM,
@@ -20,7 +21,6 @@ from zander.terminal.screen import (
     duration,
     paint,
 )
-from zander.terminal.trace import DOTS_ACROSS, Window, draw
 from zander.terminal.view import View, counts, describe_features, device
 
 MAX_TRACE_LINES = 8

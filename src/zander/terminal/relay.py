@@ -15,13 +15,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from zander.chunk import Samples
 from zander.client import ConnectionLost, Relay
 from zander.errors import ZanderError
+from zander.sources.edf import Recording
 from zander.terminal.features import WINDOW_S, features
 from zander.terminal.meter import Meter
-from zander.terminal.recording import Recording
 from zander.terminal.screen import StatusLine, count, describe_prediction, duration
+from zander.wire.chunk import Samples
 
 CHUNKS_PER_S = 16  # about what headsets put into one packet
 REDRAW_S = 0.2

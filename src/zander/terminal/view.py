@@ -7,8 +7,8 @@ from typing import Any
 
 from zander.client import Raw
 from zander.terminal.meter import Meter
+from zander.terminal.plot import Window
 from zander.terminal.screen import count
-from zander.terminal.trace import Window
 
 TRACE_S = 12.0  # what the widest terminal shows
 MIN_TRACE_SAMPLES = 1024

@@ -1,0 +1,146 @@
+"""What a relay sends next: out of the spool until nothing waits there, then what is fresh; always by position."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import orjson
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from zander.client.spool import Piece, Spool
+from zander.wire.chunk import MAX_CHUNK_BYTES, Samples
+
+MAX_FRESH = 256  # messages that wait for the network beside the spool: beyond, they are read from it again
+MAX_DRIFT_US = 1  # what joining may change a time by: less than it is rounded to anyway
+
+_N_SAMPLES = slice(6, 8)  # where a binary chunk says how many it has
+_HEADER_BYTES = 24
+
+
+class _Message(NamedTuple):
+    """Samples up to `end`, as they go on the wire."""
+
+    end: int
+    frame: bytes | str
+
+
+class Dispatch:
+    """The way of samples from the spool to the connection there is, if there is one.
+
+    `period_us` is the time between two samples, 0 if it is not known: then nothing is joined.
+    """
+
+    def __init__(self, spool: Spool, period_us: float) -> None:
+        self.spool = spool
+        self._period_us = period_us
+        self._cursor = 0  # what lies below was given to this connection
+        self._fresh: deque[_Message] = deque()  # from the cursor to the end, while the network keeps up
+        self._is_open = False
+        self._waiting = asyncio.Event()  # something is to be sent
+        self._numbered_from: int | None = spool.next_position  # until the server has said where it is
+
+    def keep(self, position: int, time_us: int, samples: Samples, field: str | None) -> None:
+        """Put samples into the spool; behind what is on its way already, if nothing has to be read again first.
+
+        With a `field`, `channels` or `samples`, they go as JSON; what is sent again is always binary.
+        """
+        is_fresh = self._is_open and (bool(self._fresh) or self._cursor == self.spool.next_position)
+        piece = self.spool.add(position, time_us, samples)
+        if piece is not None and is_fresh:
+            if len(self._fresh) >= MAX_FRESH:
+                self._fresh.clear()
+            else:
+                frame = piece.frame if field is None else _raw_message(field, samples, position, time_us)
+                self._fresh.append(_Message(piece.end, frame))
+        self._waiting.set()
+
+    def resume(self, session_id: str, position: int) -> None:
+        """Go on where the server is, as it says: it has everything below `position`."""
+        spool = self.spool
+        self._fresh.clear()
+        self._is_open = True
+        if session_id == spool.session_id:
+            self._cursor = position
+        else:  # new, or the server would not have the old one: then all that is not durable goes into this one
+            self._cursor = max(position, spool.start)
+            spool.session_id = session_id
+        if self._numbered_from is not None and self._numbered_from < position:
+            # The machine died and the end of the spool with it: these numbers were given before.
+            spool.drop(self._numbered_from, min(position, spool.end))
+        self._numbered_from = None
+        spool.skip(position)
+        spool.forget(position)
+
+    async def send_all(self, socket: ClientConnection) -> None:
+        """Send, after `resume`, until the connection is gone or this is cancelled."""
+        try:
+            while True:
+                if self._fresh:
+                    await self._send(socket, self._fresh.popleft())
+                elif self._cursor < self.spool.end:
+                    await self._catch_up(socket)
+                else:
+                    self._cursor = self.spool.next_position
+                    self._waiting.clear()
+                    await self._waiting.wait()
+        except ConnectionClosed:
+            pass  # who listens reads why
+        except Exception:
+            socket.transport.abort()
+            raise
+        finally:
+            self._is_open = False
+
+    async def _catch_up(self, socket: ClientConnection) -> None:
+        for message in joined(self.spool.since(self._cursor), self._period_us):
+            await self._send(socket, message)
+            await asyncio.sleep(0)  # who adds to the spool has a turn
+            if self._fresh:
+                return
+
+    async def _send(self, socket: ClientConnection, message: _Message) -> None:
+        self._cursor = message.end
+        await socket.send(message.frame)
+
+
+def joined(pieces: Iterable[Piece], period_us: float) -> Iterator[_Message]:
+    """Make one message of pieces that follow each other, in position and, to the microsecond, in time."""
+    run: list[Piece] = []
+    n_bytes = 0
+    for piece in pieces:
+        if run and not (n_bytes + len(piece.frame) <= MAX_CHUNK_BYTES and _follows(run, piece, period_us)):
+            yield from _join(run)
+            run, n_bytes = [], 0
+        run.append(piece)
+        n_bytes += len(piece.frame)
+    yield from _join(run)
+
+
+def _follows(run: list[Piece], piece: Piece, period_us: float) -> bool:
+    first, last = run[0], run[-1]
+    due_us = first.time_us + (piece.position - first.position) * period_us
+    has_same_channels = piece.frame[: _N_SAMPLES.start] == first.frame[: _N_SAMPLES.start]
+    is_due = period_us > 0 and abs(piece.time_us - due_us) <= MAX_DRIFT_US
+    return piece.position == last.end and has_same_channels and is_due
+
+
+def _join(run: list[Piece]) -> Iterator[_Message]:
+    data = b"".join(piece.frame[_HEADER_BYTES:] for piece in run)
+    if len(run) < 2 or np.isinf(np.frombuffer(data, "<f4")).any():  # the server refuses that, but not its neighbours
+        yield from (_Message(piece.end, piece.frame) for piece in run)
+    else:
+        first, last = run[0].frame, run[-1]
+        n_samples = (last.end - run[0].position).to_bytes(2, "little")
+        header = first[: _N_SAMPLES.start] + n_samples + first[_N_SAMPLES.stop : _HEADER_BYTES]
+        yield _Message(last.end, header + data)
+
+
+def _raw_message(field: str, values: Samples, position: int, time_us: int) -> str:
+    inner = values[0] if field == "channels" else values
+    message = {"type": "raw", field: inner, "position": position, "timestamp": time_us / 1e6}
+    return orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY).decode()

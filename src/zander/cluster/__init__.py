@@ -1,0 +1,1 @@
+"""Several nodes as one, over Redis. `cluster.py` is the way in."""

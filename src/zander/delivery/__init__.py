@@ -1,0 +1,1 @@
+"""Subscribers, and what waits for each of them."""

@@ -1,1 +1,0 @@
-"""Several nodes as one. `cluster.py` is the way in."""

@@ -1,0 +1,153 @@
+"""An EDF or BDF file as a stream of samples: the signals that share a rate, in µV, a block at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from zander.errors import ZanderError
+from zander.wire.chunk import Samples
+
+SAMPLE = "test_subsecond.edf"  # comes in pyedflib's wheel: Fp1, 128 Hz, 698 s
+ANNOTATIONS = ("EDF Annotations", "BDF Annotations")
+MICROVOLTS = {"nv": 1e-3, "uv": 1.0, "µv".casefold(): 1.0, "mv": 1e3, "v": 1e6}
+
+
+class RecordingError(ZanderError):
+    """The file cannot be read as a recording; the message says why."""
+
+
+class Signal(NamedTuple):
+    """A signal of the file; its values times `microvolts` are µV, None: the unit is none of voltage."""
+
+    number: int
+    name: str
+    rate_hz: float
+    unit: str
+    microvolts: float | None
+
+
+class Recording:
+    """An open file. pyedflib opens a file once per process: close it, or use `with`.
+
+    `signals` are those at the most common rate, of equally common ones the highest; `notes` says what was
+    left out and what is not in µV.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reader = _open(path)
+        everything = _signals(self._reader)
+        self.signals = _at_common_rate(everything)
+        if not self.signals:
+            self.close()
+            raise RecordingError(f"{path}: expected at least one signal besides annotations")
+        self.sampling_rate_hz = self.signals[0].rate_hz
+        self.n_samples = int(min(self._reader.getNSamples()[signal.number] for signal in self.signals))
+        self.notes = _left_out(everything, self.signals) + _not_voltage(self.signals)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
+
+    @property
+    def duration_s(self) -> float:
+        """Length of what is read."""
+        return self.n_samples / self.sampling_rate_hz
+
+    @property
+    def device_info(self) -> dict[str, Any]:
+        """The protocol's `device_info`: the header's equipment, or the file's name where that is empty."""
+        return {
+            "device_type": self._reader.getEquipment().strip() or self.path.name,
+            "sampling_rate": self.sampling_rate_hz,
+            "channel_names": [signal.name for signal in self.signals],
+            "channel_count": len(self.signals),
+        }
+
+    def read(self, start: int, n_samples: int) -> Samples:
+        """Read float32 `(n, n_channels)` from the sample `start` on; `n` is less at the end of the file."""
+        n = max(0, min(n_samples, self.n_samples - start))
+        samples = np.empty((n, len(self.signals)), np.float32)
+        for column, signal in enumerate(self.signals):
+            values = self._reader.readSignal(signal.number, start, n)
+            samples[:, column] = values * (1.0 if signal.microvolts is None else signal.microvolts)
+        return samples
+
+    def blocks(self, n_samples: int, start: int = 0) -> Iterator[Samples]:
+        """Read from `start` to the end, `n_samples` at a time: a recording of a night does not fit into memory."""
+        for position in range(start, self.n_samples, n_samples):
+            yield self.read(position, n_samples)
+
+
+def sample() -> Recording:
+    """Open the recording that pyedflib ships."""
+    try:
+        data = files("pyedflib") / "tests" / "data" / SAMPLE
+    except ModuleNotFoundError:
+        raise _no_pyedflib() from None
+    with as_file(data) as path:  # a wheel is installed unpacked, so the file stays
+        return Recording(path)
+
+
+def _open(path: Path) -> Any:
+    try:
+        from pyedflib import EdfReader  # noqa: PLC0415 (an extra: only who reads recordings needs it)
+    except ModuleNotFoundError:
+        raise _no_pyedflib() from None
+    try:
+        path.open("rb").close()  # says more plainly than pyedflib what is wrong
+        return EdfReader(str(path))
+    except OSError as error:
+        why = error.strerror or f"expected an EDF or BDF file: {str(error).removeprefix(f'{path}: ')}"
+        raise RecordingError(f"{path}: {why}") from None
+
+
+def _no_pyedflib() -> RecordingError:
+    return RecordingError("reading recordings needs pyedflib: install `zander[local]`")
+
+
+def _signals(reader: Any) -> list[Signal]:
+    rates = reader.getSampleFrequencies()
+    found = []
+    for index, label in enumerate(reader.getSignalLabels()):
+        unit = reader.getPhysicalDimension(index).strip()
+        name = label.strip() or f"signal {index + 1}"
+        found.append(Signal(index, name, float(rates[index]), unit, MICROVOLTS.get(unit.casefold())))
+    return found
+
+
+def _at_common_rate(everything: list[Signal]) -> list[Signal]:
+    candidates = [signal for signal in everything if signal.name not in ANNOTATIONS]
+    counts = Counter(signal.rate_hz for signal in candidates)
+    rate_hz = max(counts, key=lambda rate: (counts[rate], rate), default=0.0)
+    return [signal for signal in candidates if signal.rate_hz == rate_hz]
+
+
+def _left_out(everything: list[Signal], taken: list[Signal]) -> list[str]:
+    notes = []
+    for signal in everything:
+        if signal.name in ANNOTATIONS:
+            notes.append(f"left out: {signal.name}")
+        elif signal not in taken:
+            notes.append(f"left out: {signal.name}, at {signal.rate_hz:g} Hz instead of {taken[0].rate_hz:g} Hz")
+    return notes
+
+
+def _not_voltage(taken: list[Signal]) -> list[str]:
+    units: dict[str, list[str]] = {}
+    for signal in taken:
+        if signal.microvolts is None:
+            units.setdefault(signal.unit, []).append(signal.name)
+    return [f"sent as they are, in {unit!r} instead of µV: {', '.join(names)}" for unit, names in units.items()]

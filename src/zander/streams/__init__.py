@@ -1,0 +1,1 @@
+"""One user's stream: the session and its rules, the last samples and notes, answers about them."""

@@ -1,0 +1,28 @@
+"""A session as the database has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from zander.wire.chunk import Origin
+
+
+class StoredSession(Struct):
+    """A row of `sessions`; times in µs. `end_us` is None until its end is stored, which comes after all its samples."""
+
+    session_id: str
+    user_id: str
+    start_us: int
+    end_us: int | None
+    device_info: dict[str, Any]
+    durable_position: int
+    durable_us: int | None
+    fence: int
+
+    @property
+    def origin(self) -> Origin:
+        """Where its samples come from."""
+        rate = self.device_info.get("sampling_rate")
+        return Origin(self.user_id, self.session_id, 1e6 / rate if isinstance(rate, int | float) and rate > 0 else 0.0)

@@ -1,0 +1,210 @@
+"""A user's stream on the node that holds it: the session, its buffers, and the relay while it is connected."""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from time import monotonic
+from typing import Any, Literal
+
+import msgspec
+
+from zander.delivery.outbox import Outbox
+from zander.errors import CloseCode
+from zander.streams.notes import NO_NOTES, History
+from zander.streams.ring import Ring, Run
+from zander.streams.session import Session
+from zander.wire.chunk import Chunk
+from zander.wire.codec import dumps
+from zander.wire.messages import Ack, DeviceInfo, Note, Status
+
+SampleType = Literal["features", "raw", "prediction"]
+RATE_SECONDS = 5  # over which a rate is taken
+RECENT_NOTES = 256  # that another node can still ask for after its connection broke: minutes of features
+
+
+class Rates:
+    """How many a second of `n` things, over the last RATE_SECONDS; `tick` is called about every second."""
+
+    def __init__(self, n: int) -> None:
+        self._counts = array("d", [monotonic(), *[0] * n])  # rows: when, then a count of each
+        self._width = 1 + n
+
+    def tick(self, *counts: int) -> None:
+        """Note how many there were of each until now."""
+        self._counts.extend((monotonic(), *counts))
+        del self._counts[: -self._width * (RATE_SECONDS + 1)]
+
+    def per_second(self, *counts: int) -> list[float]:
+        """Return the rates, given the counts until now."""
+        then, *before = self._counts[: self._width]
+        elapsed = monotonic() - then
+        return [
+            round((n - n_then) / elapsed, 2) if elapsed > 0 else 0.0 for n, n_then in zip(counts, before, strict=True)
+        ]
+
+
+class BufferStats(msgspec.Struct):
+    """What one buffer holds; times in Unix seconds, the rate per second over the last 5 s."""
+
+    held: int
+    capacity: int
+    rate: float
+    first_time: float | None
+    last_time: float | None
+    bytes: int
+    gaps: int = 0
+    duplicates: int = 0
+
+
+class StreamStats(msgspec.Struct):
+    """A stream's buffers, by sample type."""
+
+    user_id: str
+    session_id: str
+    online: bool
+    next_position: int
+    bad_messages: int
+    raw: BufferStats
+    features: BufferStats
+    prediction: BufferStats
+
+
+class StreamSummary(msgspec.Struct):
+    """A stream in the list of those online."""
+
+    user_id: str
+    session_id: str
+    start_time: float
+    rate: float
+    next_position: int
+    device_info: dict[str, Any]
+
+
+class Stream:
+    """One session being received or, for a while after, remembered."""
+
+    def __init__(self, session: Session, relay: Outbox, buffer_samples: int) -> None:
+        self.session = session
+        self.relay: Outbox | None = relay
+        self.acks = False  # whether the relay is told what is durable
+        self.durable = session.next_position
+        self.lost_from: int | None = None  # first position that found no room in the journal
+        self.offline_at: float | None = None  # time.monotonic() when the relay went
+        self.ring = Ring(buffer_samples, session.n_channels or 1, session.next_position)
+        self.features = History(buffer_samples)
+        self.predictions = History(buffer_samples)
+        self.n_notes = 0
+        self._recent = NO_NOTES
+        self._rates = Rates(3)
+
+    @property
+    def online(self) -> bool:
+        """Whether the relay is connected."""
+        return self.relay is not None
+
+    def take_back(self, relay: Outbox, device: DeviceInfo) -> None:
+        """Go on with a relay that comes back; one that is still here is closed. BadMessage: its device is another."""
+        self.session.come_back(device, self.durable)
+        if self.relay:
+            self.relay.close(CloseCode.TAKEN_OVER)
+        self.relay, self.offline_at = relay, None
+
+    def reach(self, durable: int) -> None:
+        """Note up to where all is in the database, and tell the relay if it wants to know."""
+        self.durable = durable
+        if self.acks and self.relay:
+            self.relay.say(dumps(Ack(self.session.session_id, durable)))
+
+    @property
+    def buffers(self) -> tuple[Ring | History, ...]:
+        """Raw, features, predictions."""
+        return self.ring, self.features, self.predictions
+
+    def write(self, chunk: Chunk) -> None:
+        """Buffer accepted raw."""
+        if chunk.samples.shape[1] != self.ring.n_channels:  # the device did not say, and this is its first sample
+            self.ring = Ring(self.ring.capacity, chunk.samples.shape[1], self.ring.first_position)
+        self.ring.write(chunk.position, chunk.times_us, chunk.samples)
+
+    def note(self, note: Note) -> None:
+        """Buffer features or a prediction."""
+        if not self.n_notes:
+            self._recent = deque(maxlen=RECENT_NOTES)
+        self.n_notes += 1
+        self._recent.append(note)
+        if note.kind == "features":
+            self.features.write(note)
+        elif note.kind == "prediction":
+            self.predictions.write(note)
+
+    def chunks(self, runs: list[Run], expected: int | None = None) -> list[Chunk]:
+        """Make chunks of what was read from the ring; `expected` is where the first might have begun."""
+        chunks: list[Chunk] = []
+        for run in runs:
+            chunks += Chunk(self.session.origin, *run, expected).pieces()
+            expected = chunks[-1].end
+        return chunks
+
+    def last_events(self, n: int) -> list[Chunk | Note]:
+        """Return the last `n` features and predictions, by time, then the last `n` samples."""
+        notes = sorted(self.features.last(n) + self.predictions.last(n), key=lambda note: note.time_us)
+        return [*notes, *self.chunks(self.ring.last(n))]
+
+    def events_since(self, position: int, n_notes: int) -> list[Chunk | Note]:
+        """Return what came after the first `n_notes`, of the last RECENT_NOTES, and the samples from `position` on."""
+        notes = list(self._recent)[max(0, len(self._recent) - (self.n_notes - n_notes)) :]
+        expected = max(position, self.ring.first_position)
+        return [*notes, *self.chunks(self.ring.since(position), expected)]
+
+    def status(self) -> Status:
+        """Say whether the relay is connected, and with what."""
+        session = self.session
+        return Status(session.user_id, self.online, session.session_id, session.device_info)
+
+    def tick(self) -> None:
+        """Take the counts from which rates are told."""
+        self._rates.tick(*self._n_written())
+
+    def summary(self) -> StreamSummary:
+        """Describe the stream in a line."""
+        session = self.session
+        return StreamSummary(
+            user_id=session.user_id,
+            session_id=session.session_id,
+            start_time=session.start_us / 1e6,
+            rate=self._rates.per_second(*self._n_written())[0],
+            next_position=session.next_position,
+            device_info=session.device_info,
+        )
+
+    def stats(self) -> StreamStats:
+        """Describe the buffers."""
+        session = self.session
+        raw, features, prediction = map(_buffer_stats, self.buffers, self._rates.per_second(*self._n_written()))
+        raw.gaps, raw.duplicates = session.n_gaps, session.n_duplicates
+        return StreamStats(
+            user_id=session.user_id,
+            session_id=session.session_id,
+            online=self.online,
+            next_position=session.next_position,
+            bad_messages=session.n_bad,
+            raw=raw,
+            features=features,
+            prediction=prediction,
+        )
+
+    def _n_written(self) -> list[int]:
+        return [buffer.n_written for buffer in self.buffers]
+
+
+def _buffer_stats(buffer: Ring | History, rate: float) -> BufferStats:
+    first_us, last_us = buffer.span_us or (None, None)
+    return BufferStats(
+        held=len(buffer),
+        capacity=buffer.capacity,
+        rate=rate,
+        first_time=first_us and first_us / 1e6,
+        last_time=last_us and last_us / 1e6,
+        bytes=buffer.nbytes,
+    )

