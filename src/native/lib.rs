@@ -1,8 +1,8 @@
 //! `zander._native`: the only file that knows Python. `_native.pyi` is its manual.
 
 mod frame;
-mod lane;
 mod raw;
+mod reader;
 mod record;
 mod session;
 mod text;
@@ -17,11 +17,11 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyInt, PyList, PyString};
 
-use lane::Fed;
-use session::{Run, Stand};
+use reader::Fed;
+use session::{Run, SessionState};
 
 #[pyclass]
-struct Lane {
+struct FrameReader {
     #[pyo3(get)]
     stream: Py<PyAny>,
     #[pyo3(get)]
@@ -29,21 +29,21 @@ struct Lane {
     session_id: Py<PyString>,
     session: Py<PyAny>,
     ring: Ring,
-    lane: lane::Lane,
+    reader: reader::Reader,
     template: record::Template,
     prefix: Vec<u8>,
-    stand: Option<Stand>,
-    is_stale: bool, // others may have moved what `stand` and `ring.n_written` tell
+    state: Option<SessionState>,
+    is_stale: bool, // others may have moved what `state` and `ring.n_written` tell
     clock: Option<Py<PyAny>>,
-    door: Option<Door>,
+    attachment: Option<Attachment>,
 }
 
-/// Whom `receive` asks, and tells.
-struct Door {
+/// What `receive` asks, and whom it calls.
+struct Attachment {
     closed: Py<PyAny>,
     waiting: Py<PyList>,
-    wake: Py<PyAny>,
-    leave: Py<PyAny>,
+    schedule: Py<PyAny>,
+    pass_on: Py<PyAny>,
 }
 
 /// A `ring.Ring`, which keeps its memory.
@@ -55,7 +55,7 @@ struct Ring {
 }
 
 #[pymethods]
-impl Lane {
+impl FrameReader {
     #[new]
     #[pyo3(signature = (stream, clock=None))]
     fn new(py: Python<'_>, stream: Py<PyAny>, clock: Option<Py<PyAny>>) -> PyResult<Self> {
@@ -71,7 +71,7 @@ impl Lane {
         let ring = Ring::new(py, stream.getattr(py, "ring")?)?;
         let (session_text, user_text) = (session_id.bind(py).to_str()?, user_id.bind(py).to_str()?);
         Ok(Self {
-            lane: lane::Lane::new(n_channels, period_us, ring.times_us.item_count()),
+            reader: reader::Reader::new(n_channels, period_us, ring.times_us.item_count()),
             template: record::Template::new(session_text, id, user_text, n_channels, fence),
             prefix: prefix.into_bytes(),
             session_id,
@@ -79,60 +79,63 @@ impl Lane {
             stream,
             user_id,
             ring,
-            stand: None,
+            state: None,
             is_stale: true,
             clock,
-            door: None,
+            attachment: None,
         })
     }
 
-    fn open(&mut self, closed: Py<PyAny>, waiting: Py<PyList>, wake: Py<PyAny>, leave: Py<PyAny>) {
-        self.door = Some(Door { closed, waiting, wake, leave });
+    fn attach(&mut self, closed: Py<PyAny>, waiting: Py<PyList>, schedule: Py<PyAny>, pass_on: Py<PyAny>) {
+        self.attachment = Some(Attachment { closed, waiting, schedule, pass_on });
     }
 
-    fn shut<'py>(&mut self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        self.door = None;
-        PyBytes::new(py, &self.lane.take_kept())
+    fn detach<'py>(&mut self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        self.attachment = None;
+        PyBytes::new(py, &self.reader.take_kept())
     }
 
     fn receive(slf: &Bound<'_, Self>, data: &[u8]) -> PyResult<()> {
         let py = slf.py();
-        let mut lane = slf.borrow_mut();
-        let Some(door) = &lane.door else { return Err(PyValueError::new_err("expected a lane that is open")) };
-        let (waiting, wake, leave) = (door.waiting.clone_ref(py), door.wake.clone_ref(py), door.leave.clone_ref(py));
-        let is_over = door.closed.call_method0(py, intern!(py, "done"))?.is_truthy(py)?;
-        let waited = lane.waits();
+        let mut reader = slf.borrow_mut();
+        let Some(attachment) = &reader.attachment else {
+            return Err(PyValueError::new_err("expected a reader that is attached"));
+        };
+        let (waiting, schedule, pass_on) =
+            (attachment.waiting.clone_ref(py), attachment.schedule.clone_ref(py), attachment.pass_on.clone_ref(py));
+        let is_over = attachment.closed.call_method0(py, intern!(py, "done"))?.is_truthy(py)?;
+        let waited = reader.has_samples();
         let passed = if is_over {
-            lane.lane.keep(data);
+            reader.reader.keep(data);
             Some(PyBytes::new(py, b""))
         } else {
-            lane.feed(py, data)?
+            reader.feed(py, data)?
         };
-        let is_first = lane.waits() && !waited;
-        drop(lane);
+        let is_first = reader.has_samples() && !waited;
+        drop(reader);
         if is_first {
             let waiting = waiting.bind(py);
             waiting.append(slf)?;
             if waiting.len() == 1 {
-                wake.call0(py)?;
+                schedule.call0(py)?;
             }
         }
         if let Some(passed) = passed {
-            leave.call1(py, (passed,))?;
+            pass_on.call1(py, (passed,))?;
         }
         Ok(())
     }
 
     fn feed<'py>(&mut self, py: Python<'py>, data: &[u8]) -> PyResult<Option<Bound<'py, PyBytes>>> {
         if self.is_stale {
-            self.find(py)?;
+            self.look_up_session(py)?;
         }
         let now_us = match &self.clock {
             Some(clock) => clock.call0(py)?.extract(py)?,
             None => clock_us(),
         };
         let mut pass = Vec::new();
-        Ok(match self.lane.feed(data, &mut self.stand, now_us, &mut pass) {
+        Ok(match self.reader.feed(data, &mut self.state, now_us, &mut pass) {
             Fed::All => None,
             Fed::More => {
                 self.is_stale = true;
@@ -142,85 +145,103 @@ impl Lane {
     }
 
     #[getter]
-    fn waits(&self) -> bool {
-        !self.lane.run.times_us.is_empty()
+    fn has_samples(&self) -> bool {
+        !self.reader.run.times_us.is_empty()
     }
 
     #[getter]
     fn position(&self) -> i64 {
-        self.lane.run.position
+        self.reader.run.position
     }
 
     #[getter]
     fn end(&self) -> i64 {
-        self.lane.run.end()
+        self.reader.run.end()
     }
 
     #[getter]
-    fn n_peeled(&self) -> u64 {
-        self.lane.n_peeled
+    fn n_intercepted(&self) -> u64 {
+        self.reader.n_intercepted
     }
 
     #[getter]
     fn n_passed(&self) -> (u64, u64, u64) {
-        self.lane.n_passed.into()
+        self.reader.n_passed.into()
     }
 
-    fn give<'py>(&self, py: Python<'py>, outboxes: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let (position, mut frames, mut others) = (self.lane.run.position, None, Vec::new());
-        for outbox in outboxes.try_iter()? {
-            let outbox = outbox?;
-            let through = outbox.getattr(intern!(py, "through"))?;
-            let is_next = !through.is_none()
-                && outbox.getattr(intern!(py, "position"))?.extract::<i64>()? == position
-                && outbox.getattr(intern!(py, "session_id"))?.eq(&self.session_id)?;
-            let frames = if is_next { frames.get_or_insert_with(|| self.json(py)).as_ref() } else { None };
-            if let Some(frames) = frames
-                && frames.as_bytes().len() <= MAX_THROUGH_BYTES
-                && through.call1((frames,))?.is_truthy()?
-            {
-                outbox.setattr(intern!(py, "position"), self.lane.run.end())?;
-            } else {
-                others.push(outbox);
+    fn write_direct<'py>(&self, py: Python<'py>, subscribers: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let (mut frames, mut others) = (None, Vec::new());
+        for subscriber in subscribers.try_iter()? {
+            let subscriber = subscriber?;
+            if !self.write_to(py, &subscriber, &mut frames)? {
+                others.push(subscriber);
             }
         }
         Ok(others)
     }
 
     fn json<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
-        if self.lane.run.times_us.first().is_none_or(|&time_us| time_us < text::PLAIN_TIME_US) {
+        if self.reader.run.times_us.first().is_none_or(|&time_us| time_us < text::PLAIN_TIME_US) {
             return None;
         }
-        let (mut scratch, mut out) = (Vec::new(), Vec::with_capacity(256 * self.lane.run.times_us.len()));
-        text::write(&self.lane.run, &self.prefix, &mut scratch, &mut out);
+        let (mut scratch, mut out) = (Vec::new(), Vec::with_capacity(256 * self.reader.run.times_us.len()));
+        text::write(&self.reader.run, &self.prefix, &mut scratch, &mut out);
         Some(PyBytes::new(py, &out))
     }
 
     fn samples<'py>(&self, py: Python<'py>) -> (Bound<'py, PyBytes>, Bound<'py, PyBytes>) {
-        let run = &self.lane.run;
+        let run = &self.reader.run;
         let times: Vec<u8> = run.times_us.iter().flat_map(|time_us| time_us.to_ne_bytes()).collect();
         let values: Vec<u8> = run.values.iter().flat_map(|value| value.to_ne_bytes()).collect();
         (PyBytes::new(py, &times), PyBytes::new(py, &values))
     }
 
-    fn settle(&mut self, py: Python<'_>) -> PyResult<()> {
+    fn advance_session(&mut self, py: Python<'_>) -> PyResult<()> {
         self.is_stale = true;
         self.move_session(py).map(drop)
     }
 }
 
-impl Lane {
-    /// Look where the session stands; `stand` is None when what follows has to go by the twin.
-    fn find(&mut self, py: Python<'_>) -> PyResult<()> {
+impl FrameReader {
+    /// Write the samples past the queue of one subscriber, and move its cursor; false when it has to be offered them.
+    fn write_to<'py>(
+        &self,
+        py: Python<'py>,
+        subscriber: &Bound<'py, PyAny>,
+        frames: &mut Option<Option<Bound<'py, PyBytes>>>, // made for the first who takes them
+    ) -> PyResult<bool> {
+        let through = subscriber.getattr(intern!(py, "through"))?;
+        if through.is_none() {
+            return Ok(false);
+        }
+        let (run, cursor) = (&self.reader.run, subscriber.getattr(intern!(py, "cursor"))?);
+        let is_next = cursor.getattr(intern!(py, "position"))?.extract::<i64>()? == run.position
+            && cursor.getattr(intern!(py, "session_id"))?.eq(&self.session_id)?;
+        if !is_next {
+            return Ok(false);
+        }
+        let frames = frames.get_or_insert_with(|| self.json(py)).as_ref();
+        let Some(frames) = frames.filter(|frames| frames.as_bytes().len() <= MAX_THROUGH_BYTES) else {
+            return Ok(false);
+        };
+        let is_written = through.call1((frames,))?.is_truthy()?;
+        if is_written {
+            cursor.setattr(intern!(py, "position"), run.end())?;
+        }
+        Ok(is_written)
+    }
+
+    /// Read the state of the session; None when what follows has to go by the twin.
+    fn look_up_session(&mut self, py: Python<'_>) -> PyResult<()> {
         let (session, ring) = (self.session.bind(py), self.ring.ring.bind(py));
         let next_position = session.getattr(intern!(py, "next_position"))?.extract()?;
         let ring_end: Option<i64> = ring.getattr(intern!(py, "next_position"))?.extract()?;
         let is_lossless = self.stream.bind(py).getattr(intern!(py, "lost_from"))?.is_none();
         self.ring.n_written = ring.getattr(intern!(py, "n_written"))?.extract()?;
-        self.stand = if ring_end == Some(next_position) && is_lossless {
+        self.state = if ring_end == Some(next_position) && is_lossless {
             let count = session.getattr(intern!(py, "count"))?.extract()?;
             let last_time_us = session.getattr(intern!(py, "last_time_us"))?.extract()?;
-            Some(Stand { next_position, count, last_time_us })
+            Some(SessionState { next_position, count, last_time_us })
         } else {
             None
         };
@@ -228,19 +249,19 @@ impl Lane {
         Ok(())
     }
 
-    /// Tell the session, and return where it stands now.
+    /// Write the state to the session, and return its next position.
     fn move_session<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
-        let stand = self.stand.ok_or_else(|| PyValueError::new_err("expected a lane that has samples"))?;
-        let (session, position) = (self.session.bind(py), PyInt::new(py, stand.next_position));
+        let state = self.state.ok_or_else(|| PyValueError::new_err("expected a reader that has samples"))?;
+        let (session, position) = (self.session.bind(py), PyInt::new(py, state.next_position));
         session.setattr(intern!(py, "next_position"), &position)?;
         session.setattr(intern!(py, "count"), &position)?;
-        session.setattr(intern!(py, "last_time_us"), stand.last_time_us)?;
+        session.setattr(intern!(py, "last_time_us"), state.last_time_us)?;
         Ok(position)
     }
 
     /// Write the run into the ring, and tell it and the session.
     fn commit(&mut self, py: Python<'_>) -> PyResult<()> {
-        self.ring.write(py, &self.lane.run)?;
+        self.ring.write(py, &self.reader.run)?;
         let position = self.move_session(py)?;
         let ring = self.ring.ring.bind(py);
         ring.setattr(intern!(py, "n_written"), self.ring.n_written)?;
@@ -266,19 +287,22 @@ const MAX_THROUGH_BYTES: usize = 64 << 10; // past a queue at once: about what a
 const WRITE_BYTES: usize = 1 << 20; // to the journal at once: its bound is looked at in between
 
 #[pyfunction]
-fn journal_frames<'py>(py: Python<'py>, lanes: Vec<PyRefMut<'py, Lane>>) -> (Bound<'py, PyBytes>, usize, usize) {
-    let mut out = Vec::with_capacity(256 * lanes.len());
-    let (mut n_samples, mut n_lanes) = (0, 0);
-    for mut lane in lanes {
+fn journal_frames<'py>(
+    py: Python<'py>,
+    readers: Vec<PyRefMut<'py, FrameReader>>,
+) -> (Bound<'py, PyBytes>, usize, usize) {
+    let mut out = Vec::with_capacity(256 * readers.len());
+    let (mut n_samples, mut n_readers) = (0, 0);
+    for mut reader in readers {
         if out.len() >= WRITE_BYTES {
             break;
         }
-        let lane = &mut *lane;
-        lane.template.write(&lane.lane.run, &mut out);
-        n_samples += lane.lane.run.times_us.len();
-        n_lanes += 1;
+        let reader = &mut *reader;
+        reader.template.write(&reader.reader.run, &mut out);
+        n_samples += reader.reader.run.times_us.len();
+        n_readers += 1;
     }
-    (PyBytes::new(py, &out), n_samples, n_lanes)
+    (PyBytes::new(py, &out), n_samples, n_readers)
 }
 
 #[pyfunction]
@@ -301,14 +325,14 @@ fn split_frames<'py>(py: Python<'py>, data: &[u8], max_others: usize) -> PyResul
 }
 
 #[pyfunction]
-fn commit(py: Python<'_>, lanes: Vec<PyRefMut<'_, Lane>>) -> PyResult<()> {
-    lanes.into_iter().try_for_each(|mut lane| lane.commit(py))
+fn commit(py: Python<'_>, readers: Vec<PyRefMut<'_, FrameReader>>) -> PyResult<()> {
+    readers.into_iter().try_for_each(|mut reader| reader.commit(py))
 }
 
 #[pyfunction]
-fn clear(lanes: Vec<PyRefMut<'_, Lane>>) {
-    for mut lane in lanes {
-        lane.lane.run.clear();
+fn clear(readers: Vec<PyRefMut<'_, FrameReader>>) {
+    for mut reader in readers {
+        reader.reader.run.clear();
     }
 }
 
@@ -381,7 +405,7 @@ fn uuid(text: &str) -> Option<[u8; 16]> {
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DEBUG", cfg!(debug_assertions))?;
-    module.add_class::<Lane>()?;
+    module.add_class::<FrameReader>()?;
     module.add_function(wrap_pyfunction!(journal_frames, module)?)?;
     module.add_function(wrap_pyfunction!(split_frames, module)?)?;
     module.add_function(wrap_pyfunction!(commit, module)?)?;

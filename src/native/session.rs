@@ -8,9 +8,9 @@ const MAX_POSITION: i64 = (1 << 53) - 1;
 const KEPT: usize = 8; // samples for which there is always room
 const MAX_AHEAD_US: i64 = 86_400_000_000;
 
-/// Where a session stands.
+/// The state of a session between two messages.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Stand {
+pub struct SessionState {
     pub next_position: i64,
     pub count: i64,
     pub last_time_us: i64,
@@ -52,11 +52,11 @@ impl Run {
         }
     }
 
-    /// Take a message in, and return where the session stands then; None, and nothing has changed, unless it follows.
-    pub fn accept(&mut self, raw: &Raw, stand: Stand, period_us: f64, now_us: i64) -> Option<Stand> {
+    /// Take a message in, and return the session's state then; None, and nothing has changed, unless it follows.
+    pub fn accept(&mut self, raw: &Raw, state: SessionState, period_us: f64, now_us: i64) -> Option<SessionState> {
         let n = raw.n_samples as i64;
-        let position = raw.position.unwrap_or(stand.count);
-        if position != stand.next_position || position + n > MAX_POSITION || (n > 1 && period_us == 0.0) {
+        let position = raw.position.unwrap_or(state.count);
+        if position != state.next_position || position + n > MAX_POSITION || (n > 1 && period_us == 0.0) {
             return None;
         }
         let spaced_us = |i: i64| if n == 1 { 0 } else { (i as f64 * period_us).round_ties_even() as i64 };
@@ -69,10 +69,10 @@ impl Run {
         if self.times_us.is_empty() {
             self.position = position;
         }
-        self.times_us.extend((0..n).map(|i| (first_us + spaced_us(i)).max(stand.last_time_us)));
+        self.times_us.extend((0..n).map(|i| (first_us + spaced_us(i)).max(state.last_time_us)));
         self.values.extend_from_slice(&raw.values);
         let last_time_us = *self.times_us.last()?;
-        Some(Stand { next_position: position + n, count: position + n, last_time_us })
+        Some(SessionState { next_position: position + n, count: position + n, last_time_us })
     }
 }
 
@@ -80,7 +80,7 @@ impl Run {
 mod tests {
     use super::*;
 
-    const STAND: Stand = Stand { next_position: 5, count: 5, last_time_us: 1_000_000 };
+    const STATE: SessionState = SessionState { next_position: 5, count: 5, last_time_us: 1_000_000 };
 
     fn raw(position: Option<i64>, time_us: Option<i64>, n_samples: usize) -> Raw {
         Raw { position, time_us, n_samples, values: vec![0.0; n_samples] }
@@ -89,11 +89,11 @@ mod tests {
     #[test]
     fn samples_that_follow_are_spaced_and_never_run_backwards() {
         let mut run = Run::default();
-        let stand = run.accept(&raw(None, Some(999_000), 3), STAND, 1_000.0, 2_000_000).unwrap();
+        let state = run.accept(&raw(None, Some(999_000), 3), STATE, 1_000.0, 2_000_000).unwrap();
         assert_eq!(run.times_us, [1_000_000, 1_000_000, 1_001_000]);
-        assert_eq!(stand, Stand { next_position: 8, count: 8, last_time_us: 1_001_000 });
-        let stand = run.accept(&raw(Some(8), None, 1), stand, 1_000.0, 2_000_000).unwrap();
-        assert_eq!((run.position, run.end(), stand.last_time_us), (5, 9, 2_000_000));
+        assert_eq!(state, SessionState { next_position: 8, count: 8, last_time_us: 1_001_000 });
+        let state = run.accept(&raw(Some(8), None, 1), state, 1_000.0, 2_000_000).unwrap();
+        assert_eq!((run.position, run.end(), state.last_time_us), (5, 9, 2_000_000));
     }
 
     #[test]
@@ -109,17 +109,21 @@ mod tests {
     #[test]
     fn what_does_not_simply_follow_changes_nothing() {
         let mut run = Run::default();
-        for (raw, stand, period_us) in [
-            (raw(Some(6), None, 1), STAND, 1_000.0),
-            (raw(Some(4), None, 1), STAND, 1_000.0),
-            (raw(None, None, 1), Stand { count: 4, ..STAND }, 1_000.0),
-            (raw(None, None, 2), STAND, 0.0),
-            (raw(None, Some(-1), 1), STAND, 1_000.0),
-            (raw(None, Some(2_000_001 + MAX_AHEAD_US), 1), STAND, 1_000.0),
-            (raw(None, Some(i64::MAX), 2), STAND, 1_000.0),
-            (raw(None, None, 1), Stand { next_position: MAX_POSITION, count: MAX_POSITION, last_time_us: 0 }, 1_000.0),
+        for (raw, state, period_us) in [
+            (raw(Some(6), None, 1), STATE, 1_000.0),
+            (raw(Some(4), None, 1), STATE, 1_000.0),
+            (raw(None, None, 1), SessionState { count: 4, ..STATE }, 1_000.0),
+            (raw(None, None, 2), STATE, 0.0),
+            (raw(None, Some(-1), 1), STATE, 1_000.0),
+            (raw(None, Some(2_000_001 + MAX_AHEAD_US), 1), STATE, 1_000.0),
+            (raw(None, Some(i64::MAX), 2), STATE, 1_000.0),
+            (
+                raw(None, None, 1),
+                SessionState { next_position: MAX_POSITION, count: MAX_POSITION, last_time_us: 0 },
+                1_000.0,
+            ),
         ] {
-            assert!(run.accept(&raw, stand, period_us, 2_000_000).is_none(), "{raw:?} {stand:?}");
+            assert!(run.accept(&raw, state, period_us, 2_000_000).is_none(), "{raw:?} {state:?}");
         }
         assert!(run.times_us.is_empty() && run.values.is_empty());
     }

@@ -1,13 +1,13 @@
-"""The native hot path: what comes on a relay's connection, peeled off without a Python object per message; and JSON.
+"""The native hot path: samples of a relay's connection, without a Python object per message; the journal; JSON.
 
-The results are those of `wire`, `session`, `ring`, `journal` and `chunk`, to the bit. Whatever is not a raw message
+The results are those of `wire`, `streams` and `journal`, to the bit. Whatever is not a raw message
 that simply follows the one before it is left to them, and so is every error.
 """
 
 import asyncio
 from collections.abc import Callable, Iterable
 
-from zander.delivery.outbox import Outbox
+from zander.delivery.subscribers import Subscriber
 from zander.errors import CloseCode
 from zander.streams.stream import Stream
 from zander.wire.chunk import Samples, Times
@@ -15,8 +15,8 @@ from zander.wire.chunk import Samples, Times
 DEBUG: bool
 """Whether it was built without optimisation: for no measurement."""
 
-class Lane:
-    """One relay's connection, and the samples that were peeled off it in this turn of the loop."""
+class FrameReader:
+    """The frames on one relay's connection, and the samples that were taken from them in this loop iteration."""
 
     stream: Stream
     user_id: str  # of its session
@@ -27,34 +27,34 @@ class Lane:
         ValueError unless the session's channels are known.
         """
 
-    def open(
+    def attach(
         self,
         closed: asyncio.Future[CloseCode],
-        waiting: list[Lane],
-        wake: Callable[[], object],
-        leave: Callable[[bytes], None],
+        waiting: list[FrameReader],
+        schedule: Callable[[], object],
+        pass_on: Callable[[bytes], None],
     ) -> None:
-        """Say whom `receive` asks whether the relay is to be closed, and whom it tells.
+        """Set whom `receive` asks whether the relay is to be closed, and whom it calls.
 
-        A lane that has samples puts itself into `waiting`, and calls `wake` when it is the first there. `leave` gets
-        what `feed` returns; once the relay is closed everything is kept, and `leave` gets b"".
+        A reader that has samples appends itself to `waiting`, and calls `schedule` when it is the first there.
+        `pass_on` gets what `feed` returns; once the relay is closed everything is kept, and `pass_on` gets b"".
         """
 
     def receive(self, data: bytes) -> None:
-        """Take what was received, as a protocol's `data_received`. ValueError unless it is open."""
+        """Take what was received, as a protocol's `data_received`. ValueError unless it is attached."""
 
-    def shut(self) -> bytes:
-        """End what `open` began, and return what is kept, for the standard parser."""
+    def detach(self) -> bytes:
+        """End what `attach` began, and return what is kept, for the standard parser."""
 
     def feed(self, data: bytes) -> bytes | None:
         """Take bytes; None when nothing is left of them but perhaps an unfinished frame, which is kept.
 
-        Else what waits has to be taken away, the bytes returned are for the standard parser, and more is to be fed, if
-        only b"".
+        Else the samples have to be taken away, the bytes returned are for the standard parser, and more is to be fed,
+        if only b"".
         """
 
     @property
-    def waits(self) -> bool:
+    def has_samples(self) -> bool:
         """Whether there are samples."""
 
     @property
@@ -68,30 +68,30 @@ class Lane:
     def json(self) -> bytes | None:
         """Write each as the original JSON message, in a WebSocket frame; None for times that the twin has to write."""
 
-    def give(self, outboxes: Iterable[Outbox]) -> list[Outbox]:
-        """Write the samples past the queue of those that stand before them, and take it; return the others.
+    def write_direct(self, subscribers: Iterable[Subscriber]) -> list[Subscriber]:
+        """Write the samples to subscribers whose cursor is at the first and who can be written to; return the others.
 
-        Each gets what `json` writes, and stands behind it then.
+        Each gets what `json` writes, and its cursor moves behind it.
         """
 
     def samples(self) -> tuple[bytes, bytes]:
         """Return their times, int64 `(n,)` in µs, and the samples, float32 `(n, n_channels)` in µV."""
 
-    def settle(self) -> None:
-        """Write where they end to the session; the ring is somebody else's to write."""
+    def advance_session(self) -> None:
+        """Write the state behind the samples to the session, but nothing to the ring."""
 
     @property
-    def n_peeled(self) -> int:
-        """How many messages were peeled off."""
+    def n_intercepted(self) -> int:
+        """How many messages were taken."""
 
     @property
     def n_passed(self) -> tuple[int, int, int]:
         """How many frames were left to the standard parser: for the frame itself, the message, or the session."""
 
-def journal_frames(lanes: list[Lane]) -> tuple[bytes, int, int]:
-    """Write what waits in each, which is not nothing, as a frame of the journal, up to about 1 MiB, at least one.
+def journal_frames(readers: list[FrameReader]) -> tuple[bytes, int, int]:
+    """Write the samples of each, which has some, as a frame of the journal, up to about 1 MiB, at least one.
 
-    Return the frames, how many samples they hold, and of how many lanes they are.
+    Return the frames, how many samples they hold, and of how many readers they are.
     """
 
 def split_frames(data: bytes, max_others: int) -> tuple[list[tuple[str, int, int, int, int, bytes] | bytes], int]:
@@ -101,11 +101,11 @@ def split_frames(data: bytes, max_others: int) -> tuple[list[tuple[str, int, int
     payload. Behind `max_others` payloads nothing more is read.
     """
 
-def commit(lanes: list[Lane]) -> None:
-    """Write what waits in each, which is not nothing, to its ring, and where it ends to its session."""
+def commit(readers: list[FrameReader]) -> None:
+    """Write the samples of each, which has some, to its ring, and the state behind them to its session."""
 
-def clear(lanes: list[Lane]) -> None:
-    """Forget what waits in each."""
+def clear(readers: list[FrameReader]) -> None:
+    """Forget the samples of each."""
 
 def sample_texts(prefix: str, position: int, times_us: Times, samples: Samples) -> list[str] | None:
     """Write each sample as the original JSON message, which begins with `prefix`.

@@ -16,11 +16,14 @@ from starlette.responses import JSONResponse
 
 from zander.cluster.cluster import Cluster
 from zander.cluster.link import RedisLink
-from zander.cluster.single import Alone
+from zander.cluster.node import Node
+from zander.cluster.single import NoPeers
 from zander.database.sessions import Archive
 from zander.database.writer import Postgres
+from zander.delivery.subscribers import Subscribers
 from zander.errors import ClientError
 from zander.hub.hub import Hub
+from zander.hub.ingest import Ingest
 from zander.hub.replay import Replays
 from zander.journal.journal import FOLDER
 from zander.journal.journals import Journals
@@ -28,6 +31,7 @@ from zander.journal.recorder import Recorder
 from zander.routes import ROUTES
 from zander.routes.context import Service
 from zander.settings import Settings
+from zander.streams.stream import Streams
 
 CANCEL_SECONDS = 1.0
 DRAIN_SECONDS = 5.0  # for the database, of the 15 s that a stop may take
@@ -61,25 +65,23 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
         linger_seconds=settings.batch_linger_seconds,
         journal_max_bytes=settings.journal_max_bytes,
     )
-    broadcast = Cluster(RedisLink(settings.redis_url)) if settings.redis_url else Alone()
     archive = Archive(settings.database_url)
-    hub = Hub(
-        recorder,
-        archive,
-        broadcast,
-        buffer_samples=settings.buffer_samples,
-        buffer_keep_seconds=settings.buffer_keep_seconds,
-    )
-    broadcast.attach(hub)
-    replays = Replays(hub)
-    hub.go_back = replays.go_back
-    recorder.on_written = hub.written
+    streams, subscribers = Streams(), Subscribers()
+    cluster = Cluster(RedisLink(settings.redis_url), streams, subscribers) if settings.redis_url else None
+    peers = cluster or NoPeers(subscribers)
+    ingest = Ingest(streams, subscribers, recorder, archive, peers, buffer_samples=settings.buffer_samples)
+    hub = Hub(ingest, subscribers, peers, buffer_keep_seconds=settings.buffer_keep_seconds)
+    replays = Replays(hub, subscribers, archive, recorder)
+    recorder.on_written = ingest.on_written
     app.state.service = Service(settings, hub, recorder, archive, replays, monotonic())
     syncing = journals.keep_synced(settings.journal_fsync_seconds)
-    async with _running(recorder.run()), _running(_tick(hub)), _running(syncing):
-        async with _running(broadcast.run()):
+    async with _running(recorder.run()), _running(_tick(hub)), _running(syncing), _running(replays.run()):
+        if cluster:
+            async with _running(Node(cluster, ingest).run()):
+                yield
+                await cluster.close()
+        else:
             yield
-            await broadcast.close()
         await recorder.drain(DRAIN_SECONDS)
     recorder.take_leave()
     await storage.close()

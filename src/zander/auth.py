@@ -20,7 +20,7 @@ def given_key(headers: Mapping[str, str]) -> str | None:
         return given
 
 
-def refuse_strangers(headers: Mapping[str, str]) -> None:
+def check_origin(headers: Mapping[str, str]) -> None:
     """Raise Unauthorized for a web page of another site: where no key is needed, only this machine is let in.
 
     A browser on this machine would carry such a page's requests here; `Origin` gives it away, or, where the page's

@@ -18,7 +18,7 @@ from time import monotonic
 import numpy as np
 from msgspec import structs
 
-from support.lanes import json_differs
+from support.frame_readers import json_differs
 from support.outcomes import compare
 from support.stories import SMALL_FRAMES, STEPS, any_story, dumped, loaded
 from support.twins import Story, stage
@@ -139,7 +139,7 @@ async def run(seconds: float, seed: int) -> int:
     """Run for a while; return the exit code."""
     random, floats = Random(seed), np.random.default_rng(seed)
     corpus, seen = read_corpus(), set()
-    n_inputs = n_peeled = n_passed = 0
+    n_inputs = n_intercepted = n_passed = 0
     began = reported = monotonic()
     with stage() as one:
         for story in corpus:
@@ -163,7 +163,7 @@ async def run(seconds: float, seed: int) -> int:
                 )
                 return 1
             path = outcome.path
-            n_peeled += path.peeled
+            n_intercepted += path.intercepted
             n_passed += path.passed_frames + path.passed_messages + path.passed_sessions
             if outcome.behaviour not in seen:
                 seen.add(outcome.behaviour)
@@ -176,17 +176,17 @@ async def run(seconds: float, seed: int) -> int:
                     corpus.append(story)
             if monotonic() - reported > REPORT_SECONDS:
                 reported = monotonic()
-                _report(n_inputs, reported - began, n_peeled, n_passed, len(seen))
+                _report(n_inputs, reported - began, n_intercepted, n_passed, len(seen))
                 gc.collect()
-    _report(n_inputs, monotonic() - began, n_peeled, n_passed, len(seen))
+    _report(n_inputs, monotonic() - began, n_intercepted, n_passed, len(seen))
     return 0
 
 
-def _report(n_inputs: int, seconds: float, n_peeled: int, n_passed: int, n_seen: int) -> None:
+def _report(n_inputs: int, seconds: float, n_intercepted: int, n_passed: int, n_seen: int) -> None:
     rate = n_inputs / seconds if seconds else 0.0
     print(
-        f"{n_inputs} inputs in {seconds:.0f} s, {rate:.1f}/s: {n_peeled} messages peeled, {n_passed} frames passed, "
-        f"{n_seen} behaviours",
+        f"{n_inputs} inputs in {seconds:.0f} s, {rate:.1f}/s: {n_intercepted} messages intercepted, "
+        f"{n_passed} frames passed, {n_seen} behaviours",
         flush=True,
     )
 

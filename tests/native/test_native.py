@@ -23,8 +23,8 @@ IS_REQUIRED = os.environ.get("ZANDER_REQUIRE_NATIVE") == "1"
 if not IS_NATIVE and not IS_REQUIRED:
     pytest.skip(f"the native path is not there: {WHY_NOT}", allow_module_level=True)
 
+from support.frame_readers import Alone, any_values, json_differs  # noqa: E402
 from support.hubs import DEVICE, build  # noqa: E402
-from support.lanes import Alone, any_values, json_differs  # noqa: E402
 from support.outcomes import compare, messages  # noqa: E402
 from support.relay_bytes import BINARY, CLOSE, PING, TEXT, binary, chunk, floats, fragmented, masked, text  # noqa: E402
 from support.samples import T0_US  # noqa: E402
@@ -35,7 +35,7 @@ from zander._native import journal_frames  # noqa: E402
 from zander.journal.journals import raw_record  # noqa: E402
 from zander.journal.log import frame as journal_frame  # noqa: E402
 from zander.journal.records import encode  # noqa: E402
-from zander.wire.chunk import MAX_POSITION  # noqa: E402
+from zander.wire.chunk import MAX_POSITION, Chunk  # noqa: E402
 from zander.wire.websocket import frame  # noqa: E402
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -168,14 +168,14 @@ async def test_runs_beyond_64_kib_and_a_ring_that_wraps_are_taken_in_whole(stage
     ]
     outcome, difference = await compare(stage, Story(steps, capacity=7000, followed=True, formats=("binary",)))
     assert difference == ""
-    assert outcome.path.peeled == 21
+    assert outcome.path.intercepted == 21
 
 
 async def test_channels_that_are_not_known_yet_are_left_to_the_twin(stage: Stage) -> None:
     story = Story([*BEGUN, ("feed", raw(3)), AGAIN, ("feed", raw(4, 5))], n_channels=None)
     outcome, difference = await compare(stage, story)
     assert difference == ""
-    assert outcome.path.peeled == 2
+    assert outcome.path.intercepted == 2
 
 
 async def test_a_message_is_taken_wherever_it_is_cut(stage: Stage) -> None:
@@ -188,7 +188,7 @@ async def test_a_message_is_taken_wherever_it_is_cut(stage: Stage) -> None:
     steps = [("feed", data[i : i + 1]) for i in range(len(data))]
     outcome, difference = await compare(stage, Story(steps))
     assert difference == ""
-    assert outcome.path.peeled == 2
+    assert outcome.path.intercepted == 2
 
 
 async def test_a_consumer_that_does_not_read_is_bounded_and_told_what_it_missed(stage: Stage) -> None:
@@ -197,7 +197,7 @@ async def test_a_consumer_that_does_not_read_is_bounded_and_told_what_it_missed(
     world = World(stage, Story([*steps, ("read", b""), TURN], outbox_bytes=20_000, formats=("json",)), True)
     await world.play(stage.clock)
     heard = [json.loads(message) for message in messages(world.consumers["json"])[0]]
-    assert max(outbox.nbytes for outbox in world.hub.audience) <= 20_000
+    assert max(outbox.queue.nbytes for outbox in world.hub.subscribers) <= 20_000
     await world.end()
     at = 0
     for message in heard:
@@ -238,7 +238,7 @@ def test_json_is_to_the_byte_what_the_twin_writes() -> None:
 def test_times_near_1970_are_written_as_by_the_twin_or_left_to_it(time_us: int) -> None:
     alone = Alone()
     taken = alone.take(np.zeros((1, 16), np.float32), time_us)
-    assert alone.lane.json() in (None, b"".join(map(frame, taken.json_frames)))
+    assert alone.reader.json() in (None, b"".join(map(frame, taken.json_frames)))
 
 
 @given(
@@ -255,55 +255,60 @@ def test_the_journals_frames_are_to_the_byte_what_the_twin_writes(
     alone = Alone(user_id, n_channels, position, fence)
     taken = alone.take(any_values(np.random.default_rng(n_samples), n_samples, n_channels), time_us)
     frames = journal_frame(encode(raw_record(taken, fence)))
-    assert journal_frames([alone.lane]) == (frames, len(taken), 1)
+    assert journal_frames([alone.reader]) == (frames, len(taken), 1)
 
 
 def test_control_frames_that_follow_each_other_go_to_the_parser_together() -> None:
-    lane = Alone().lane
+    reader = Alone().reader
     pings, sample = masked(b"a", PING) * 3, binary(chunk(floats(*range(16)), n_channels=16))
     data = pings + sample + pings
     for split in range(len(data) + 1):
-        passed, n_before = b"", lane.n_peeled
+        passed, n_before = b"", reader.n_intercepted
         for part in (data[:split], data[split:]):
-            more = lane.feed(part)
+            more = reader.feed(part)
             while more is not None:
                 passed += more
-                more = lane.feed(b"")
-        assert (passed, lane.n_peeled - n_before) == (pings * 2, 1)
-    assert lane.feed(data) == pings
-    assert lane.feed(b"") == pings
-    assert lane.feed(b"") is None
+                more = reader.feed(b"")
+        assert (passed, reader.n_intercepted - n_before) == (pings * 2, 1)
+    assert reader.feed(data) == pings
+    assert reader.feed(b"") == pings
+    assert reader.feed(b"") is None
 
 
 async def test_what_fails_for_one_does_not_hold_up_the_others(caplog: pytest.LogCaptureFixture) -> None:
     """Whatever it is: nobody's samples wait for ever, and all are journaled."""
     sent: list[Any] = []
 
-    def publish(stream: Any, event: Any) -> None:
-        if stream.session.user_id == "one":
+    class Failing:
+        through = None
+
+        def offer(self, event: Any) -> None:
             raise MemoryError("injected")
-        sent.append(event)
+
+    class Getting(Failing):
+        def offer(self, event: Any) -> None:
+            if isinstance(event, Chunk):
+                sent.append(event)
 
     def never(*_: object) -> bool:
         raise AssertionError("nothing is for the parser")
 
     house = build()
-    house.hub.broadcast.followed = frozenset({"one", "two"})  # type: ignore[misc]
-    house.hub.broadcast.publish = publish  # type: ignore[method-assign]
     frames: list[bytes] = []
     house.recorder.record_frames = lambda data, n: frames.append(data) or True  # type: ignore[attr-defined,func-returns-value]
-    peels = []
-    for user_id in ("one", "two"):
+    interceptors = []
+    for user_id, follower in (("one", Failing()), ("two", Getting())):
         relay = Outbox(user_id, types=())
-        stream = await house.hub.connect(Auth(user_id), DEVICE, relay)
+        stream = await house.ingest.connect(Auth(user_id), DEVICE, relay)
         stream.ring.next_position = 0
-        peels.append(house.hub.turn.peel(stream, relay))
-        peels[-1].begin(never, never)
+        house.subscribers.follow(user_id, follower)
+        interceptors.append(house.ingest.fast_path.interceptor(stream, relay))
+        interceptors[-1].begin(never, never)
     for _ in range(2):
-        for peel in peels:
-            assert peel.lane.receive(unnumbered(1)) is None
-        house.hub.turn.flush()
+        for interceptor in interceptors:
+            assert interceptor.reader.receive(unnumbered(1)) is None
+        house.ingest.fast_path.flush()
     assert [chunk.end for chunk in sent] == [1, 2]
-    assert not any(peel.lane.waits for peel in peels)
+    assert not any(interceptor.reader.has_samples for interceptor in interceptors)
     assert len(frames) == 2
     assert caplog.text.count("not all got the samples of one") == 2

@@ -1,22 +1,26 @@
-"""A hub and who is around it, all in memory: a recorder that is a list, an archive that is a dict, and no Redis."""
+"""A hub and what is around it, all in memory: a sink that is a list, a store that is a dict, and no Redis."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from msgspec import structs
 from msgspec.json import decode
 
-from zander.cluster.single import Alone
+from zander.cluster.single import NoPeers
 from zander.delivery.outbox import Outbox
+from zander.delivery.subscribers import Subscribers
 from zander.errors import Forbidden, Unavailable
 from zander.hub.hub import Hub
+from zander.hub.ingest import Ingest
+from zander.hub.replay import Replays
 from zander.journal.records import GapRecord, PredictionRecord, SessionRecord
 from zander.streams.stored import StoredSession
-from zander.streams.stream import Stream
+from zander.streams.stream import Stream, Streams
 from zander.wire.chunk import Chunk, Origin
-from zander.wire.messages import Auth, DeviceInfo, Note
+from zander.wire.messages import Auth, DeviceInfo, Gap, Item, Note
 
 DEVICE = DeviceInfo(sampling_rate=128, channel_count=2)
 
@@ -28,22 +32,34 @@ class Sample(NamedTuple):
     position: int
 
 
+def session_of(item: Chunk | Gap) -> str:
+    """The session of an item."""
+    return item.session_id if isinstance(item, Gap) else item.origin.session_id
+
+
+def begin(item: Chunk | Gap) -> int:
+    """Its first position."""
+    return item.start if isinstance(item, Gap) else item.position
+
+
 class Listed(list[Any]):
-    """A recorder that is a list of records; a chunk is listed sample by sample, and kept as pending."""
+    """A recorder that is a list of records; a chunk is listed sample by sample. `items`: what is pending."""
 
     takes = True
 
     def __init__(self) -> None:
         super().__init__()
-        self.chunks: list[Chunk] = []
+        self.items: list[Chunk | Gap] = []
 
     def record(self, record: SessionRecord | GapRecord) -> None:
         self.append(record)
+        if isinstance(record, GapRecord) and record.reason == "relay":
+            self.items.append(Gap(record.session_id, record.start, record.end, "relay"))
 
     def record_chunk(self, chunk: Chunk, fence: int) -> bool:
         if self.takes:
             self += [Sample(chunk.origin.session_id, position) for position in range(chunk.position, chunk.end)]
-            self.chunks.append(chunk)
+            self.items.append(chunk)
         return self.takes
 
     def drop(self, n_records: int) -> None:
@@ -53,9 +69,8 @@ class Listed(list[Any]):
         self.append(record)
         return True
 
-    async def pending(self, origin: Origin, start: int, end: int) -> list[Chunk]:
-        own = [chunk for chunk in self.chunks if chunk.origin.session_id == origin.session_id]
-        return [chunk for chunk in own if chunk.position < end and chunk.end > start]
+    async def pending(self, origin: Origin, start: int, end: int) -> list[Chunk | Gap]:
+        return [it for it in self.items if session_of(it) == origin.session_id and begin(it) < end and it.end > start]
 
     def of(self, kind: type) -> list[Any]:
         """The records of one kind."""
@@ -67,14 +82,14 @@ class Shelf:
 
     def __init__(self) -> None:
         self.sessions: dict[str, StoredSession] = {}
-        self.chunks: dict[str, list[Chunk]] = {}
+        self.items: dict[str, list[Chunk | Gap]] = {}
         self.is_away = False
         self.n_asked = 0
 
-    def put(self, session: StoredSession, chunks: list[Chunk]) -> None:
+    def put(self, session: StoredSession, items: Iterable[Chunk | Gap]) -> None:
         """Store more of a session."""
         self.sessions[session.session_id] = session
-        self.chunks.setdefault(session.session_id, []).extend(chunks)
+        self.items.setdefault(session.session_id, []).extend(items)
 
     async def resume(self, user_id: str, session_id: str, now_us: int, device_info: str) -> StoredSession:
         new = StoredSession(session_id, user_id, now_us, None, decode(device_info), 0, None, 0)
@@ -92,12 +107,14 @@ class Shelf:
         later = (session for session in self.sessions.values() if session.start_us > start_us)
         return sorted((session for session in later if session.user_id == user_id), key=lambda found: found.start_us)
 
-    async def samples(self, session: StoredSession, position: int, n: int) -> list[Chunk]:
-        found: list[Chunk] = []
-        for chunk in self._there() and self.chunks[session.session_id]:
-            if chunk.end > position and n > 0:
-                found.append(chunk.since(position).pieces(n)[0])
-                n -= len(found[-1])
+    async def samples(self, session: StoredSession, position: int, n: int) -> list[Chunk | Gap]:
+        found: list[Chunk | Gap] = []
+        for item in self._there() and self.items[session.session_id]:
+            if item.end > position and n > 0:
+                if isinstance(item, Chunk):
+                    item = item.since(position).pieces(n)[0]  # noqa: PLW2901
+                    n -= len(item)
+                found.append(item)
         return found
 
     def _there(self) -> dict[str, StoredSession]:
@@ -107,30 +124,60 @@ class Shelf:
         return self.sessions
 
 
-class Overheard(Alone):
-    """A node without others that keeps what it would have told them."""
+class ListedPeers(NoPeers):
+    """A node without others that lists what it would have told them."""
 
-    def __init__(self) -> None:
+    def __init__(self, subscribers: Subscribers) -> None:
+        super().__init__(subscribers)
         self.said: list[tuple[Any, ...]] = []
+
+    def follow(self, user_id: str) -> None:
+        """List what happens to a user from now on, as a node that follows would get it."""
+        self._subscribers.follow(user_id, ListedFollower(user_id, self.said))
 
     def announce(self, user_id: str, stream: Stream | None) -> None:
         self.said.append(("announce", user_id, stream.online if stream else None))
-
-    def publish(self, stream: Stream, event: Chunk | Note) -> None:
-        what = event.kind if isinstance(event, Note) else range(event.position, event.end)
-        self.said.append(("publish", stream.session.user_id, what))
 
     def unfollow(self, user_id: str) -> None:
         self.said.append(("unfollow", user_id))
 
 
+class ListedFollower:
+    """A follower that lists what it is given, but a status."""
+
+    through = None
+
+    def __init__(self, user_id: str, said: list[tuple[Any, ...]]) -> None:
+        self.user_id = user_id
+        self.said = said
+
+    def offer(self, item: Item) -> None:
+        if isinstance(item, Chunk):
+            self.said.append(("publish", self.user_id, range(item.position, item.end)))
+        elif isinstance(item, Note) and item.kind != "status":
+            self.said.append(("publish", self.user_id, item.kind))
+
+
 class House(NamedTuple):
-    """A hub and who is around it."""
+    """A hub and what is around it."""
 
     hub: Hub
     recorder: Listed
     archive: Shelf
-    broadcast: Overheard
+    peers: ListedPeers
+    replays: Replays
+
+    @property
+    def ingest(self) -> Ingest:
+        return self.hub.ingest
+
+    @property
+    def streams(self) -> Streams:
+        return self.hub.ingest.streams
+
+    @property
+    def subscribers(self) -> Subscribers:
+        return self.hub.subscribers
 
     async def relay(
         self, user_id: str = "me", device: DeviceInfo = DEVICE, session_id: str | None = None, ack: bool = False
@@ -138,7 +185,7 @@ class House(NamedTuple):
         """Connect a relay."""
         info = {"firmware": "7"} | ({"sampling_rate": 128, "channel_count": 2} if session_id else {})
         auth = Auth(user_id, None, info, UUID(session_id) if session_id else None, ack)
-        return await self.hub.connect(auth, device, Outbox(user_id, types=()))
+        return await self.ingest.connect(auth, device, Outbox(user_id, types=()))
 
     async def consumer(self, user_id: str = "me", last: int = 0, **options: Any) -> Outbox:
         """Connect a consumer."""
@@ -150,13 +197,15 @@ class House(NamedTuple):
         """Let a stream's relay go, or one that it had before."""
         relay = relay or stream.relay
         assert relay
-        self.hub.disconnect(stream, relay)
+        self.ingest.disconnect(stream, relay)
 
 
 def build(**options: Any) -> House:
     """Build a house."""
-    recorder, archive, broadcast = Listed(), Shelf(), Overheard()
+    streams, subscribers, recorder, archive = Streams(), Subscribers(), Listed(), Shelf()
     settings: dict[str, Any] = {"buffer_samples": 10, "buffer_keep_seconds": 900.0} | options
-    hub = Hub(recorder, archive, broadcast, **settings)
-    broadcast.attach(hub)
-    return House(hub, recorder, archive, broadcast)
+    peers = ListedPeers(subscribers)
+    peers.follow("me")
+    ingest = Ingest(streams, subscribers, recorder, archive, peers, buffer_samples=settings["buffer_samples"])
+    hub = Hub(ingest, subscribers, peers, buffer_keep_seconds=settings["buffer_keep_seconds"])
+    return House(hub, recorder, archive, peers, Replays(hub, subscribers, archive, recorder))

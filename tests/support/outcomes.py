@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
         path, same = self.path, self.same
         codes = [reply["code"] for reply in same["answers"] if reply.get("type") == "error"]
         kinds = {type(record).__name__ for record in same["journal"]}
-        counts = (path.peeled, path.passed_frames, path.passed_messages, path.passed_sessions)
+        counts = (path.intercepted, path.passed_frames, path.passed_messages, path.passed_sessions)
         session = same["session"] or {}
         return (
             tuple(map(bool, counts)),
@@ -55,7 +55,7 @@ async def compare(stage: Stage, story: Story) -> tuple[Outcome, str]:
         finally:
             await world.end()
     native, twin = outcomes
-    assert not twin.path.peeled
+    assert not twin.path.intercepted
     return native, differences(native, twin)
 
 
@@ -84,7 +84,7 @@ def _short(value: Any, other: Any) -> str:
 def outcome(world: World) -> Outcome:
     """Look at a world that is quiet."""
     hub, story = world.hub, world.story
-    stream = hub.holds.get(USER)
+    stream = hub.ingest.streams.get(USER)
     lines = world.recorder.stats()
     turns_away = story.ack and ("full", b"") in story.steps  # of what finds no room then, only the first sample counts
     replies = [messages(pipe)[0] for pipe in world.relays]
@@ -95,31 +95,31 @@ def outcome(world: World) -> Outcome:
     flat, drifts = {}, [0.0]
     for format in ("chunks", "binary"):
         flat[format] = list(_flat(heard.get(format, []), times, 1e6 / story.rate if story.rate else 0.0, drifts))
-    listeners = hub.audience.of(USER)
+    listeners = hub.subscribers.consumers(USER)
     same = {
         "session": stream and _session(stream.session),
         "ring": stream and _ring(stream.ring),
         "stream": stream and (stream.online, stream.lost_from, stream.durable, stream.n_notes, stream.acks),
         "journal": journal(world),
-        "relays": [_written(pipe, turns_away or hub.n_bad_messages >= 100) for pipe in world.relays],
+        "relays": [_written(pipe, turns_away or hub.ingest.n_bad_messages >= 100) for pipe in world.relays],
         "answers": [_json(message) for reply in replies for message in reply],
-        "closes": [_written(pipe, turns_away or hub.n_bad_messages >= 100)[1] for pipe in world.relays],
+        "closes": [_written(pipe, turns_away or hub.ingest.n_bad_messages >= 100)[1] for pipe in world.relays],
         "closed": [(pipe.closed, pipe.crash) for pipe in world.relays],
         "json": bytes(world.consumers["json"].written) if "json" in heard else b"",
         **flat,
         "counts": {
-            "in": None if turns_away else hub.turn.n_samples,
-            "out": hub.audience.n_samples_out,
-            "bad": hub.n_bad_messages,
+            "in": None if turns_away else hub.ingest.n_samples,
+            "out": hub.subscribers.n_samples_out,
+            "bad": hub.ingest.n_bad_messages,
             "pending_records": lines.pending_records,
             "dropped_records": None if turns_away else lines.dropped_records,
-            "waiting": sorted((outbox.format, outbox.position, outbox.waits) for outbox in listeners),
+            "waiting": sorted((outbox.queue.format, outbox.cursor.position, outbox.waits) for outbox in listeners),
         },
-        "said": list(_said(world.broadcast.said, story.followed)),
+        "said": list(_said(world.peers.said, story.followed)),
     }
     garbled = "without completing handshake" in str(world.errors)  # uvicorn's, of garbage that comes with the upgrade
     assert garbled or not world.errors, world.errors
-    return Outcome(same, hub.turn.stats(), max(drifts), sum(outbox.n_dropped for outbox in listeners))
+    return Outcome(same, hub.ingest.fast_path.stats(), max(drifts), sum(outbox.queue.n_dropped for outbox in listeners))
 
 
 def journal(world: World) -> list[Any]:

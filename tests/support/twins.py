@@ -21,12 +21,14 @@ from msgspec.json import encode
 from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
-from support.hubs import Overheard, Shelf
+from support.hubs import ListedPeers, Shelf
 from support.memory_database import MemoryStorage
 from support.relay_bytes import TEXT, Cutter, masked
 from support.samples import T0_US
-from zander.delivery.outbox import FORMATS
+from zander.delivery.queue import FORMATS
+from zander.delivery.subscribers import Subscribers
 from zander.hub.hub import Hub
+from zander.hub.ingest import Ingest
 from zander.hub.replay import Replays
 from zander.journal.batch import Written
 from zander.journal.journals import Journals
@@ -35,12 +37,13 @@ from zander.native import IS_NATIVE
 from zander.routes import ROUTES
 from zander.routes.context import Service
 from zander.settings import Settings
+from zander.streams.stream import Streams
 from zander.wire.messages import MAX_MESSAGE_BYTES
 from zander.wire.websocket import WebSocketProtocol
 
 if IS_NATIVE:
-    from zander._native import Lane
-    from zander.hub import fastpath as turn_module
+    from zander._native import FrameReader
+    from zander.hub import fastpath
 
 USER = "üser-1"
 SESSION_ID = str(uuid.UUID(int=0x1234_5678_9ABC_4DEF_8123_4567_89AB_CDEF))
@@ -78,23 +81,17 @@ def pinned() -> Iterator[Clock]:
     rooms = [f"zander.{name}.time" for name in ("routes.stream", "delivery.subscribers", "delivery.outbox")]
     rooms += [
         f"zander.{name}.monotonic"
-        for name in ("hub.hub", "delivery.outbox", "streams.stream", "journal.writer", "journal.recorder")
+        for name in ("hub.hub", "hub.ingest", "delivery.outbox", "streams.stream", "journal.writer", "journal.recorder")
     ]
     with ExitStack() as patched:
         for room in rooms:
             patched.enter_context(patch(room, clock.seconds))
-        patched.enter_context(patch("zander.hub.hub.now_us", lambda: clock.now_us))
+        patched.enter_context(patch("zander.hub.ingest.now_us", lambda: clock.now_us))
         if IS_NATIVE:
-            patched.enter_context(patch.object(turn_module, "Lane", lambda stream: Lane(stream, lambda: clock.now_us)))
+            patched.enter_context(
+                patch.object(fastpath, "FrameReader", lambda stream: FrameReader(stream, lambda: clock.now_us))
+            )
         yield clock
-
-
-class Followed(Overheard):
-    """Neighbours that follow everybody, or nobody."""
-
-    def __init__(self, follows: bool) -> None:
-        super().__init__()
-        self.followed = frozenset({USER} if follows else ())
 
 
 class Pipe(asyncio.Transport):
@@ -136,10 +133,10 @@ class Pipe(asyncio.Transport):
         asyncio.get_running_loop().call_soon(self._read_on)
 
     @property
-    def is_peeled(self) -> bool:
+    def is_intercepted(self) -> bool:
         """Whether the native path gets the bytes, and they count."""
-        peel: Any = self.protocol._peel
-        return "data_received" in vars(self.protocol) and not peel.is_over
+        interceptor: Any = self.protocol._interceptor
+        return "data_received" in vars(self.protocol) and not interceptor.is_over
 
     def feed(self, data: bytes) -> None:
         """Let the peer send."""
@@ -229,16 +226,19 @@ class World:
             linger_seconds=0.0,
             journal_max_bytes=1 << 30,
         )
-        self.archive, self.broadcast = Shelf(), Followed(story.followed)
-        self.archive.chunks[SESSION_ID] = []
-        self.hub = Hub(
-            self.recorder, self.archive, self.broadcast, buffer_samples=story.capacity, buffer_keep_seconds=900.0
-        )
-        self.broadcast.attach(self.hub)
+        streams, subscribers, self.archive = Streams(), Subscribers(), Shelf()
+        self.peers = ListedPeers(subscribers)
+        if story.followed:
+            self.peers.follow(USER)
+        self.archive.items[SESSION_ID] = []
+        capacity = story.capacity
+        self.ingest = Ingest(streams, subscribers, self.recorder, self.archive, self.peers, buffer_samples=capacity)
+        self.hub = Hub(self.ingest, subscribers, self.peers, buffer_keep_seconds=900.0)
+        replays = Replays(self.hub, subscribers, self.archive, self.recorder)
         if not native:
-            self.hub.turn.peel = lambda stream, relay: None  # type: ignore[method-assign]
-        settings = Settings(outbox_max_bytes=story.outbox_bytes, buffer_samples=story.capacity)
-        stage.app.state.service = Service(settings, self.hub, self.recorder, self.archive, Replays(self.hub), 0.0)  # type: ignore[arg-type]
+            self.ingest.fast_path.interceptor = lambda stream, relay: None  # type: ignore[method-assign]
+        settings = Settings(outbox_max_bytes=story.outbox_bytes, buffer_samples=capacity)
+        stage.app.state.service = Service(settings, self.hub, self.recorder, self.archive, replays, 0.0)  # type: ignore[arg-type]
         self._server, self._config = stage.server, stage.config
         self.relays: list[Pipe] = []
         self.consumers: dict[str, Pipe] = {}
@@ -276,12 +276,12 @@ class World:
         """Do a step of the story; whatever else than bytes or the relay's end comes to a loop that is quiet."""
         if name == "feed":
             pieces, relay = self._cutter.cut(data), self.relays[-1]
-            while pieces and not relay.is_peeled:
+            while pieces and not relay.is_intercepted:
                 relay.feed(pieces.pop(0))
             relay.feed(b"".join(pieces))
             return
         if name == "close":
-            self.hub.supersede(USER)
+            self.ingest.supersede(USER)
             return
         if name == "lost":
             if not self.relays[-1].protocol.handshake_complete:
@@ -293,7 +293,7 @@ class World:
             return
         await quiet()
         clock.now_us += STEP_US
-        stream, segments = self.hub.holds.get(USER), self.journals.own.segments
+        stream, segments = self.ingest.streams.get(USER), self.journals.own.segments
         if name == "full":
             segments.write = segments.probe = _no_room  # type: ignore[method-assign, assignment]
         elif name == "room":
@@ -314,7 +314,7 @@ class World:
         elif name == "early":
             clock.now_us -= 3_600_000_000
         elif name == "written" and stream:
-            self.hub.written(Written({SESSION_ID: stream.session.next_position}))
+            self.ingest.on_written(Written({SESSION_ID: stream.session.next_position}))
         await quiet()
 
     async def play(self, clock: Clock) -> None:

@@ -11,7 +11,7 @@ from zander.errors import ClientError
 from zander.streams.query import Answer, Query
 from zander.streams.stream import StreamSummary
 from zander.wire.chunk import Chunk, Origin
-from zander.wire.messages import Kind, Note
+from zander.wire.messages import Gap, Item, Kind, Note, Reason
 
 
 class _Message(Struct, tag=True, array_like=True):
@@ -62,7 +62,6 @@ class Bye(_Message):
 class RawEvent(Struct, tag=0, array_like=True):
     """A chunk: `times_us` int64 and `samples` float32, little-endian."""
 
-    expected: int
     position: int
     times_us: bytes
     samples: bytes
@@ -77,7 +76,15 @@ class NoteEvent(Struct, tag=1, array_like=True):
     sender: str
 
 
-Event = RawEvent | NoteEvent
+class GapEvent(Struct, tag=2, array_like=True):
+    """A gap."""
+
+    start: int
+    end: int
+    reason: Reason
+
+
+Event = RawEvent | NoteEvent | GapEvent
 
 
 class Follow(_Call):
@@ -182,18 +189,22 @@ def decode(data: bytes) -> Message:
         raise msgspec.DecodeError(str(error)) from None
 
 
-def to_event(event: Chunk | Note) -> Event:
-    """Pack what the hub delivers."""
-    if isinstance(event, Chunk):
-        times_us = event.times_us.astype("<i8", copy=False).tobytes()
-        return RawEvent(event.expected, event.position, times_us, event.samples.astype("<f4", copy=False).tobytes())
-    return NoteEvent(*event)
+def to_event(item: Item) -> Event:
+    """Pack an item of a stream."""
+    if isinstance(item, Chunk):
+        times_us = item.times_us.astype("<i8", copy=False).tobytes()
+        return RawEvent(item.position, times_us, item.samples.astype("<f4", copy=False).tobytes())
+    if isinstance(item, Gap):
+        return GapEvent(item.start, item.end, item.reason)
+    return NoteEvent(*item)
 
 
-def from_event(event: Event, origin: Origin) -> Chunk | Note:
+def from_event(event: Event, origin: Origin) -> Item:
     """Unpack it again."""
     if isinstance(event, NoteEvent):
         return Note(event.kind, event.time_us, event.text, event.sender)
+    if isinstance(event, GapEvent):
+        return Gap(origin.session_id, event.start, event.end, event.reason)
     times_us = np.frombuffer(event.times_us, "<i8")
     samples = np.frombuffer(event.samples, "<f4").reshape(len(times_us), -1)
-    return Chunk(origin, event.position, times_us, samples, event.expected)
+    return Chunk(origin, event.position, times_us, samples)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, TypeVar
 
-from zander.cluster import messages as peers
+from zander.cluster import messages
 from zander.cluster.link import RedisLink
 from zander.errors import ClientError, Unavailable
 
@@ -22,13 +22,13 @@ class Calls:
     def __init__(self, link: RedisLink) -> None:
         self.link = link
         self._numbers = count(1)
-        self._open: dict[int, Callable[[peers.Reply], None]] = {}
+        self._open: dict[int, Callable[[messages.Reply], None]] = {}
 
-    def send(self, message: peers.Message, node_id: str | None = None) -> None:
+    def send(self, message: messages.Message, node_id: str | None = None) -> None:
         """Send to one node, or to all."""
-        self.link.send(peers.encode(message), node_id)
+        self.link.send(messages.encode(message), node_id)
 
-    async def ask(self, node_id: str, question: peers.Call, then: Callable[[Any], T]) -> T:
+    async def ask(self, node_id: str, question: messages.Call, then: Callable[[Any], T]) -> T:
         """Ask, and return what `then` makes of the reply in the very turn in which it comes.
 
         `then` gets a Followed for a Follow, else an Answered.
@@ -39,10 +39,10 @@ class Calls:
             raise Unavailable("Redis is away, so the node that has this user cannot be asked")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
-        def resolve(reply: peers.Reply) -> None:
+        def resolve(reply: messages.Reply) -> None:
             if future.done():  # it came in the very turn in which we stopped waiting
                 return
-            if isinstance(reply, peers.Failed):
+            if isinstance(reply, messages.Failed):
                 future.set_exception(reply.error())
                 return
             result = then(reply)
@@ -60,16 +60,16 @@ class Calls:
         finally:
             self._open.pop(question.call, None)
 
-    def resolve(self, reply: peers.Reply) -> None:
+    def resolve(self, reply: messages.Reply) -> None:
         """Take a reply; one that comes too late is nobody's any more."""
         if resolve := self._open.pop(reply.call, None):
             resolve(reply)
 
-    def answer(self, question: peers.Call, give: Callable[[], peers.Reply]) -> None:
+    def answer(self, question: messages.Call, give: Callable[[], messages.Reply]) -> None:
         """Reply to another node's question with what `give` returns, or with its ClientError."""
         try:
             reply = give()
         except ClientError as error:
-            reply = peers.Failed(self.link.node_id, error.status, error.code, error.message)
+            reply = messages.Failed(self.link.node_id, error.status, error.code, error.message)
         reply.call = question.call
         self.send(reply, question.node_id)

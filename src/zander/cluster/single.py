@@ -1,37 +1,27 @@
-"""A node that has no Redis: the null object in the place of the others."""
+"""No other nodes: the null object in the place of a `Cluster`, where there is no Redis."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from zander.delivery.outbox import Outbox
+from zander.delivery.subscribers import Subscribers
 from zander.errors import NotFound
-from zander.hub.hub import Hub
-from zander.hub.interfaces import LinkState
 from zander.streams.query import Answer, Query
 from zander.streams.stream import Stream, StreamSummary
-from zander.wire.chunk import Chunk
-from zander.wire.messages import Note, Status
+from zander.wire.messages import Status
 
 
-class Alone:
-    """The Broadcast of a node that has no Redis."""
+class NoPeers:
+    """The peers of a node that is alone."""
 
-    state: LinkState = "off"
+    state: Literal["off"] = "off"
     n_peers = 0
-    followed: frozenset[str] = frozenset()
 
-    def attach(self, hub: Hub) -> None:
-        self._hub = hub
-
-    async def run(self) -> None:
-        """Have nobody to talk to."""
-
-    async def close(self) -> None:
-        """Have nobody to take leave of."""
+    def __init__(self, subscribers: Subscribers) -> None:
+        self._subscribers = subscribers
 
     def announce(self, user_id: str, stream: Stream | None) -> None:
-        pass
-
-    def publish(self, stream: Stream, event: Chunk | Note) -> None:
         pass
 
     def unfollow(self, user_id: str) -> None:
@@ -41,10 +31,10 @@ class Alone:
         return Status(user_id, online=False)
 
     async def subscribe(self, outbox: Outbox, last: int) -> None:
-        self._hub.listen(outbox, self.status(outbox.user_id), [])
+        self._subscribers.add(outbox, self.status(outbox.user_id), [])
 
     async def join(self, outbox: Outbox, at_a_loss: bool) -> int | None:
-        self._hub.listen(outbox, self.status(outbox.user_id), [])
+        self._subscribers.add(outbox, self.status(outbox.user_id), [])
         return None
 
     async def ask(self, query: Query) -> Answer:

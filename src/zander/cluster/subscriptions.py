@@ -1,8 +1,8 @@
-"""The users whom this node follows on other nodes, because it has consumers of theirs.
+"""Users whom this node follows on other nodes, because it has consumers of theirs.
 
-A feed is there while somebody here listens or is about to. It is live from the reply to a Follow on, until something
-may have been lost: a link that broke, a node that was silent, a session that moved. Then it catches up from where the
-consumer stands that is furthest behind; each outbox leaves out what its consumer has.
+A `Subscription` is there while somebody here subscribes or is about to. It is live from the reply to a Follow on, until
+something may have been lost: a link that broke, a node that was silent, a session that moved. Then it catches up from
+the cursor of the consumer that is furthest behind; each outbox leaves out what its consumer has.
 """
 
 from __future__ import annotations
@@ -12,29 +12,82 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from zander.cluster import messages as peers
-from zander.cluster.directory import Directory, Owner
-from zander.cluster.feed import Feed, is_owed, owed_from
+from zander.cluster import messages
+from zander.cluster.directory import Directory, Holding, Owner
 from zander.cluster.rpc import Calls
 from zander.delivery.outbox import Outbox
+from zander.delivery.subscribers import Subscribers, status_note
 from zander.errors import ClientError, NotFound
-from zander.hub.hub import Hub
-from zander.streams.stream import Stream
-from zander.wire.messages import Status
+from zander.streams.stream import Stream, Streams
+from zander.wire.chunk import Origin
+from zander.wire.messages import Item, Note, Status
 
 MAX_TRIES = 20  # to join a feed, while its user moves
 TRY_SECONDS = 0.1
+UNHEARD_US = 3_000_000  # a session may be so old before every node has heard of it
 
 
-class Feeds:
+class Subscription:
+    """One user followed. Where consumers stand among the samples, each outbox knows; the notes are counted here."""
+
+    def __init__(self, user_id: str) -> None:
+        self.node_id = ""
+        self.origin = Origin(user_id, "", 0.0)
+        self.n_notes: int | None = None  # taken over of this session; None: nothing yet
+        self.live = False
+        self.last = 0  # the most that was asked for by a consumer whose owner was not known yet
+        self.told: Status | None = None  # what our consumers know of the relay
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def has_all(self) -> bool:
+        """Whether the session has ended, and everything of it came before that."""
+        told = self.told
+        return self.live and told is not None and not told.online and told.session_id == self.origin.session_id
+
+    def follows(self, node_id: str, session_id: str) -> bool:
+        """Say whether this is a feed of the session on that node."""
+        return (self.node_id, self.origin.session_id) == (node_id, session_id)
+
+    def move(self, owner: Owner) -> None:
+        """Follow another node, or another session."""
+        self.live = False
+        self.node_id = owner.node_id
+        self.origin = Origin(owner.holding.user_id, owner.holding.session_id, 0.0)
+        self.n_notes = None
+
+    def reset(self) -> None:
+        """Follow nothing, until somebody has the user again; if it is the same session, anew."""
+        self.live = False
+        self.node_id = ""
+        self.origin = Origin(self.origin.user_id, "", 0.0)
+
+    def stand(self, reply: messages.Followed) -> None:
+        """Stand where the reply ends; events go on from there."""
+        self.origin.period_us = reply.period_us
+        self.n_notes = reply.n_notes
+        self.live = True
+
+    def unpack(self, events: list[messages.Event]) -> list[Item]:
+        """Unpack what came of this session."""
+        return [messages.from_event(event, self.origin) for event in events]
+
+    def count(self, events: list[Item]) -> list[Item]:
+        """Count the notes among live events."""
+        self.n_notes = (self.n_notes or 0) + sum(isinstance(event, Note) for event in events)
+        return events
+
+
+class Subscriptions:
     """All feeds of this node. Consumers of a user are offered every event of a feed, in order."""
 
-    def __init__(self, calls: Calls, directory: Directory, hub: Hub) -> None:
+    def __init__(self, calls: Calls, directory: Directory, streams: Streams, subscribers: Subscribers) -> None:
         self._calls = calls
         self._me = calls.link.node_id
         self._directory = directory
-        self._hub = hub
-        self._feeds: dict[str, Feed] = {}
+        self._streams = streams
+        self._subscribers = subscribers
+        self._feeds: dict[str, Subscription] = {}
         self._n_joining: Counter[str] = Counter()
 
     def status(self, user_id: str) -> Status:
@@ -47,15 +100,15 @@ class Feeds:
 
     def attend(self, user_id: str) -> None:
         """Follow the user where it is now, and tell our consumers if its relay came or went."""
-        if user_id not in self._hub.audience or user_id in self._hub.holds:
+        if user_id not in self._subscribers or user_id in self._streams:
             return
-        feed = self._feeds.setdefault(user_id, Feed(user_id))
+        feed = self._feeds.setdefault(user_id, Subscription(user_id))
         owner = self._directory.owner(user_id)
         if feed.task or (owner and self._has_more(feed, owner)):
             return
         if not feed.live and not (owner and _follows(feed, owner)):
-            self._send_back(feed, owner.holding.session_id if owner else "")
-            if user_id not in self._hub.audience:
+            self._send_all_back(feed, owner.holding.session_id if owner else "")
+            if user_id not in self._subscribers:
                 return
         self._tell(feed, self.status(user_id))
         if owner is None:
@@ -80,12 +133,12 @@ class Feeds:
 
     def attend_all(self) -> None:
         """Attend to every user that somebody here listens to."""
-        for user_id in self._hub.audience.user_ids:
+        for user_id in self._subscribers.user_ids:
             self.attend(user_id)
 
     def release(self, user_id: str) -> None:
         """Follow a user no more, if nobody here listens or is about to."""
-        if not self._n_joining[user_id] and user_id not in self._hub.audience:
+        if not self._n_joining[user_id] and user_id not in self._subscribers:
             self.leave(user_id)
 
     def leave(self, user_id: str) -> None:
@@ -94,24 +147,24 @@ class Feeds:
             if feed.task:
                 feed.task.cancel()
             if feed.node_id:
-                self._calls.send(peers.Unfollow(self._me, user_id), feed.node_id)
+                self._calls.send(messages.Unfollow(self._me, user_id), feed.node_id)
 
     def come_home(self, stream: Stream) -> None:
         """Follow a user no more, whose relay is here now; what it had elsewhere and is not here is to be fetched."""
         session = stream.session
         feed = self._feeds.get(session.user_id)
         if feed and not feed.has_all:
-            self._send_back(feed, session.session_id, stream.ring.first_position)
+            self._send_all_back(feed, session.session_id, stream.ring.first_position)
         self.leave(session.user_id)
 
-    def take(self, events: peers.Events) -> None:
+    def take(self, events: messages.Events) -> None:
         """Deliver what happened to a user."""
         feed = self._feeds.get(events.user_id)
         if feed is None:
-            self._calls.send(peers.Unfollow(self._me, events.user_id), events.node_id)
+            self._calls.send(messages.Unfollow(self._me, events.user_id), events.node_id)
         elif feed.live and feed.follows(events.node_id, events.session_id):
             for event in feed.count(feed.unpack(events.events)):
-                self._hub.audience.deliver(events.user_id, event)
+                self._subscribers.deliver(events.user_id, event)
 
     # A consumer comes.
 
@@ -120,7 +173,7 @@ class Feeds:
         with self._joining(outbox.user_id):
             try:
                 for _ in range(MAX_TRIES):
-                    if await self._join(outbox, peers.Follow(self._me, outbox.user_id, last)) is None:
+                    if await self._join(outbox, messages.Follow(self._me, outbox.user_id, last)) is None:
                         return
                     await asyncio.sleep(TRY_SECONDS)
             except ClientError:
@@ -135,11 +188,11 @@ class Feeds:
         if self._directory.owner(outbox.user_id):
             with self._joining(outbox.user_id):
                 try:
-                    follow = peers.Follow(self._me, outbox.user_id, None, outbox.position)
+                    follow = messages.Follow(self._me, outbox.user_id, None, outbox.cursor.position)
                     return await self._join(outbox, follow, at_a_loss)
                 except ClientError:
-                    if not at_a_loss or outbox.user_id in self._hub.holds:
-                        return outbox.position
+                    if not at_a_loss or outbox.user_id in self._streams:
+                        return outbox.cursor.position
         self._wait(outbox, 0)
         return None
 
@@ -153,10 +206,10 @@ class Feeds:
             self.release(user_id)
         self.attend(user_id)
 
-    async def _join(self, outbox: Outbox, follow: peers.Follow, at_a_loss: bool = False) -> int | None:
+    async def _join(self, outbox: Outbox, follow: messages.Follow, at_a_loss: bool = False) -> int | None:
         """Ask for what comes first once the feed of those who listen already is live; ClientError without an owner."""
         self.attend(outbox.user_id)
-        feed = self._feeds.setdefault(outbox.user_id, Feed(outbox.user_id))
+        feed = self._feeds.setdefault(outbox.user_id, Subscription(outbox.user_id))
         if feed.task:
             await asyncio.wait({feed.task})
         owner = self._directory.owner(outbox.user_id)
@@ -167,30 +220,30 @@ class Feeds:
         )
 
     def _admit(
-        self, outbox: Outbox, follow: peers.Follow, reply: peers.Followed, owner: Owner, at_a_loss: bool
+        self, outbox: Outbox, follow: messages.Follow, reply: messages.Followed, owner: Owner, at_a_loss: bool
     ) -> int | None:
         """Let a consumer listen from where the reply ends, unless it is not of what we follow by now."""
         feed = self._ready(outbox.user_id, reply, owner)
         if feed is None:
-            return outbox.position
+            return outbox.cursor.position
         history = feed.unpack(reply.events)
         if follow.last is not None:
-            outbox.stand_before(reply.session_id, history, reply.next_position)
-        elif reply.session_id != outbox.session_id:
-            return outbox.position
-        elif reply.first_position > outbox.position and not at_a_loss:
+            outbox.seek_before(reply.session_id, history, reply.next_position)
+        elif reply.session_id != outbox.cursor.session_id:
+            return outbox.cursor.position
+        elif reply.first_position > outbox.cursor.position and not at_a_loss:
             return reply.first_position
         feed.told = self.status(outbox.user_id)
-        self._hub.listen(outbox, feed.told, history)
+        self._subscribers.add(outbox, feed.told, history)
         return None
 
-    def _ready(self, user_id: str, reply: peers.Followed, owner: Owner) -> Feed | None:
+    def _ready(self, user_id: str, reply: messages.Followed, owner: Owner) -> Subscription | None:
         """Return the user's feed, if it is live in the session of the reply; for the first to listen, it is now."""
         feed = self._feeds.get(user_id)
         now = self._directory.owner(user_id)
         if feed is None or now is None or (now.node_id, now.holding.session_id) != (reply.node_id, reply.session_id):
             return None
-        if user_id not in self._hub.audience:
+        if user_id not in self._subscribers:
             feed.move(now)
             feed.stand(reply)
         return feed if feed.live and _follows(feed, now) else None
@@ -198,17 +251,17 @@ class Feeds:
     def _wait(self, outbox: Outbox, last: int) -> None:
         """Let a consumer listen to what will come; the relay may have come here while we asked elsewhere."""
         user_id = outbox.user_id
-        if stream := self._hub.holds.get(user_id):
-            self._hub.listen(outbox, stream.status(), stream.events_since(0, 0))
+        if stream := self._streams.get(user_id):
+            self._subscribers.add(outbox, stream.status(), stream.items_since(0, 0))
             return
-        feed = self._feeds.setdefault(user_id, Feed(user_id))
+        feed = self._feeds.setdefault(user_id, Subscription(user_id))
         feed.last = max(feed.last, last)
         feed.told = self.status(user_id)
-        self._hub.listen(outbox, feed.told, [])
+        self._subscribers.add(outbox, feed.told, [])
 
     # A feed catches up.
 
-    async def _catch_up(self, feed: Feed, owner: Owner) -> None:
+    async def _catch_up(self, feed: Subscription, owner: Owner) -> None:
         follow = self._all_that_is_owed(feed, owner)
         try:
             await self._calls.ask(owner.node_id, follow, lambda reply: self._caught_up(feed, owner, reply))
@@ -219,62 +272,80 @@ class Feeds:
         if self._feeds.get(owner.holding.user_id) is feed:
             self.attend(owner.holding.user_id)  # it may have moved meanwhile
 
-    def _all_that_is_owed(self, feed: Feed, owner: Owner) -> peers.Follow:
+    def _all_that_is_owed(self, feed: Subscription, owner: Owner) -> messages.Follow:
         """Ask for all that one of our consumers lacks."""
         user_id = owner.holding.user_id
-        listeners = self._hub.audience.of(user_id)
+        listeners = self._subscribers.consumers(user_id)
         owed = [position for outbox in listeners if (position := owed_from(outbox, owner.holding)) is not None]
         if not owed:
-            return peers.Follow(self._me, user_id, feed.last)
+            return messages.Follow(self._me, user_id, feed.last)
         n_notes = feed.n_notes
         if n_notes is None and any(is_owed(outbox, owner.holding) for outbox in listeners):
             n_notes = 0
-        return peers.Follow(self._me, user_id, None, min(owed), n_notes)
+        return messages.Follow(self._me, user_id, None, min(owed), n_notes)
 
-    def _caught_up(self, feed: Feed, owner: Owner, reply: peers.Followed) -> None:
+    def _caught_up(self, feed: Subscription, owner: Owner, reply: messages.Followed) -> None:
         """Go on live; who stands before what the owner has in memory is sent back."""
         user_id = owner.holding.user_id
         if self._feeds.get(user_id) is not feed or not feed.follows(reply.node_id, reply.session_id) or feed.live:
             return
         feed.stand(reply)
         history = feed.unpack(reply.events)
-        for outbox in list(self._hub.audience.of(user_id)):
+        for outbox in list(self._subscribers.consumers(user_id)):
             position = owed_from(outbox, owner.holding)
             if position is None:
-                outbox.stand_before(reply.session_id, history, reply.next_position)
+                outbox.seek_before(reply.session_id, history, reply.next_position)
             else:
-                outbox.stand(reply.session_id, position)
+                outbox.cursor.seek(reply.session_id, position)
                 if position < reply.first_position:
-                    self._hub.send_back(outbox)
+                    self._send_back(outbox)
                     continue
             outbox.preload(history)
 
-    def _move(self, feed: Feed, owner: Owner) -> None:
+    def _move(self, feed: Subscription, owner: Owner) -> None:
         """Follow another node, or another session; who is owed it stands in it from now on, samples or not."""
         feed.move(owner)
-        for outbox in self._hub.audience.of(owner.holding.user_id):
+        for outbox in self._subscribers.consumers(owner.holding.user_id):
             if (position := owed_from(outbox, owner.holding)) is not None:
-                outbox.stand(owner.holding.session_id, position)
+                outbox.cursor.seek(owner.holding.session_id, position)
 
-    def _send_back(self, feed: Feed, session_id: str, memory_from: int = 0) -> None:
+    def _send_back(self, outbox: Outbox) -> None:
+        """Let a consumer that may have missed something catch up from its cursor."""
+        if self._subscribers.send_back(outbox):
+            self.release(outbox.user_id)
+
+    def _send_all_back(self, feed: Subscription, session_id: str, memory_from: int = 0) -> None:
         """Send back those whose session may have had more; if it goes on, those before what is in memory now."""
-        for outbox in list(self._hub.audience.of(feed.origin.user_id)):
-            goes_on = outbox.session_id == session_id and outbox.position >= memory_from
-            if outbox.session_id == feed.origin.session_id and not goes_on:
-                self._hub.send_back(outbox)
+        for outbox in list(self._subscribers.consumers(feed.origin.user_id)):
+            goes_on = outbox.cursor.session_id == session_id and outbox.cursor.position >= memory_from
+            if outbox.cursor.session_id == feed.origin.session_id and not goes_on:
+                self._send_back(outbox)
 
-    def _has_more(self, feed: Feed, owner: Owner) -> bool:
+    def _has_more(self, feed: Subscription, owner: Owner) -> bool:
         """Say whether a node that is to give up the user has not said so: its last samples come before that."""
         user_id, session_id = owner.holding.user_id, feed.origin.session_id
         return feed.live and not _follows(feed, owner) and self._directory.holds(feed.node_id, user_id, session_id)
 
-    def _tell(self, feed: Feed, status: Status) -> None:
+    def _tell(self, feed: Subscription, status: Status) -> None:
         """Tell of a relay that came or went; that an absent relay's buffer is gone is no news."""
         is_news = feed.told is None or feed.told.online or status.online
         if is_news and status != feed.told:
-            self._hub.tell_status(status)
+            self._subscribers.deliver(status.user_id, status_note(status))
         feed.told = status
 
 
-def _follows(feed: Feed, owner: Owner) -> bool:
+def _follows(feed: Subscription, owner: Owner) -> bool:
     return feed.follows(owner.node_id, owner.holding.session_id)
+
+
+def owed_from(outbox: Outbox, holding: Holding) -> int | None:
+    """Return from where on a consumer is to get a session; None: it was on for long when the consumer came."""
+    position = outbox.cursor.position_in(holding.session_id)
+    if position is None and is_owed(outbox, holding):
+        return holding.base
+    return position
+
+
+def is_owed(outbox: Outbox, holding: Holding) -> bool:
+    """Say whether a consumer was there before the relay came."""
+    return outbox.since_us < holding.rank + UNHEARD_US

@@ -14,6 +14,7 @@ from zander.database.seek import Sight, seek
 from zander.errors import Forbidden
 from zander.streams.stored import StoredSession
 from zander.wire.chunk import MAX_POSITION, Chunk, Origin
+from zander.wire.messages import Gap
 
 N_READING = 4
 N_RESUMING = 2  # apart, so that no relay waits for somebody's history
@@ -124,8 +125,8 @@ class Archive:
 
     # Samples.
 
-    async def samples(self, session: StoredSession, position: int, n: int) -> list[Chunk]:
-        """Return the first `n` durable samples at `position` or behind it; a new chunk begins behind every hole."""
+    async def samples(self, session: StoredSession, position: int, n: int) -> list[Chunk | Gap]:
+        """Return the first `n` durable samples at `position` or behind it, and what the relay skipped before them."""
         stored = await self.session(session.session_id)
         if stored is None or stored.durable_us is None or position >= stored.durable_position:
             return []
@@ -141,19 +142,24 @@ class Archive:
         chunks = rows.chunks(found, lambda _: origin)
         if chunks:
             self._mark(chunks[-1])
-            await self._tell_skipped(position, chunks)
-        return chunks
+        return await self._with_gaps(position, chunks)
 
-    async def _tell_skipped(self, position: int, chunks: list[Chunk]) -> None:
-        """Set what each chunk's relay sent past, of the hole before it; the rest of it was lost."""
+    async def _with_gaps(self, position: int, chunks: list[Chunk]) -> list[Chunk | Gap]:
+        """Put what the relay skipped before the chunk behind it; the rest of a hole was lost."""
         ends = [position, *(chunk.end for chunk in chunks[:-1])]
-        if all(end == chunk.position for end, chunk in zip(ends, chunks, strict=True)):
-            return
-        gaps = await self.stored_gaps(chunks[0].origin.session_id, position, chunks[-1].position)
-        starts = {gap.end: gap.start for gap in gaps if gap.reason == "relay"}
+        if all(end >= chunk.position for end, chunk in zip(ends, chunks, strict=False)):
+            return [*chunks]
+        session_id = chunks[0].origin.session_id
+        gaps = await self.stored_gaps(session_id, position, chunks[-1].position)
+        items: list[Chunk | Gap] = []
         for end, chunk in zip(ends, chunks, strict=True):
-            while chunk.expected > end and chunk.expected in starts:
-                chunk.expected = max(end, starts[chunk.expected])
+            items += [
+                Gap(session_id, max(end, gap.start), gap.end, "relay")
+                for gap in gaps
+                if gap.reason == "relay" and end < gap.end <= chunk.position
+            ]
+            items.append(chunk)
+        return items
 
     async def _seek(self, stored: StoredSession, position: int) -> int:
         """Return a time from which to read to come upon a position soon."""

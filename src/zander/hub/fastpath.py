@@ -1,8 +1,9 @@
-"""What relays sent in one turn of the event loop, taken in at its end, all at once: the native path.
+"""Native taking in: what relays sent in one iteration of the event loop, as one batch.
 
-A `Peel` stands before a relay's standard parser: its `Lane` gets the bytes, and takes what it can. The Turn brings what
-the lanes hold into the journal with one write, and then into the rings, to the consumers and to the other nodes, in one
-go like `Hub.ingest`. What is not a raw message that simply follows goes the standard way, after what came before it.
+An `Interceptor` stands before a relay's standard parser: its `FrameReader` gets the bytes, and takes what it can. The
+`FastPath` brings what the readers hold into the journal with one write, then into the rings and to the subscribers, in
+one go like `Ingest.take_raw`. What is not a raw message that simply follows goes the standard way, after what came
+before it.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import numpy as np
 from msgspec import Struct, structs
 
 from zander.delivery.outbox import Outbox
-from zander.delivery.subscribers import Audience
-from zander.hub.interfaces import Broadcast
-from zander.hub.recording import Recorder
+from zander.delivery.subscribers import Subscriber, Subscribers
+from zander.hub.interfaces import RecordSink
 from zander.native import IS_NATIVE
 from zander.streams.stream import Stream
 from zander.wire.chunk import Chunk
+from zander.wire.messages import Gap
 
 if IS_NATIVE:
-    from zander._native import Lane, clear, commit, journal_frames
+    from zander._native import FrameReader, clear, commit, journal_frames
 
 log = logging.getLogger(__name__)
 
@@ -32,21 +33,21 @@ class PathStats(Struct):
     """How many messages took the native path, and why the other frames did not."""
 
     native: bool = IS_NATIVE
-    peeled: int = 0
+    intercepted: int = 0
     passed_frames: int = 0
     passed_messages: int = 0
     passed_sessions: int = 0
 
 
-class Peel:
-    """What is taken off one relay's bytes before its standard parser gets the rest."""
+class Interceptor:
+    """One relay's bytes on their way to its standard parser; the native path takes messages out of them."""
 
-    def __init__(self, turn: Turn, stream: Stream, relay: Outbox) -> None:
-        self._turn = turn
+    def __init__(self, fast_path: FastPath, stream: Stream, relay: Outbox) -> None:
+        self._fast_path = fast_path
         self._relay = relay
         self._stop: Callable[[], None] | None = None  # while it gets the bytes
-        self.lane = Lane(stream)
-        turn.peels.add(self)
+        self.reader = FrameReader(stream)
+        fast_path.interceptors.add(self)
 
     @property
     def is_over(self) -> bool:
@@ -56,143 +57,140 @@ class Peel:
     def begin(self, parse: Callable[[bytes], bool], stop: Callable[[], None]) -> Callable[[bytes], None]:
         """Begin between two messages; return what gets the bytes from now on.
 
-        `parse` gets what is not peeled off, until it says False, or nothing counts any more; then `stop` is called, and
+        `parse` gets what is not taken, until it returns False, or nothing counts any more; then `stop` is called, and
         `parse` gets all the rest.
         """
         self._parse, self._stop = parse, stop
-        self.lane.open(self._relay.closed, self._turn.waiting, self._turn.wake, self._leave)
-        return self.lane.receive
+        self.reader.attach(self._relay.closed, self._fast_path.waiting, self._fast_path.schedule, self._pass_on)
+        return self.reader.receive
 
     def end(self) -> None:
-        """Peel no more."""
-        self._turn.forget(self)
-        rest, stop, self._stop = self.lane.shut(), self._stop, None
+        """Intercept no more."""
+        self._fast_path.forget(self)
+        rest, stop, self._stop = self.reader.detach(), self._stop, None
         if stop:
             stop()
             self._parse(rest)
 
-    def _leave(self, passed: bytes) -> None:
-        """Leave to the parser what is its, after what came before, and go on with what came behind."""
+    def _pass_on(self, passed: bytes) -> None:
+        """Leave bytes to the parser, after what came before them, and go on with what came behind."""
         more: bytes | None = passed
         while more is not None:
-            self._turn.flush()
+            self._fast_path.flush()
             if not self._parse(more) or self.is_over:
                 self.end()
                 return
-            more = self.lane.feed(b"")
-            if self.lane.waits:
-                self._turn.add(self.lane)
+            more = self.reader.feed(b"")
+            if self.reader.has_samples:
+                self._fast_path.add(self.reader)
 
 
-class Turn:
-    """The lanes that have something, in the order in which it came. `take_in` is the hub's."""
+class FastPath:
+    """The batch of one loop iteration: readers that have samples, in the order in which these came.
+
+    `take_in` takes samples the standard way: `Ingest` sees there to what found no room in the journal.
+    """
 
     def __init__(
         self,
-        recorder: Recorder,
-        audience: Audience,
-        broadcast: Broadcast,
-        take_in: Callable[[Stream, tuple[int, int] | None, Chunk], None],
+        sink: RecordSink,
+        subscribers: Subscribers,
+        take_in: Callable[[Stream, Gap | None, Chunk], None],
     ) -> None:
-        self.n_samples = 0  # taken in since the start, whichever way
-        self.peels: set[Peel] = set()
-        self._recorder = recorder
-        self._audience = audience
-        self._broadcast = broadcast
+        self.n_samples = 0  # taken in here since the start
+        self.interceptors: set[Interceptor] = set()
+        self.waiting: list[FrameReader] = []  # readers append themselves
+        self._sink = sink
+        self._subscribers = subscribers
         self._take_in = take_in
-        self.waiting: list[Lane] = []  # which put themselves there
-        self._ended = PathStats()  # of peels that are over
+        self._ended = PathStats()  # of interceptors that are over
 
-    def peel(self, stream: Stream, relay: Outbox) -> Peel | None:
-        """Return what peels off a relay's messages, where that is possible: its channels have to be known."""
-        return Peel(self, stream, relay) if IS_NATIVE and stream.session.n_channels else None
+    def interceptor(self, stream: Stream, relay: Outbox) -> Interceptor | None:
+        """Return an interceptor for a relay, where that is possible: its channels have to be known."""
+        return Interceptor(self, stream, relay) if IS_NATIVE and stream.session.n_channels else None
 
-    def add(self, lane: Lane) -> None:
-        """Take in what a lane holds at the end of this turn."""
-        self.waiting.append(lane)
+    def add(self, reader: FrameReader) -> None:
+        """Take in what a reader holds at the end of this iteration."""
+        self.waiting.append(reader)
         if len(self.waiting) == 1:
-            self.wake()
+            self.schedule()
 
-    def wake(self) -> None:
-        """Take in what all lanes hold at the end of this turn."""
+    def schedule(self) -> None:
+        """Take in what all readers hold at the end of this iteration."""
         asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
-        """Take in what all lanes hold, now."""
-        lanes = self.waiting[:]
+        """Take in what all readers hold, now."""
+        readers = self.waiting[:]
         self.waiting.clear()
-        while lanes:
-            frames, n_samples, n_lanes = journal_frames(lanes)
-            self._flush(lanes[:n_lanes], frames, n_samples)
-            lanes = lanes[n_lanes:]
+        while readers:
+            frames, n_samples, n_readers = journal_frames(readers)
+            self._flush(readers[:n_readers], frames, n_samples)
+            readers = readers[n_readers:]
 
-    def forget(self, peel: Peel) -> None:
-        """Add a peel that is over to the count."""
-        if peel in self.peels:
-            self.peels.remove(peel)
-            _count(self._ended, peel.lane)
+    def forget(self, interceptor: Interceptor) -> None:
+        """Add an interceptor that is over to the counts."""
+        if interceptor in self.interceptors:
+            self.interceptors.remove(interceptor)
+            _count(self._ended, interceptor.reader)
 
     def stats(self) -> PathStats:
         """Return the counts since the start."""
         stats = structs.replace(self._ended)
-        for peel in self.peels:
-            _count(stats, peel.lane)
+        for interceptor in self.interceptors:
+            _count(stats, interceptor.reader)
         return stats
 
-    def _flush(self, lanes: list[Lane], frames: bytes, n_samples: int) -> None:
+    def _flush(self, readers: list[FrameReader], frames: bytes, n_samples: int) -> None:
         try:
-            if self._recorder.record_frames(frames, n_samples):
-                commit(lanes)
+            if self._sink.record_frames(frames, n_samples):
+                commit(readers)
                 self.n_samples += n_samples
-                self._deliver(lanes)
+                self._deliver(readers)
             else:
-                for lane in lanes:
-                    self._refuse(lane)
+                for reader in readers:
+                    self._refuse(reader)
         finally:
-            clear(lanes)
+            clear(readers)
 
-    def _deliver(self, lanes: list[Lane]) -> None:
-        """Give samples to who listens: those who keep up get the very bytes, the others a chunk in their outbox."""
-        audience, followed = self._audience, self._broadcast.followed
-        for lane in lanes:
-            user_id = lane.user_id
-            listeners = audience.of(user_id)
-            if not listeners and user_id not in followed:
+    def _deliver(self, readers: list[FrameReader]) -> None:
+        """Give samples to subscribers: those who keep up get the very bytes, the others a chunk."""
+        for reader in readers:
+            subscribers = self._subscribers.of(reader.user_id)
+            if not subscribers:
                 continue
-            audience.n_samples_out += (lane.end - lane.position) * len(listeners)
+            self._subscribers.count(reader.user_id, reader.end - reader.position)
             try:
-                others = lane.give(listeners)
-                if others or user_id in followed:
-                    self._offer(lane, others)
+                if others := reader.write_direct(subscribers):
+                    _offer(_chunk(reader), others)
             except Exception:  # of one must not hold up the others
-                log.exception("not all got the samples of %s", lane.user_id)
+                log.exception("not all got the samples of %s", reader.user_id)
 
-    def _offer(self, lane: Lane, outboxes: list[Outbox]) -> None:
-        chunk = _chunk(lane)
-        self._broadcast.publish(lane.stream, chunk)
-        for outbox in outboxes:
-            outbox.offer(chunk)
-
-    def _refuse(self, lane: Lane) -> None:
-        """Let the hub see to what found no room."""
-        chunk = _chunk(lane)
-        lane.settle()
+    def _refuse(self, reader: FrameReader) -> None:
+        """Take in the standard way what found no room."""
+        chunk = _chunk(reader)
+        reader.advance_session()
         try:
-            self._take_in(lane.stream, None, chunk)
+            self._take_in(reader.stream, None, chunk)
         except Exception:
-            log.exception("not all got the samples of %s", lane.user_id)
+            log.exception("not all got the samples of %s", reader.user_id)
 
 
-def _chunk(lane: Lane) -> Chunk:
-    times, values = lane.samples()
+def _offer(chunk: Chunk, subscribers: list[Subscriber]) -> None:
+    for subscriber in subscribers:
+        subscriber.offer(chunk)
+
+
+def _chunk(reader: FrameReader) -> Chunk:
+    times, values = reader.samples()
     times_us = np.frombuffer(times, np.int64)
     samples = np.frombuffer(values, np.float32).reshape(len(times_us), -1)
-    return Chunk(lane.stream.session.origin, lane.position, times_us, samples)
+    return Chunk(reader.stream.session.origin, reader.position, times_us, samples)
 
 
-def _count(stats: PathStats, lane: Lane) -> None:
-    n_frames, n_messages, n_sessions = lane.n_passed
-    stats.peeled += lane.n_peeled
+def _count(stats: PathStats, reader: FrameReader) -> None:
+    n_frames, n_messages, n_sessions = reader.n_passed
+    stats.intercepted += reader.n_intercepted
     stats.passed_frames += n_frames
     stats.passed_messages += n_messages
     stats.passed_sessions += n_sessions

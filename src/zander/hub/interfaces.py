@@ -1,22 +1,48 @@
-"""What the hub needs of its neighbours: the database, and the other nodes. It knows neither."""
+"""Interfaces of the hub: what it needs of the recorder, of the database and of the other nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Container
 from typing import Literal, Protocol
 
 from zander.delivery.outbox import Outbox
+from zander.journal.records import GapRecord, PredictionRecord, SessionRecord
 from zander.streams.query import Answer, Query
 from zander.streams.stored import StoredSession
 from zander.streams.stream import Stream, StreamSummary
-from zander.wire.chunk import Chunk
-from zander.wire.messages import Note, Status
+from zander.wire.chunk import Chunk, Origin
+from zander.wire.messages import Gap, Status
 
 LinkState = Literal["off", "up", "down"]
 
 
-class Archive(Protocol):
-    """What the hub needs of the database; Unavailable when it is away."""
+class RecordSink(Protocol):
+    """The way into the journal; no method waits, but `pending`."""
+
+    @property
+    def takes(self) -> bool:
+        """Whether there is room."""
+
+    def record(self, record: SessionRecord | GapRecord) -> None:
+        """Record what must not be missed; it is never refused."""
+
+    def record_chunk(self, chunk: Chunk, fence: int) -> bool:
+        """Record samples; False when there is no room."""
+
+    def record_frames(self, frames: bytes, n_samples: int) -> bool:
+        """Record samples that are frames of the journal already; False when there is no room."""
+
+    def drop(self, n_records: int) -> None:
+        """Count records that were not even offered."""
+
+    def record_prediction(self, record: PredictionRecord) -> bool:
+        """Record a prediction or features; False when there is no room."""
+
+    async def pending(self, origin: Origin, start: int, end: int) -> list[Chunk | Gap]:
+        """Return the samples from position `start` to `end` that are not in the database yet, and gaps, in order."""
+
+
+class SessionStore(Protocol):
+    """The sessions and samples in the database; every method raises Unavailable when it is away."""
 
     async def resume(self, user_id: str, session_id: str, now_us: int, device_info: str) -> StoredSession:
         """Take a session over from whoever held it, by raising its fence; begin it if nobody did.
@@ -30,42 +56,38 @@ class Archive(Protocol):
     async def later_sessions(self, user_id: str, session_id: str) -> list[StoredSession]:
         """Return the user's sessions that began after that one, oldest first."""
 
-    async def samples(self, session: StoredSession, position: int, n: int) -> list[Chunk]:
-        """Return the first `n` durable samples at `position` or behind it; a new chunk begins behind every hole."""
+    async def samples(self, session: StoredSession, position: int, n: int) -> list[Chunk | Gap]:
+        """Return the first `n` durable samples at `position` or behind it, and what the relay skipped before them."""
 
 
-class Broadcast(Protocol):
-    """What the hub needs of the other nodes; `state` tells whether they can be reached."""
-
-    @property
-    def state(self) -> LinkState: ...
+class Peers(Protocol):
+    """The other nodes, as the hub needs them. What happens to a stream reaches them as subscribers."""
 
     @property
-    def n_peers(self) -> int: ...
+    def state(self) -> LinkState:
+        """Whether they can be reached; `off` where there are none."""
 
     @property
-    def followed(self) -> Container[str]:
-        """The users of ours of whom another node wants what happens."""
+    def n_peers(self) -> int:
+        """How many other nodes are known."""
 
     def announce(self, user_id: str, stream: Stream | None) -> None:
-        """Tell the others that this node's stream of the user changed its status, or (None) is no more."""
-
-    def publish(self, stream: Stream, event: Chunk | Note) -> None:
-        """Pass an event on to the nodes that follow the user."""
+        """Tell them that this node's stream of the user changed its status, or (None) is no more."""
 
     def unfollow(self, user_id: str) -> None:
-        """Nobody here listens to the user any more."""
+        """Follow a user no more, whom nobody here subscribes to."""
 
     def status(self, user_id: str) -> Status:
-        """Say what is known of the user's relay on the other nodes."""
+        """Return the status of the user's relay on the other nodes."""
 
     async def subscribe(self, outbox: Outbox, last: int) -> None:
-        """Call `hub.listen` once what the owning node has buffered is at hand."""
+        """Make a consumer live once what the owning node has buffered is at hand."""
 
     async def join(self, outbox: Outbox, at_a_loss: bool) -> int | None:
-        """Call `hub.listen` if the owning node's memory reaches back to where the consumer stands, or `at_a_loss`.
+        """Make a consumer live if the owning node's memory reaches back to its cursor, or `at_a_loss`.
 
-        Else return from where on it has the session. If no node holds the user, the consumer listens at once.
+        Else return the position from which on the owning node has the session. If no node holds the user, the consumer
+        is live at once.
         """
 
     async def ask(self, query: Query) -> Answer:

@@ -1,5 +1,4 @@
-"""Consumers that come back, or may have missed something: from memory or the database, then live.
-
+"""Catching a consumer up to live: from memory, the database or the journal, after a cut or where something was missed.
 
 A consumer gets the rest of the session that it stands in, then the user's later sessions from their start, each behind
 its status. Meanwhile it does not listen; features and predictions come from the moment on from which it does. Memory
@@ -14,18 +13,19 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from time import monotonic, thread_time
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from zander.delivery.outbox import Outbox
-from zander.delivery.subscribers import status_note
+from zander.delivery.subscribers import Subscribers, status_note
 from zander.errors import ClientError, CloseCode, NotFound, Unavailable
 from zander.hub.hub import Hub
+from zander.hub.interfaces import RecordSink, SessionStore
 from zander.streams.stored import StoredSession
-from zander.wire.chunk import Chunk, join_all
+from zander.wire.chunk import Chunk, join
 from zander.wire.codec import dumps
-from zander.wire.messages import Error, Status
+from zander.wire.messages import Error, Gap, Status
 
-PIECE_SAMPLES = 256  # offered in one turn of the loop: 0.5 ms as JSON
+PIECE_SAMPLES = 256  # offered in one loop iteration: 0.5 ms as JSON
 PAGE_SAMPLES, PAGE_BYTES = 1024, 256 << 10  # at most, read at once
 PENDING_SAMPLES = 1 << 14  # read from the journal at once, which is read from its start each time
 REST = 3  # times as long as it took to read or offer: all replays together have a quarter of the loop
@@ -38,24 +38,27 @@ T = TypeVar("T")
 
 
 class Replays:
-    """Brings consumers up to the live stream, all together at one pace."""
+    """The replays of this node, all together at one pace."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-        self._pace = Pace()
+    def __init__(self, hub: Hub, subscribers: Subscribers, store: SessionStore, sink: RecordSink) -> None:
+        self._subscribers = subscribers
+        self._sources = Sources(hub, store, sink, Pace())
         self._tasks: dict[Outbox, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Replay to consumers that were sent back, from their cursors, until cancelled."""
+        while True:
+            outbox = await self._subscribers.sent_back.get()
+            if outbox in self._subscribers.behind:  # else it has gone meanwhile
+                self._begin(outbox, Replay(self._sources, outbox, is_known=True))
 
     def start(self, outbox: Outbox, session_id: str, position: int) -> asyncio.Task[None]:
         """Bring a consumer from a position to the live stream; what makes that impossible closes it.
 
         NotFound when the user has no such session, Unavailable when nobody knows because the database is away.
         """
-        outbox.stand(session_id, position)
-        return self._begin(outbox, Replay(self._hub, outbox, self._pace))
-
-    def go_back(self, outbox: Outbox) -> None:
-        """Bring a consumer that listened, and may have missed something, up from where it stands."""
-        self._begin(outbox, Replay(self._hub, outbox, self._pace, is_known=True))
+        outbox.cursor.seek(session_id, position)
+        return self._begin(outbox, Replay(self._sources, outbox))
 
     def stop(self, outbox: Outbox) -> None:
         """Forget a consumer that has gone."""
@@ -63,7 +66,7 @@ class Replays:
             task.cancel()
 
     def _begin(self, outbox: Outbox, replay: Replay) -> asyncio.Task[None]:
-        self._hub.audience.replaying.add(outbox)
+        self._subscribers.behind.add(outbox)
         self._tasks[outbox] = task = asyncio.create_task(self._run(outbox, replay))
         task.add_done_callback(lambda task: self._tasks.pop(outbox) if self._tasks.get(outbox) is task else None)
         return task
@@ -107,28 +110,39 @@ class Pace:
             await asyncio.sleep(REST * (thread_time() - began_s))
         return found
 
-    async def offer(self, outbox: Outbox, chunk: Chunk) -> None:
-        """Offer samples piece by piece, each when the one before it is on its way."""
-        for piece in chunk.pieces(PIECE_SAMPLES):
+    async def offer(self, outbox: Outbox, item: Chunk | Gap) -> None:
+        """Offer a gap, or samples piece by piece, each when the one before it is on its way."""
+        if isinstance(item, Gap):
+            outbox.preload([item])
+            return
+        for piece in item.pieces(PIECE_SAMPLES):
             await outbox.emptied()
             async with self._turn:
                 began_s = thread_time()
-                outbox.encode(piece)
+                outbox.queue.encode(piece)
                 outbox.preload([piece])
                 await asyncio.sleep(REST * (thread_time() - began_s))
 
 
+class Sources(NamedTuple):
+    """Everything that replays read from, and their common pace."""
+
+    hub: Hub
+    store: SessionStore
+    sink: RecordSink
+    pace: Pace
+
+
 class Replay:
-    """One consumer on its way to the live stream; where it is, its outbox knows.
+    """One consumer on its way to the live stream; how far it has come, its cursor tells.
 
     `is_known`: there is such a session, even if the database does not have it yet.
     """
 
-    def __init__(self, hub: Hub, outbox: Outbox, pace: Pace, *, is_known: bool = False) -> None:
-        self._hub = hub
+    def __init__(self, sources: Sources, outbox: Outbox, *, is_known: bool = False) -> None:
+        self._hub, self._store, self._sink, self._pace = sources
         self._is_known = is_known
         self._outbox = outbox
-        self._pace = pace
         self._stored: StoredSession | None = None  # the session it stands in, once the database has been asked
         self._is_away = False  # the database
         self._later: deque[StoredSession] = deque()  # to be replayed after that
@@ -146,7 +160,7 @@ class Replay:
 
     @property
     def _session_id(self) -> str:
-        return str(self._outbox.session_id)
+        return str(self._outbox.cursor.session_id)
 
     @property
     def _is_held(self) -> bool:
@@ -161,7 +175,7 @@ class Replay:
     async def _find(self) -> None:
         """See whether there is such a session; a new one gets to the database with its first batch."""
         while not self._is_held:
-            self._stored = await self._ask(lambda: self._hub.archive.session(self._session_id))
+            self._stored = await self._ask(lambda: self._store.session(self._session_id))
             if self._is_known or (self._stored and self._stored.user_id == self._outbox.user_id):
                 return
             if self._stored or self._is_late:
@@ -174,7 +188,7 @@ class Replay:
         if status.session_id != self._session_id:
             device_info = self._stored.device_info if self._stored else None
             status = Status(self._outbox.user_id, False, self._session_id, device_info)
-        self._outbox.note(status_note(status))
+        self._outbox.offer(status_note(status))
 
     # One session.
 
@@ -184,8 +198,8 @@ class Replay:
             if self._is_held and await self._join():
                 return True
             if page := await self._page():
-                for chunk in page:
-                    await self._pace.offer(self._outbox, chunk)
+                for item in page:
+                    await self._pace.offer(self._outbox, item)
                 self._due_s = monotonic() + PATIENCE_SECONDS
             elif not self._is_held and self._has_ended():
                 return False
@@ -194,7 +208,7 @@ class Replay:
 
     async def _join(self) -> bool:
         """Let the consumer listen if memory reaches back, or if it has waited for long enough."""
-        if self._outbox.position >= self._memory_from or self._is_late:
+        if self._outbox.cursor.position >= self._memory_from or self._is_late:
             memory_from = await self._hub.join(self._outbox, self._is_late)
             if memory_from is None:
                 return True
@@ -210,49 +224,50 @@ class Replay:
             raise Unavailable("the database is away, which has the rest of the session")
         return self._is_late  # the node that had it has died; what its journal has comes to the database too late
 
-    async def _page(self) -> list[Chunk]:
+    async def _page(self) -> list[Chunk | Gap]:
         """Return what comes next of what is recorded; from behind a hole only if the database has nothing of that."""
         try:
             if durable := await self._durable():
                 return durable
             pending = await self._pending()
-            self._stored = await self._hub.archive.session(self._session_id)
+            self._stored = await self._store.session(self._session_id)
             self._is_away = False
             return await self._durable() or pending  # asked for in this order: what is in neither never will be
         except Unavailable:
             self._is_away = True
         pending = await self._pending()
-        joins = pending and pending[0].position <= self._outbox.position
+        joins = pending and _start(pending[0]) <= self._outbox.cursor.position
         return pending if joins or self._is_late else []
 
-    async def _durable(self) -> list[Chunk]:
+    async def _durable(self) -> list[Chunk | Gap]:
         """Return what comes next in the database."""
         if self._stored is None:
             return []
-        page = self._hub.archive.samples(self._stored, self._outbox.position, self._n_samples)
-        chunks = await self._pace.read(page)
-        if chunks:
-            self._n_samples = max(PIECE_SAMPLES, min(PAGE_SAMPLES, PAGE_BYTES // chunks[0].samples[0].nbytes))
-        return chunks
+        page = self._store.samples(self._stored, self._outbox.cursor.position, self._n_samples)
+        items = await self._pace.read(page)
+        for item in items[-1:]:
+            if isinstance(item, Chunk):
+                self._n_samples = max(PIECE_SAMPLES, min(PAGE_SAMPLES, PAGE_BYTES // item.samples[0].nbytes))
+        return items
 
-    async def _pending(self) -> list[Chunk]:
+    async def _pending(self) -> list[Chunk | Gap]:
         """Return what comes next in this node's journal, if the session is or was here."""
-        stream, start = self._hub.holds.get(self._outbox.user_id), self._outbox.position
+        stream, start = self._hub.held(self._outbox.user_id), self._outbox.cursor.position
         if stream and stream.session.session_id == self._session_id:
             origin = stream.session.origin
         elif self._stored and not self._is_held:
             origin = self._stored.origin
         else:
             return []
-        return join_all(await self._pace.scan(self._hub.recorder.pending(origin, start, start + PENDING_SAMPLES)))
+        return joined(await self._pace.scan(self._sink.pending(origin, start, start + PENDING_SAMPLES)))
 
     # From one session to the next.
 
     async def _enter_next(self) -> bool:
         """Go to the user's next session; True when there is none to replay and the consumer listens."""
         if not self._later:
-            outbox, archive = self._outbox, self._hub.archive
-            self._later.extend(await self._ask(lambda: archive.later_sessions(outbox.user_id, self._session_id)))
+            outbox, store = self._outbox, self._store
+            self._later.extend(await self._ask(lambda: store.later_sessions(outbox.user_id, self._session_id)))
         if self._later:
             self._enter(self._later.popleft())
             return False
@@ -264,8 +279,8 @@ class Replay:
         session_id = self._hub.status(outbox.user_id).session_id
         if session_id is None:
             return await self._hub.join(outbox, True) is None
-        stored = await self._ask(lambda: self._hub.archive.session(session_id))
-        if stored and last and stored.start_us < last.start_us and outbox.stands_in(session_id) is None:
+        stored = await self._ask(lambda: self._store.session(session_id))
+        if stored and last and stored.start_us < last.start_us and outbox.cursor.position_in(session_id) is None:
             await self._hub.subscribe(outbox, 0)  # it was resumed, and is owed from now on
             return True
         self._enter(stored, session_id)
@@ -273,7 +288,7 @@ class Replay:
 
     def _enter(self, stored: StoredSession | None, session_id: str = "") -> None:
         session_id = stored.session_id if stored else session_id
-        self._outbox.stand(session_id, self._outbox.stands_in(session_id) or 0)
+        self._outbox.cursor.seek(session_id, self._outbox.cursor.position_in(session_id) or 0)
         self._stored, self._memory_from = stored, 0
         self._due_s = monotonic() + PATIENCE_SECONDS
         self._tell()
@@ -287,3 +302,21 @@ class Replay:
                 if self._is_late:
                     raise
             await asyncio.sleep(POLL_SECONDS)
+
+
+def _start(item: Chunk | Gap) -> int:
+    return item.start if isinstance(item, Gap) else item.position
+
+
+def joined(items: list[Chunk | Gap]) -> list[Chunk | Gap]:
+    """Join the chunks that follow each other by position."""
+    runs: list[list[Chunk] | Gap] = []
+    for item in items:
+        last = runs[-1] if runs else None
+        if isinstance(item, Gap):
+            runs.append(item)
+        elif isinstance(last, list) and last[-1].end == item.position:
+            last.append(item)
+        else:
+            runs.append([item])
+    return [run if isinstance(run, Gap) else join(run) for run in runs]

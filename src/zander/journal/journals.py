@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from zander.journal.reader import split
 from zander.journal.records import GapRecord, RawRecord, Record
 from zander.native import IS_NATIVE
 from zander.wire.chunk import Chunk, Origin
+from zander.wire.messages import Gap
 
 BATCH_BYTES = 8 << 20  # what waits after an outage is written in such pieces
 # Sorted in 2 ms, if they are records of one sample; then the event loop gets its turn.
@@ -81,20 +82,13 @@ class Journals:
                 break
         return batch
 
-    async def pending(self, origin: Origin, start: int, end: int) -> list[Chunk]:
+    async def pending(self, origin: Origin, start: int, end: int) -> list[Chunk | Gap]:
         """Return what is held of a session from position `start` to `end`, in order."""
-        chunks: list[Chunk] = []
-        skipped: dict[int, int] = {}  # by the position behind it, where the relay's gap begins
+        items: list[Chunk | Gap] = []
         for journal in (*self.orphans, self.own):
             async for records, _ in _pieces(journal, journal.offset or 0):
-                for record in records:
-                    if record.session_id != origin.session_id:
-                        continue
-                    if isinstance(record, GapRecord) and record.reason == "relay":
-                        skipped[record.end] = record.start
-                    elif isinstance(record, RawRecord) and record.position < end and record.end > start:
-                        chunks.append(_chunk(origin, record, skipped.get(record.position)))
-        return chunks
+                items += _items(records, origin, start, end)
+        return items
 
     async def keep_synced(self, seconds: float | None) -> None:
         """Force what is taken in to the disk, every so many seconds; None: never. A failure is logged once."""
@@ -125,8 +119,15 @@ def raw_record(chunk: Chunk, fence: int) -> RawRecord:
     return RawRecord(origin.session_id, fence, position, chunk.end, times_us.item(-1), rows)
 
 
-def _chunk(origin: Origin, record: RawRecord, expected: int | None) -> Chunk:
-    return Chunk(origin, record.position, *decode_rows(record.rows, record.end - record.position), expected)
+def _items(records: list[Record], origin: Origin, start: int, end: int) -> Iterator[Chunk | Gap]:
+    """Yield the samples of a session from position `start` to `end`, and what its relay skipped there."""
+    for record in records:
+        if record.session_id != origin.session_id:
+            continue
+        if isinstance(record, RawRecord) and record.position < end and record.end > start:
+            yield Chunk(origin, record.position, *decode_rows(record.rows, record.end - record.position))
+        elif isinstance(record, GapRecord) and record.reason == "relay" and record.start < end and record.end > start:
+            yield Gap(origin.session_id, record.start, record.end, "relay")
 
 
 async def _pieces(journal: Journal, offset: int) -> AsyncIterator[tuple[list[Record], int]]:

@@ -24,6 +24,7 @@ from zander.journal.outage import Outage, error_text
 from zander.journal.records import GapRecord, PredictionRecord, SessionRecord
 from zander.journal.writer import Intake
 from zander.wire.chunk import Chunk, Origin
+from zander.wire.messages import Gap
 
 PING_SECONDS = 1.0
 SWOLLEN_BYTES = BATCH_BYTES // 2  # of a batch, that take so much memory several times over
@@ -101,7 +102,7 @@ class Recorder:
         self._is_urgent = True  # somebody may wait for the end of a session
         self._woken.set()
 
-    async def pending(self, origin: Origin, start: int, end: int) -> list[Chunk]:
+    async def pending(self, origin: Origin, start: int, end: int) -> list[Chunk | Gap]:
         """Return what is kept of a session from position `start` to `end`, and not in the database yet, in order."""
         return await self._journals.pending(origin, start, end)
 

@@ -1,4 +1,4 @@
-"""What the endpoints work on, and who may use them."""
+"""Context of the endpoints: the built service, and who may use it."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def service(connection: HTTPConnection) -> Service:
     return cast(Service, connection.app.state.service)
 
 
-def refuse_strangers(connection: HTTPConnection) -> None:
+def check_origin(connection: HTTPConnection) -> None:
     """Raise Unauthorized for a web page of another site where no key is needed."""
     if not service(connection).settings.edge_api_key:
-        auth.refuse_strangers(connection.headers)
+        auth.check_origin(connection.headers)
 
 
 def require_consumer(connection: HTTPConnection) -> Service:
     """Return the service; Unauthorized without a consumer's key in the headers."""
     found = service(connection)
-    refuse_strangers(connection)
+    check_origin(connection)
     auth.require(found.settings.consumer_keys, auth.given_key(connection.headers))
     return found

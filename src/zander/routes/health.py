@@ -62,7 +62,7 @@ async def health(_: Request) -> Response:
 async def ready(request: Request) -> Response:
     """Say whether the database and Redis are there: 200, or 503."""
     context = service(request)
-    database, redis = context.recorder.online, context.hub.broadcast.state
+    database, redis = context.recorder.online, context.hub.peers.state
     is_ready = database and redis != "down"
     state = Readiness("ready" if is_ready else "degraded", "up" if database else "down", redis)
     return _json(state, 200 if is_ready else 503)
@@ -82,13 +82,13 @@ async def stats(request: Request) -> Response:
         uptime_seconds=round(monotonic() - context.started_at, 3),
         connections=hub.n_connections,
         relays=len(hub.online()),
-        consumers=len(hub.audience),
-        samples_in=hub.turn.n_samples,
-        samples_out=hub.audience.n_samples_out,
-        bad_messages=hub.n_bad_messages,
-        redis=hub.broadcast.state,
-        peers=hub.broadcast.n_peers,
-        path=hub.turn.stats(),
+        consumers=len(hub.subscribers),
+        samples_in=hub.ingest.n_samples,
+        samples_out=hub.subscribers.n_samples_out,
+        bad_messages=hub.ingest.n_bad_messages,
+        redis=hub.peers.state,
+        peers=hub.peers.n_peers,
+        path=hub.ingest.fast_path.stats(),
         database=context.recorder.stats(),
     )
     return _json(found)

@@ -13,7 +13,7 @@ from zander.errors import NotFound
 from zander.routes.context import require_consumer
 from zander.routes.parameters import number, session_id, user_id
 from zander.streams.stored import StoredSession
-from zander.wire.chunk import MAX_POSITION
+from zander.wire.chunk import MAX_POSITION, Chunk
 from zander.wire.codec import dumps
 from zander.wire.messages import Reason
 
@@ -89,8 +89,8 @@ async def session(request: Request) -> Response:
         raise NotFound(f"no session {asked} in the database")
     lacks = await archive.lacks([asked])
     gaps = await archive.stored_gaps(asked, first_gap, MAX_POSITION, MAX_GAPS)
-    first = await archive.samples(stored, 0, 1)
-    first_us = int(first[0].times_us[0]) if first else None
+    items = await archive.samples(stored, 0, 1)
+    first_us = next((int(item.times_us[0]) for item in items if isinstance(item, Chunk)), None)
     lasted_us = None if first_us is None or stored.durable_us is None else stored.durable_us - first_us
     detail = SessionDetail(
         **_summary(stored, lacks.get(asked, Lack(0, 0))),

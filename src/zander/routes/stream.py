@@ -10,9 +10,10 @@ from starlette.websockets import WebSocket
 from zander import auth
 from zander.delivery.outbox import Outbox
 from zander.errors import CloseCode
-from zander.hub.hub import Hub, now_us
+from zander.hub.ingest import Ingest
 from zander.routes.context import Service
-from zander.routes.websocket import Conversation, door, find_direct, first_message
+from zander.routes.websocket import SessionTask, endpoint, find_direct, first_message
+from zander.streams.clock import now_us
 from zander.streams.stream import Stream
 from zander.wire.chunk import RawIn
 from zander.wire.codec import decode_auth, decode_fields, decode_relay, dumps
@@ -20,18 +21,18 @@ from zander.wire.messages import AuthOk, Features, Pong
 from zander.wire.websocket import Message
 
 
-@door
-async def stream(socket: WebSocket, context: Service) -> Conversation:
-    """Greet a relay; what it sends from then on is taken in."""
+@endpoint
+async def stream(socket: WebSocket, context: Service) -> SessionTask:
+    """Authenticate a relay and connect it; what it sends from then on is taken in."""
     relay, connected = await _connect(socket, context)
-    return _Relay(relay, connected, context.hub)
+    return _Relay(relay, connected, context.hub.ingest)
 
 
-class _Relay(Conversation):
-    def __init__(self, relay: Outbox, connected: Stream, hub: Hub) -> None:
-        super().__init__(relay, hub.turn.peel(connected, relay))
+class _Relay(SessionTask):
+    def __init__(self, relay: Outbox, connected: Stream, ingest: Ingest) -> None:
+        super().__init__(relay, ingest.fast_path.interceptor(connected, relay))
         self._connected = connected
-        self._hub = hub
+        self._ingest = ingest
 
     async def begin(self) -> None:
         session = self._connected.session
@@ -41,18 +42,18 @@ class _Relay(Conversation):
         received = time()
         incoming = decode_relay(message)
         if isinstance(incoming, RawIn):
-            self._hub.ingest(self._connected, incoming)
+            self._ingest.take_raw(self._connected, incoming)
         elif isinstance(incoming, Features):
-            self._hub.take_features(self._connected, incoming, decode_fields(message))
+            self._ingest.take_features(self._connected, incoming, decode_fields(message))
         else:
             self._outbox.say(dumps(Pong(incoming.t0, received, time())))
 
     def count_bad(self) -> int:
-        self._hub.n_bad_messages += 1
+        self._ingest.n_bad_messages += 1
         return self._connected.session.count_bad()
 
     def end(self) -> None:
-        self._hub.disconnect(self._connected, self._outbox)
+        self._ingest.disconnect(self._connected, self._outbox)
 
 
 async def _connect(socket: WebSocket, context: Service) -> tuple[Outbox, Stream]:
@@ -63,5 +64,5 @@ async def _connect(socket: WebSocket, context: Service) -> tuple[Outbox, Stream]
     relay.since_us = came_us
     if direct := find_direct(socket):  # it may go while the database is asked
         direct.when_lost(partial(relay.close, CloseCode.TRY_LATER))
-    connected = await context.hub.connect(first, device, relay)
+    connected = await context.hub.ingest.connect(first, device, relay)
     return relay, connected

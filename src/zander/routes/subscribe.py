@@ -9,14 +9,15 @@ from uuid import uuid4
 from starlette.websockets import WebSocket
 
 from zander import auth
-from zander.delivery.outbox import FORMATS, Outbox
+from zander.delivery.outbox import Outbox
+from zander.delivery.queue import FORMATS
 from zander.errors import BadMessage
 from zander.routes.context import Service
 from zander.routes.parameters import choice, choices, number, session_id, user_id
-from zander.routes.websocket import Conversation, door, first_message
+from zander.routes.websocket import SessionTask, endpoint, first_message
 from zander.wire.chunk import MAX_POSITION
 from zander.wire.codec import decode_consumer, decode_consumer_auth, dumps
-from zander.wire.messages import KINDS, Prediction, PredictionAck
+from zander.wire.messages import KINDS, ConsumerAuth, PredictionAck
 from zander.wire.websocket import Message
 
 
@@ -27,15 +28,15 @@ class _Place(NamedTuple):
     position: int
 
 
-@door
-async def subscribe(socket: WebSocket, context: Service) -> Conversation:
-    """Greet a consumer; from then on it is sent what happens, and its predictions are taken."""
+@endpoint
+async def subscribe(socket: WebSocket, context: Service) -> SessionTask:
+    """Authenticate a consumer; from then on it is sent what happens, and its predictions are taken."""
     outbox, start = await _admit(socket, context)
     return _Consumer(outbox, start, context)
 
 
-class _Consumer(Conversation):
-    """Delivers to a consumer from a place on, or from the last so many samples, as long as it is there."""
+class _Consumer(SessionTask):
+    """The session task of a consumer, from a position on or from the last so many samples."""
 
     def __init__(self, outbox: Outbox, start: _Place | int, context: Service) -> None:
         super().__init__(outbox)
@@ -51,17 +52,17 @@ class _Consumer(Conversation):
 
     async def take(self, message: Message) -> None:
         incoming = decode_consumer(message)
-        if not isinstance(incoming, Prediction):
+        if isinstance(incoming, ConsumerAuth):
             return  # an auth that was not needed
         delivered = False
         try:
-            delivered = await self._hub.predict(self._outbox.user_id, str(message), self._outbox.consumer_id)
+            delivered = await self._hub.predict(self._outbox.user_id, incoming, str(message), self._outbox.consumer_id)
         finally:  # an error is told besides
-            if incoming.id is not None:
-                self._outbox.say(dumps(PredictionAck(incoming.id, delivered)))
+            if (prediction_id := incoming.prediction.id) is not None:
+                self._outbox.say(dumps(PredictionAck(prediction_id, delivered)))
 
     def count_bad(self) -> int:
-        self._hub.n_bad_messages += 1
+        self._hub.ingest.n_bad_messages += 1
         self._n_bad += 1
         return self._n_bad
 

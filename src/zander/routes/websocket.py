@@ -1,4 +1,4 @@
-"""What both WebSocket endpoints share: the first message, reading and writing side by side, and how it ends."""
+"""Session tasks of both WebSocket endpoints: the handshake, reading and writing side by side, and the end."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from zander.delivery.outbox import Outbox
 from zander.errors import BadMessage, ClientError, CloseCode, TooMany, Unauthorized
-from zander.routes.context import Service, refuse_strangers, service
+from zander.routes.context import Service, check_origin, service
 from zander.wire.codec import dumps, message_type
 from zander.wire.messages import Error
-from zander.wire.websocket import DIRECT, Message, Peel, WebSocketProtocol
+from zander.wire.websocket import DIRECT, Interceptor, Message, WebSocketProtocol
 
 AUTH_SECONDS = 10.0
 FLUSH_SECONDS = 2.0  # that a connection has, once it is to be closed, for what still waits and for the close itself
@@ -25,31 +25,32 @@ MAX_BAD_MESSAGES = 100
 GONE = (WebSocketDisconnect, OSError, RuntimeError)  # the last is uvicorn's for a socket it has closed meanwhile
 
 
-class Line(Protocol):
-    """What carries ASGI's messages: Starlette's WebSocket, or our server's protocol itself."""
+class Connection(Protocol):
+    """A carrier of ASGI's messages: Starlette's WebSocket, or our server's protocol itself."""
 
     async def receive(self) -> Any: ...
 
     async def send(self, message: Any) -> None: ...
 
 
-def door(
-    greet: Callable[[WebSocket, Service], Coroutine[Any, Any, Conversation]],
+def endpoint(
+    handshake: Callable[[WebSocket, Service], Coroutine[Any, Any, SessionTask]],
 ) -> Callable[[WebSocket], Coroutine[Any, Any, None]]:
-    """Accept a peer and hold its place; one that is refused is told why before the close code.
+    """Make an endpoint of a handshake: accept, count, check, and run the session task that it returns.
 
-    A peer may vanish at any moment: that ends the endpoint quietly. Where the server can do that, the app returns at
-    once, and all of this happens behind it: what the app keeps for a request takes 10 KB.
+    A client that is refused is told why before the close code; one that vanishes ends the endpoint quietly. Where the
+    server can do that, the app returns at once, and all of this happens after it: what the app keeps for a request
+    takes 10 KB.
     """
 
-    @wraps(greet)
+    @wraps(handshake)
     async def opened(socket: WebSocket) -> None:
         direct = find_direct(socket)
-        talk = _talk(greet, socket, direct)
+        run = _run(handshake, socket, direct)
         if direct:
-            direct.stay(talk)
+            direct.run_after(run)
         else:
-            await talk
+            await run
 
     return opened
 
@@ -60,27 +61,27 @@ def find_direct(socket: WebSocket) -> WebSocketProtocol | None:
     return found
 
 
-async def _talk(
-    greet: Callable[[WebSocket, Service], Coroutine[Any, Any, Conversation]],
+async def _run(
+    handshake: Callable[[WebSocket, Service], Coroutine[Any, Any, SessionTask]],
     socket: WebSocket,
     direct: WebSocketProtocol | None,
 ) -> None:
-    context, line = service(socket), direct or cast(Line, socket)
+    context, connection = service(socket), direct or cast(Connection, socket)
     n_connections = context.hub.enter()
     try:
         await socket.accept()
         if n_connections > context.settings.max_connections:
             raise TooMany(f"expected at most {context.settings.max_connections} connections")
-        refuse_strangers(socket)
-        conversation = await greet(socket, context)
+        check_origin(socket)
+        session_task = await handshake(socket, context)
         if direct:
             del socket
             direct.forget_handshake()
-        await conversation.run(line)
+        await session_task.run(connection)
     except ClientError as error:
         with suppress(*GONE):
-            await line.send({"type": "websocket.send", "text": dumps(Error(error.code, error.message))})
-            await _close(line, error.close)
+            await connection.send({"type": "websocket.send", "text": dumps(Error(error.code, error.message))})
+            await _close(connection, error.close)
     except WebSocketDisconnect:
         pass
     finally:
@@ -99,17 +100,17 @@ async def first_message(socket: WebSocket) -> str:
     return message
 
 
-class Conversation(ABC):
+class SessionTask(ABC):
     """Gives what comes to `take` and sends what the outbox holds, until the peer goes or the outbox is closed.
 
     A ClientError of `take` is answered; a bad message is counted too, and `count_bad` says how many there were. A
     `take` that never waits is called in the very turn in which its message is read, where the server can do that, and
-    `peel` gets the bytes before.
+    `interceptor` gets the bytes before.
     """
 
-    def __init__(self, outbox: Outbox, peel: Peel | None = None) -> None:
+    def __init__(self, outbox: Outbox, interceptor: Interceptor | None = None) -> None:
         self._outbox = outbox
-        self._peel = peel
+        self._interceptor = interceptor
         self._reader: asyncio.Task[None] | None = None
         self._limit = asyncio.timeout(None)  # of writing: there is one once the outbox is closed
 
@@ -123,46 +124,46 @@ class Conversation(ABC):
 
     @abstractmethod
     async def begin(self) -> None:
-        """Do what comes first; a ClientError ends the conversation."""
+        """Do what comes first; a ClientError ends the session."""
 
     @abstractmethod
     def end(self) -> None:
         """Do what comes last, however it ends."""
 
-    async def run(self, line: Line) -> None:
-        """Talk to the end, and close with the outbox's code if it was ours."""
+    async def run(self, connection: Connection) -> None:
+        """Run to the end, and close with the outbox's code if the end was ours."""
         try:
             await self.begin()
-            await self._talk(line, line if isinstance(line, WebSocketProtocol) else None)
+            await self._serve(connection, connection if isinstance(connection, WebSocketProtocol) else None)
         finally:
             self.end()
 
-    async def _talk(self, line: Line, direct: WebSocketProtocol | None) -> None:
+    async def _serve(self, connection: Connection, direct: WebSocketProtocol | None) -> None:
         closed = self._outbox.closed
         try:
             if direct:
                 self._divert(direct)
             else:
-                self._begin_to_read(line)
+                self._begin_to_read(connection)
             closed.add_done_callback(self._hurry)
             with suppress(*GONE):
                 async with self._limit:
-                    await self._write(direct.send_all if direct else partial(_send_each, line))
+                    await self._write(direct.send_all if direct else partial(_send_each, connection))
             if self._reader and not closed.done():  # the peer has gone: what it sent before is still to be taken
                 await asyncio.wait({self._reader}, timeout=FLUSH_SECONDS)
             if closed.done() and not (self._reader and self._reader.done()):
                 with suppress(*GONE):
-                    await asyncio.wait_for(_close(line, closed.result()), FLUSH_SECONDS)
+                    await asyncio.wait_for(_close(connection, closed.result()), FLUSH_SECONDS)
         finally:
-            if self._peel:
-                self._peel.end()
+            if self._interceptor:
+                self._interceptor.end()
             if direct:
                 direct.when_something(lambda: None)  # nobody begins to read any more
             await self._end_reading()
 
     def _divert(self, direct: WebSocketProtocol) -> None:
         if not iscoroutinefunction(self.take):
-            direct.divert(self._take_now, self._peel)
+            direct.divert(self._take_now, self._interceptor)
         direct.when_something(partial(self._begin_to_read, direct))  # most consumers never say a word
         self._outbox.open_sink(direct.push)
 
@@ -182,14 +183,14 @@ class Conversation(ABC):
         if isinstance(error, BadMessage) and self.count_bad() >= MAX_BAD_MESSAGES:
             self._outbox.close(CloseCode.BAD_MESSAGES)
 
-    def _begin_to_read(self, line: Line) -> None:
-        self._reader = asyncio.create_task(self._read(line))
+    def _begin_to_read(self, connection: Connection) -> None:
+        self._reader = asyncio.create_task(self._read(connection))
 
-    async def _read(self, line: Line) -> None:
+    async def _read(self, connection: Connection) -> None:
         """Read until the peer has gone."""
         try:
             while True:
-                message = await _receive(line)
+                message = await _receive(connection)
                 if self._outbox.closed.done():
                     continue
                 try:
@@ -220,17 +221,17 @@ class Conversation(ABC):
                 await asyncio.sleep(0)
 
 
-async def _send_each(line: Line, waiting: Callable[[], list[Message]]) -> None:
+async def _send_each(connection: Connection, waiting: Callable[[], list[Message]]) -> None:
     for message in waiting():
-        await line.send({"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message})
+        await connection.send({"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message})
 
 
-async def _close(line: Line, code: CloseCode) -> None:
-    await line.send({"type": "websocket.close", "code": code, "reason": ""})
+async def _close(connection: Connection, code: CloseCode) -> None:
+    await connection.send({"type": "websocket.close", "code": code, "reason": ""})
 
 
-async def _receive(line: Line) -> Message:
-    message = await line.receive()
+async def _receive(connection: Connection) -> Message:
+    message = await connection.receive()
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1005))
     text: str | None = message.get("text")

@@ -1,4 +1,4 @@
-"""What Zander promises about a session: every sample has one position and one time, neither runs backwards.
+"""Rules of a session: every sample has one position and one time, and neither runs backwards.
 
 Rules, in the order they are applied to what a relay sends:
 
@@ -20,26 +20,27 @@ from msgspec import convert
 from zander.errors import BadMessage
 from zander.streams.stored import StoredSession
 from zander.wire.chunk import MAX_POSITION, Chunk, Origin, RawIn, Times
-from zander.wire.messages import MAX_CHANNELS, DeviceInfo
+from zander.wire.messages import MAX_CHANNELS, DeviceInfo, Gap
 
 MAX_AHEAD_US = 86_400_000_000  # a day: milliseconds sent as seconds would pin every later sample to the far future
 
 
 class Accepted(NamedTuple):
-    """What became of raw: the hole before it, if any, as (from, to), and the samples that are new, if any."""
+    """The result of accepting raw: the hole before it, if any, and the samples that are new, if any."""
 
-    gap: tuple[int, int] | None
+    gap: Gap | None
     chunk: Chunk | None
 
 
 class Session:
     """One relay's life on one device layout.
 
-    A resumed one goes on at `next_position`, after the sample at `last_time_us`. `fence` is how often it was resumed
-    before: the database takes only from the greatest.
+    A resumed one goes on at `next_position`, after the sample at `last_time_us`; `base` is where it began on this node.
+    `fence` is how often it was resumed before: the database takes only from the greatest.
     """
 
     __slots__ = (
+        "base",
         "channel_names",
         "count",
         "device_info",
@@ -82,7 +83,8 @@ class Session:
         self.n_duplicates = 0
         self.n_bad = 0
         period_us = 1e6 / device.sampling_rate if device.sampling_rate else 0.0
-        self.origin = Origin(user_id, session_id, period_us, next_position)
+        self.base = next_position
+        self.origin = Origin(user_id, session_id, period_us)
 
     def accept(self, raw: RawIn, now_us: int) -> Accepted:
         """Give raw its positions and times; BadMessage, and nothing has changed, when it breaks a rule."""
@@ -97,12 +99,12 @@ class Session:
         self.n_duplicates += skip
         if skip == n:
             return Accepted(None, None)
-        gap = (expected, position) if position > expected else None
+        gap = Gap(self.session_id, expected, position, "relay") if position > expected else None
         self.n_gaps += gap is not None
         times_us = times_us[skip:]
         self.next_position = position + n
         self.last_time_us = int(times_us[-1])
-        return Accepted(gap, Chunk(self.origin, position + skip, times_us, raw.samples[skip:], expected))
+        return Accepted(gap, Chunk(self.origin, position + skip, times_us, raw.samples[skip:]))
 
     def check_time(self, time_us: int | None, now_us: int) -> int:
         """Return the time of a message, `now_us` if it has none; BadMessage when it is out of range."""
@@ -112,7 +114,7 @@ class Session:
             raise BadMessage("bad_timestamp", f"expected 1970 to a day from now, got {time_us / 1e6} s")
         return time_us
 
-    def come_back(self, device: DeviceInfo, durable: int) -> None:
+    def resume(self, device: DeviceInfo, durable: int) -> None:
         """Go on with a relay that comes back: what it does not number begins at `durable`.
 
         BadMessage when its device has other channels or another rate by now.
@@ -163,5 +165,5 @@ def resumed(stored: StoredSession, device: DeviceInfo) -> Session:
         next_position=stored.durable_position,
         last_time_us=stored.durable_us or 0,
     )
-    session.come_back(device, stored.durable_position)
+    session.resume(device, stored.durable_position)
     return session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from collections.abc import Iterator
 from time import monotonic
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from zander.streams.ring import Ring, Run
 from zander.streams.session import Session
 from zander.wire.chunk import Chunk
 from zander.wire.codec import dumps
-from zander.wire.messages import Ack, DeviceInfo, Note, Status
+from zander.wire.messages import Ack, DeviceInfo, Gap, Item, Note, Status
 
 SampleType = Literal["features", "raw", "prediction"]
 RATE_SECONDS = 5  # over which a rate is taken
@@ -103,14 +104,14 @@ class Stream:
         """Whether the relay is connected."""
         return self.relay is not None
 
-    def take_back(self, relay: Outbox, device: DeviceInfo) -> None:
+    def reconnect(self, relay: Outbox, device: DeviceInfo) -> None:
         """Go on with a relay that comes back; one that is still here is closed. BadMessage: its device is another."""
-        self.session.come_back(device, self.durable)
+        self.session.resume(device, self.durable)
         if self.relay:
             self.relay.close(CloseCode.TAKEN_OVER)
         self.relay, self.offline_at = relay, None
 
-    def reach(self, durable: int) -> None:
+    def acknowledge(self, durable: int) -> None:
         """Note up to where all is in the database, and tell the relay if it wants to know."""
         self.durable = durable
         if self.acks and self.relay:
@@ -138,24 +139,31 @@ class Stream:
         elif note.kind == "prediction":
             self.predictions.write(note)
 
-    def chunks(self, runs: list[Run], expected: int | None = None) -> list[Chunk]:
-        """Make chunks of what was read from the ring; `expected` is where the first might have begun."""
-        chunks: list[Chunk] = []
-        for run in runs:
-            chunks += Chunk(self.session.origin, *run, expected).pieces()
-            expected = chunks[-1].end
-        return chunks
+    def chunks(self, runs: list[Run]) -> list[Chunk]:
+        """Return what was read from the ring as chunks."""
+        return [piece for run in runs for piece in Chunk(self.session.origin, *run).pieces()]
 
-    def last_events(self, n: int) -> list[Chunk | Note]:
-        """Return the last `n` features and predictions, by time, then the last `n` samples."""
+    def last_items(self, n: int) -> list[Item]:
+        """Return the last `n` features and predictions, by time, then the last `n` samples, with the gaps in them."""
         notes = sorted(self.features.last(n) + self.predictions.last(n), key=lambda note: note.time_us)
-        return [*notes, *self.chunks(self.ring.last(n))]
+        return [*notes, *self._with_gaps(self.chunks(self.ring.last(n)))]
 
-    def events_since(self, position: int, n_notes: int) -> list[Chunk | Note]:
-        """Return what came after the first `n_notes`, of the last RECENT_NOTES, and the samples from `position` on."""
+    def items_since(self, position: int, n_notes: int) -> list[Item]:
+        """Return what came after the first `n_notes`, of the last RECENT_NOTES, and the samples from `position` on.
+
+        What lies before the samples that memory still has is no gap.
+        """
         notes = list(self._recent)[max(0, len(self._recent) - (self.n_notes - n_notes)) :]
         expected = max(position, self.ring.first_position)
-        return [*notes, *self.chunks(self.ring.since(position), expected)]
+        return [*notes, *self._with_gaps(self.chunks(self.ring.since(position)), expected)]
+
+    def _with_gaps(self, chunks: list[Chunk], expected: int | None = None) -> Iterator[Item]:
+        """Put what the relay skipped between chunks, and before them from `expected` on."""
+        for chunk in chunks:
+            if expected is not None and expected < chunk.position:
+                yield Gap(self.session.session_id, expected, chunk.position, "relay")
+            yield chunk
+            expected = chunk.end
 
     def status(self) -> Status:
         """Say whether the relay is connected, and with what."""
@@ -208,3 +216,7 @@ def _buffer_stats(buffer: Ring | History, rate: float) -> BufferStats:
         last_time=last_us and last_us / 1e6,
         bytes=buffer.nbytes,
     )
+
+
+class Streams(dict[str, Stream]):
+    """The streams that this node holds, by user."""

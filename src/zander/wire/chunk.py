@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from functools import cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import orjson
@@ -44,17 +44,15 @@ class RawIn(NamedTuple):
 class Origin:
     """Where samples come from: the user, the session, and the sampling period that spaces a chunk (0: unknown).
 
-    `base` is the position from which on its relay sends, there where it is connected now: not 0 when it has resumed.
     `prefix` is the JSON text of a raw message up to its position.
     """
 
-    __slots__ = ("base", "period_us", "prefix", "session_id", "user_id")
+    __slots__ = ("period_us", "prefix", "session_id", "user_id")
 
-    def __init__(self, user_id: str, session_id: str, period_us: float, base: int = 0) -> None:
+    def __init__(self, user_id: str, session_id: str, period_us: float) -> None:
         self.user_id = user_id
         self.session_id = session_id
         self.period_us = period_us
-        self.base = base
         names = orjson.dumps({"type": "raw", "user_id": user_id, "session_id": session_id}).decode()
         self.prefix = f'{names[:-1]},"position":'
 
@@ -67,20 +65,17 @@ class Origin:
 class Chunk:
     """Consecutive samples of one session: `samples` float32 `(n, n_channels)` C order in µV, `times_us` int64 `(n,)`.
 
-    `end` is the position after the last sample; `expected` is where the session stood before: what lies between it and
-    `position` never came from the relay. Shared by every outbox and the recorder, so never written to. Each encoding is
-    made on first use.
+    `end` is the position after the last sample. A chunk is shared by every outbox and the recorder, so it is immutable:
+    its arrays are read-only. Each encoding is made on first use.
     """
 
-    def __init__(
-        self, origin: Origin, position: int, times_us: Times, samples: Samples, expected: int | None = None
-    ) -> None:
-        self.origin = origin
-        self.position = position
-        self.end = position + len(samples)
-        self.times_us = times_us
-        self.samples = samples
-        self.expected = position if expected is None else expected
+    def __init__(self, origin: Origin, position: int, times_us: Times, samples: Samples) -> None:
+        self.origin: Final = origin
+        self.position: Final = position
+        self.end: Final = position + len(samples)
+        self.times_us: Final = times_us
+        self.samples: Final = samples
+        times_us.flags.writeable = samples.flags.writeable = False
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -118,10 +113,9 @@ class Chunk:
             Chunk(self.origin, self.position + i, self.times_us[i : i + n], self.samples[i : i + n])
             for i in range(0, len(self), n)
         ]
-        pieces[0].expected = self.expected
         if frames := self.__dict__.get("json_frames"):  # made already: they need not be made again
             for i, piece in enumerate(pieces):
-                piece.json_frames = frames[i * n : (i + 1) * n]
+                piece.__dict__["json_frames"] = frames[i * n : (i + 1) * n]
         return pieces
 
     @cached_property
@@ -137,7 +131,7 @@ class Chunk:
             return [self]
         rest, parts = self, list[Chunk]()
         while n := int(rest._is_late.argmax()):
-            parts.append(Chunk(rest.origin, rest.position, rest.times_us[:n], rest.samples[:n], rest.expected))
+            parts.append(Chunk(rest.origin, rest.position, rest.times_us[:n], rest.samples[:n]))
             rest = rest.since(rest.position + n)
         return [*parts, rest]
 
@@ -163,18 +157,7 @@ def join(chunks: list[Chunk]) -> Chunk:
         return chunks[0]
     times_us = np.concatenate([chunk.times_us for chunk in chunks])
     samples = np.concatenate([chunk.samples for chunk in chunks])
-    return Chunk(chunks[0].origin, chunks[0].position, times_us, samples, chunks[0].expected)
-
-
-def join_all(chunks: list[Chunk]) -> list[Chunk]:
-    """Join those that follow each other by position."""
-    groups: list[list[Chunk]] = []
-    for chunk in chunks:
-        if groups and groups[-1][-1].end == chunk.position:
-            groups[-1].append(chunk)
-        else:
-            groups.append([chunk])
-    return [join(group) for group in groups]
+    return Chunk(chunks[0].origin, chunks[0].position, times_us, samples)
 
 
 def encode_binary(raw: RawIn) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -24,8 +24,6 @@ class _Typed(Struct):
 _relay = msgspec.json.Decoder(Raw | Features | Ping)
 _auth = msgspec.json.Decoder(Auth)
 _consumer_auth = msgspec.json.Decoder(ConsumerAuth)
-_consumer: msgspec.json.Decoder[Prediction | ConsumerAuth] = msgspec.json.Decoder(Prediction | ConsumerAuth)
-_prediction = msgspec.json.Decoder(Prediction)
 _USER_REGEX = re.compile(r"`str` matching regex '.*'")  # only a user has one
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # after an even number of backslashes
 
@@ -34,6 +32,13 @@ _fields = msgspec.json.Decoder(dict[str, Any])
 _encoder = msgspec.json.Encoder()
 
 T = TypeVar("T")
+
+
+class PredictionIn(NamedTuple):
+    """A prediction as a consumer sent it: checked, and all fields of the message."""
+
+    prediction: Prediction
+    fields: dict[str, Any]
 
 
 def dumps(message: object) -> str:
@@ -45,7 +50,7 @@ def _decode(decoder: msgspec.json.Decoder[T], data: str | bytes) -> T:
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
-        raise BadMessage("bad_message", _USER_REGEX.sub(USER_ID_IS, str(error))) from None
+        raise BadMessage("bad_message", _sentence(error)) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise BadMessage("bad_json", f"expected JSON, got: {error}") from None
 
@@ -55,12 +60,13 @@ def _refuse_nul(data: str) -> None:
         raise BadMessage("bad_value", "expected text without U+0000")
 
 
-def _refuse_deep(value: object, n_levels: int = MAX_DEPTH) -> None:
+def refuse_deep(value: object, n_levels: int = MAX_DEPTH) -> None:
+    """Raise BadMessage for JSON that is nested deeper than `n_levels`."""
     if isinstance(value, dict | list):
         if not n_levels:
             raise BadMessage("bad_value", f"expected at most {MAX_DEPTH} levels of nested JSON")
         for inner in value.values() if isinstance(value, dict) else value:
-            _refuse_deep(inner, n_levels - 1)
+            refuse_deep(inner, n_levels - 1)
 
 
 def message_type(data: str) -> str | None:
@@ -75,7 +81,7 @@ def decode_auth(data: str) -> tuple[Auth, DeviceInfo]:
     """Read a relay's first message; BadMessage where a field is missing, wrong or out of its range."""
     _refuse_nul(data)
     auth = _decode(_auth, data)
-    _refuse_deep(auth.device_info)
+    refuse_deep(auth.device_info)
     try:
         n_bytes = max(len(_encoder.encode(auth.device_info)), len(msgspec.msgpack.encode(auth.device_info)))
     except OverflowError:  # it travels between nodes as msgpack
@@ -123,16 +129,16 @@ def decode_fields(data: str | bytes) -> dict[str, Any]:
     text = str(data)
     _refuse_nul(text)
     fields = _decode(_fields, text)
-    _refuse_deep(fields)
+    refuse_deep(fields)
     return fields
 
 
-def decode_consumer(data: str | bytes) -> Prediction | ConsumerAuth:
+def decode_consumer(data: str | bytes) -> PredictionIn | ConsumerAuth:
     """Read what a consumer sends."""
     if isinstance(data, bytes):
         raise BadMessage("bad_message", "expected a JSON text message, got a binary one")
-    _refuse_nul(data)
-    return _decode(_consumer, data)
+    fields, message = _read(data, Prediction | ConsumerAuth)
+    return PredictionIn(message, fields) if isinstance(message, Prediction) else message
 
 
 def decode_consumer_auth(data: str) -> ConsumerAuth:
@@ -140,6 +146,21 @@ def decode_consumer_auth(data: str) -> ConsumerAuth:
     return _decode(_consumer_auth, data)
 
 
-def decode_prediction(data: str) -> Prediction:
-    """Read a prediction."""
-    return _decode(_prediction, data)
+def decode_prediction(data: str) -> PredictionIn:
+    """Read a prediction that another node has passed on."""
+    fields, message = _read(data, Prediction)
+    return PredictionIn(message, fields)
+
+
+def _read(data: str, kind: Any) -> tuple[dict[str, Any], Any]:
+    """Parse text once: return all its fields, and the message of that kind."""
+    _refuse_nul(data)
+    fields = _decode(_fields, data)
+    try:
+        return fields, msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise BadMessage("bad_message", _sentence(error)) from None
+
+
+def _sentence(error: msgspec.ValidationError) -> str:
+    return _USER_REGEX.sub(USER_ID_IS, str(error))

@@ -7,12 +7,12 @@ outgoing message is encoded once, into a `Note`.
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 from msgspec import Meta, Struct
 
-from zander.wire.chunk import MAX_POSITION
+from zander.wire.chunk import MAX_POSITION, Chunk
 
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_CHANNELS = 1024
@@ -167,7 +167,7 @@ class Status(Struct, tag="status"):
     device_info: dict[str, Any] | None = None
 
 
-class Gap(Struct, tag="gap", rename={"start": "from", "end": "to"}):
+class Gap(Struct, tag="gap", frozen=True, rename={"start": "from", "end": "to"}):
     """A hole in what this consumer gets: positions `from` (included) to `to` (not included)."""
 
     session_id: str
@@ -190,3 +190,6 @@ class Note(NamedTuple):
     time_us: int
     text: str
     sender: str = ""  # the consumer a prediction came from; it does not get it back
+
+
+Item: TypeAlias = Chunk | Gap | Note  # one thing in a stream, in the order in which it happened

@@ -1,4 +1,4 @@
-"""uvicorn's WebSocket protocol, with a way past its queue and its send: half of what a message costs otherwise.
+"""WebSocket connection: uvicorn's, with a way past its queue and its send, which cost half of a message otherwise.
 
 The way is offered as `DIRECT` in the scope's extensions. Another ASGI server does not offer it; the endpoints then go
 message by message, with the same results.
@@ -19,7 +19,7 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.protocol import State
 
-from zander.event import Flag
+from zander.event import Event
 
 DIRECT = "zander.direct"
 MAX_QUEUED = 64  # messages read but not taken yet, from which on a peer has to wait; uvicorn pauses for each one
@@ -32,8 +32,8 @@ _LENGTH_16 = Struct("!BBH").pack
 _LENGTH_64 = Struct("!BBQ").pack
 
 
-class Peel(Protocol):
-    """What takes messages off the front of the bytes."""
+class Interceptor(Protocol):
+    """A reader that takes messages out of the bytes before the standard parser gets the rest."""
 
     @property
     def is_over(self) -> bool:
@@ -56,7 +56,7 @@ class _Inbox:
 
     def __init__(self) -> None:
         self._events = _NO_EVENTS
-        self._came = Flag()
+        self._came = Event()
         self._tell: Callable[[], object] | None = None
 
     def put_nowait(self, event: Any) -> None:
@@ -119,7 +119,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     )
 
     _take: Callable[[Message], None] | None = None
-    _peel: Peel | None = None  # from when it is known until it stops
+    _interceptor: Interceptor | None = None  # from when it is known until it stops
     _lost: Callable[[], None] | None = None
     _rest: Coroutine[Any, Any, None] | None = None
 
@@ -127,7 +127,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().__init__(*args, **kwargs)
         self.app = self._run
         self.queue = cast(Any, _Inbox())
-        self.writable = cast(Any, Flag())
+        self.writable = cast(Any, Event())
         self.writable.set()
 
     async def _run(self, scope: Any, receive: Any, send: Any) -> None:
@@ -138,7 +138,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             rest, self._rest = self._rest, None
             await rest
 
-    def stay(self, rest: Coroutine[Any, Any, None]) -> None:
+    def run_after(self, rest: Coroutine[Any, Any, None]) -> None:
         """Run this once the app has returned, as a part of it, but without all that it keeps for a request."""
         self._rest = rest
 
@@ -171,10 +171,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             call()
 
     def data_received(self, data: bytes) -> None:
-        """Read, until a peel does so in our place."""
+        """Read, until an interceptor does so instead."""
         super().data_received(data)
-        if self._peel:
-            self._begin_to_peel()
+        if self._interceptor:
+            self._begin_to_intercept()
 
     def push(self, frames: bytes) -> bool:
         """Write whole frames at once; False when they have to wait, or the connection is closing."""
@@ -183,31 +183,31 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.transport.write(frames)
         return True
 
-    def _begin_to_peel(self) -> None:
+    def _begin_to_intercept(self) -> None:
         """Begin once the parser stands between two messages: it waits for the next frame, and no fragment is open."""
-        if self._peel and not self._peel.is_over and self.conn.state is State.OPEN and not self.frames:
+        if self._interceptor and not self._interceptor.is_over and self.conn.state is State.OPEN and not self.frames:
             waits_in: Any = self.conn.parser
             while inner := waits_in.gi_yieldfrom:
                 waits_in = inner
             if waits_in.__name__ == "at_eof":
-                self.data_received = self._peel.begin(self._parse, self._stop_peeling)  # type: ignore[method-assign,assignment]
+                self.data_received = self._interceptor.begin(self._parse, self._stop_intercepting)  # type: ignore[method-assign,assignment]
                 self.transport.set_protocol(self)  # it may keep the method that it knows
 
     def _parse(self, data: bytes) -> bool:
-        """Read what the peel leaves; False when there is no use in peeling on."""
+        """Read what the interceptor leaves; False when there is no use in going on with it."""
         super().data_received(data)
         return self.conn.state is State.OPEN
 
-    def _stop_peeling(self) -> None:
-        self._peel = None
+    def _stop_intercepting(self) -> None:
+        self._interceptor = None
         del self.data_received
         if not self.transport.is_closing():
             self.transport.set_protocol(self)
 
-    def divert(self, take: Callable[[Message], None], peel: Peel | None) -> None:
+    def divert(self, take: Callable[[Message], None], interceptor: Interceptor | None) -> None:
         """Hand over what is queued and all that comes; the queue is left with the disconnect.
 
-        What `peel` takes is not handed over.
+        What `interceptor` takes is not handed over.
         """
         events: list[Any] = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
         for event in events:
@@ -217,8 +217,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             else:
                 self.queue.put_nowait(event)
         self._take = take
-        self._peel = peel
-        self._begin_to_peel()
+        self._interceptor = interceptor
+        self._begin_to_intercept()
         if self.read_paused:
             self.read_paused = False
             self.transport.resume_reading()

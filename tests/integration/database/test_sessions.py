@@ -16,6 +16,7 @@ from zander.database.sessions import Archive
 from zander.errors import CloseCode, Forbidden, Unavailable
 from zander.streams.stored import StoredSession
 from zander.wire.chunk import Chunk
+from zander.wire.messages import Gap
 
 Begin = Callable[..., Awaitable[PastSession]]
 
@@ -44,17 +45,26 @@ async def stored(archive: Archive, session: PastSession) -> StoredSession:
     return found
 
 
-async def read(archive: Archive, session: PastSession, position: int, n: int) -> list[Chunk]:
-    """Read samples; fails where one is not that of its position, or of its session."""
-    chunks = await archive.samples(await stored(archive, session), position, n)
-    for chunk in chunks:
-        assert chunk.samples[:, 0].tolist() == list(range(chunk.position, chunk.end))
-        assert chunk.origin.session_id == session.session_id
-    return chunks
+async def read(archive: Archive, session: PastSession, position: int, n: int) -> list[Chunk | Gap]:
+    """Read samples and gaps; fails where a sample is not that of its position, or of its session."""
+    items = await archive.samples(await stored(archive, session), position, n)
+    for item in items:
+        if isinstance(item, Chunk):
+            assert item.samples[:, 0].tolist() == list(range(item.position, item.end))
+            assert item.origin.session_id == session.session_id
+        else:
+            assert (item.session_id, item.reason) == (session.session_id, "relay")
+    return items
+
+
+def spans(items: list[Chunk | Gap]) -> list[tuple[int, int] | tuple[int, int, str]]:
+    """Put samples and gaps in short."""
+    return [(it.position, it.end) if isinstance(it, Chunk) else (it.start, it.end, it.reason) for it in items]
 
 
 async def positions(archive: Archive, session: PastSession, position: int, n: int) -> list[int]:
-    return [at for chunk in await read(archive, session, position, n) for at in range(chunk.position, chunk.end)]
+    chunks = [it for it in await read(archive, session, position, n) if isinstance(it, Chunk)]
+    return [at for chunk in chunks for at in range(chunk.position, chunk.end)]
 
 
 async def everything(archive: Archive, session: PastSession, position: int = 0, n: int = 256) -> list[int]:
@@ -72,7 +82,8 @@ class TestSamples:
         session = await begin()
         await session.write(every(10_000, range(100)), n_channels=3)
         (chunk,) = await read(archive, session, 40, 20)
-        assert (chunk.position, chunk.end, chunk.expected) == (40, 60, 40)
+        assert isinstance(chunk, Chunk)
+        assert (chunk.position, chunk.end) == (40, 60)
         assert chunk.times_us.tolist() == [T0_US + 10_000 * i for i in range(40, 60)]
         assert (chunk.samples.dtype, chunk.samples.shape) == (np.float32, (20, 3))
         assert np.isnan(chunk.samples[:, 1:]).all()
@@ -187,8 +198,7 @@ class TestSamples:
         await session.write(every(10_000, range(2000)))
         async with connected(any_database_url) as connection:
             await connection.execute("DELETE FROM raw_eeg WHERE position < 1500")
-        (chunk,) = await read(archive, session, 10, 20)
-        assert (chunk.position, chunk.end, chunk.expected) == (1500, 1520, 1500)
+        assert spans(await read(archive, session, 10, 20)) == [(1500, 1520)]
 
 
 class TestHoles:
@@ -203,9 +213,15 @@ class TestHoles:
         await session.gap(230, 250, "relay")
         await session.gap(250, 260, "relay")
         await session.gap(300, 310, "lost")
-        chunks = await read(archive, session, 50, 999)
-        found = [(chunk.position, chunk.end, chunk.expected) for chunk in chunks]
-        assert found == [(50, 100, 50), (150, 200, 100), (260, 300, 230), (310, 320, 310)]
+        assert spans(await read(archive, session, 50, 999)) == [
+            (50, 100),
+            (100, 150, "relay"),
+            (150, 200),
+            (230, 250, "relay"),
+            (250, 260, "relay"),
+            (260, 300),
+            (310, 320),
+        ]
 
     async def test_a_reading_may_begin_in_one(self, archive: Archive, begin: Begin) -> None:
         session = await begin()
@@ -213,10 +229,13 @@ class TestHoles:
         await session.gap(0, 60, "lost")
         await session.gap(60, 100, "relay")
         await session.gap(200, 10_000, "relay")
-        found = [
-            [(it.position, it.expected) for it in await read(archive, session, at, 5)] for at in (0, 70, 150, 5000)
+        found = [spans(await read(archive, session, at, 5)) for at in (0, 70, 150, 5000)]
+        assert found == [
+            [(60, 100, "relay"), (100, 105)],
+            [(70, 100, "relay"), (100, 105)],
+            [(150, 155)],
+            [(5000, 10_000, "relay"), (10_000, 10_005)],
         ]
-        assert found == [[(100, 60)], [(100, 70)], [(150, 150)], [(10_000, 5000)]]
 
     async def test_holes_that_nobody_noted_are_found_too(self, archive: Archive, begin: Begin) -> None:
         session = await begin()
@@ -230,7 +249,8 @@ class TestHoles:
         for start in range(200):
             await session.gap(start, start + 1)
         await session.write(every(10_000, range(200, 210)))
-        assert [(it.position, it.expected) for it in await read(archive, session, 3, 5)] == [(200, 3)]
+        gaps = [(start, start + 1, "relay") for start in range(3, 200)]
+        assert spans(await read(archive, session, 3, 5)) == [*gaps, (200, 205)]
 
     async def test_stored_gaps_are_those_of_the_session(self, archive: Archive, begin: Begin) -> None:
         session, other = await begin(), await begin()

@@ -30,7 +30,7 @@ from websockets.exceptions import InvalidState
 from support.clients import DEVICE
 from support.nodes import Node
 from support.services import PostgresServer, eventually
-from zander.delivery.outbox import TAKE_BYTES
+from zander.delivery.queue import TAKE_BYTES
 from zander.wire.chunk import RawIn, encode_binary
 from zander.wire.messages import MAX_MESSAGE_BYTES
 from zander.wire.websocket import MAX_QUEUED, WebSocketProtocol
@@ -603,7 +603,7 @@ def inside(node: Node, work: Any) -> Any:
 
 def values(node: Node, user: str, since: int = 0) -> list[float]:
     """Return the first channel of the samples that got in."""
-    runs = hub(node).holds[user].ring.since(since)
+    runs = hub(node).ingest.streams[user].ring.since(since)
     return [value for run in runs for value in run.samples[:, 0].tolist()]
 
 
@@ -696,13 +696,13 @@ def _over_a_socket(node: Node, user: str, section: str, case: Case, parts: list[
 
 
 async def _offline(node: Node, user: str) -> None:
-    while hub(node).holds[user].online:  # noqa: ASYNC110 (a turn or two)
+    while hub(node).ingest.streams[user].online:  # noqa: ASYNC110 (a turn or two)
         await asyncio.sleep(0)
 
 
 async def _goes_on(node: Node, user: str, section: str, case: Case, sent: bytes) -> None:
     wire = await wired_relay(node, user)
-    session = hub(node).holds[user].session
+    session = hub(node).ingest.streams[user].session
     cuts = (cut(sent, place) for place in boundaries(sent, 4 if len(sent) > LONG else 16))
     for parts in ([sent], *cuts, one_by_one(sent)):
         wire.heard.pongs.clear()
@@ -738,7 +738,7 @@ def test_binaries_that_end_anywhere_in_a_mask(served: Node, user: str, n_channel
             client.send(frame(BINARY, encode_binary(RawIn(None, None, each)), key=dice.randbytes(4)))
         client.send(PROBE)
         client.until(lambda heard: heard.n_probes)
-    found = np.concatenate([run.samples for run in hub(served).holds[user].ring.since(0)])
+    found = np.concatenate([run.samples for run in hub(served).ingest.streams[user].ring.since(0)])
     assert found.tolist() == np.concatenate(samples).tolist()
 
 
@@ -865,12 +865,12 @@ def test_after_the_close_of_the_server_nothing_is_taken_until_the_peers(served: 
         await wire.feed([frame(TEXT, b"junk")] * 100)
         await wire.until(lambda heard: heard.close)
         assert wire.heard.close == end(4500)
-        position = hub(served).holds[user].session.next_position
+        position = hub(served).ingest.streams[user].session.next_position
         await wire.feed([*TWO, FRAGMENTED, BEFORE[:7], BEFORE[7:] + AFTER])
         assert not wire.is_closing()
         await wire.feed([close(4500)])
         await wire.to_the_end()
-        assert hub(served).holds[user].session.next_position == position == 0
+        assert hub(served).ingest.streams[user].session.next_position == position == 0
 
     inside(served, work())
 
@@ -1022,8 +1022,8 @@ async def _size(transport: asyncio.Transport) -> int:
 def test_a_consumer_that_does_not_read_costs_no_more_than_its_bound(served: Node, user: str) -> None:
     n, n_chunk = 40_000, 2000
     with relay(served, user) as edge, Client(served, f"/subscribe/{user}?types=raw,gap", SO_RCVBUF=1 << 16) as azure:
-        eventually(lambda: hub(served).audience.of(user))
-        (outbox,) = hub(served).audience.of(user)
+        eventually(lambda: hub(served).subscribers.consumers(user))
+        (outbox,) = hub(served).subscribers.consumers(user)
         for i in range(0, n, n_chunk):
             edge.send(frame(BINARY, chunk(i, n_chunk)) + PROBE)
             edge.until(lambda heard, n=i // n_chunk + 1: heard.n_probes == n)

@@ -17,12 +17,12 @@ from zander.streams.query import Answer, Query
 from zander.streams.stream import StreamSummary
 from zander.wire.chunk import Chunk, Origin
 from zander.wire.codec import decode_auth
-from zander.wire.messages import Note
+from zander.wire.messages import Gap, Note
 
 ORIGIN = Origin("me", "s", 7812.5)
 HOLDING = Holding("me", "s", 3, 7, True, {"sampling_rate": 128, "names": ["C3", None, "Zoë"], "nested": {"x": 1.5}})
 EVENTS: list[peers.Event] = [
-    peers.RawEvent(3, 5, bytes(8), bytes(8)),
+    peers.RawEvent(5, bytes(8), bytes(8)),
     peers.NoteEvent("features", 1_764_000_000_000_000, "{}", "azure"),
 ]
 SUMMARY = StreamSummary("me", "s", 1764000000.0, 128.0, 5, {"sampling_rate": 128})
@@ -109,12 +109,12 @@ FLOAT32 = st.floats(width=32, allow_infinity=False)
 def test_samples_have_the_same_bits_on_the_other_node(values: list[list[float]], position: int) -> None:
     samples = np.array(values, np.float32)
     times_us = 1_764_000_000_000_000 + np.arange(len(samples)) * 7812
-    packed = peers.to_event(Chunk(ORIGIN, position, times_us, samples, position // 2))
+    packed = peers.to_event(Chunk(ORIGIN, position, times_us, samples))
     told = peers.decode(peers.encode(peers.Events("node", "me", "s", [packed])))
     assert isinstance(told, peers.Events)
     got = peers.from_event(told.events[0], ORIGIN)
     assert isinstance(got, Chunk)
-    assert (got.origin, got.position, got.expected) == (ORIGIN, position, position // 2)
+    assert (got.origin, got.position) == (ORIGIN, position)
     assert got.times_us.tolist() == times_us.tolist()
     assert (got.samples.shape, got.samples.dtype) == (samples.shape, samples.dtype)
     assert got.samples.tobytes() == samples.tobytes()
@@ -126,6 +126,11 @@ def test_samples_that_were_cut_out_of_a_chunk_are_packed_alone() -> None:
     got = peers.from_event(peers.to_event(cut), ORIGIN)
     assert isinstance(got, Chunk)
     assert (got.position, got.times_us.tolist(), got.samples.tolist()) == (4, [4, 5], [[8, 9], [10, 11]])
+
+
+def test_a_gap_is_the_same_on_the_other_node() -> None:
+    gap = Gap(ORIGIN.session_id, 5, 8, "relay")
+    assert peers.from_event(peers.to_event(gap), ORIGIN) == gap
 
 
 def test_a_note_is_the_same_on_the_other_node() -> None:

@@ -1,4 +1,4 @@
-"""What one consumer still has to get: in order, once, bounded, and every hole announced."""
+"""Outboxes: a consumer gets everything in order, once, bounded, and every hole announced."""
 
 from __future__ import annotations
 
@@ -14,25 +14,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.clock import Clock
-from zander.delivery import outbox as room
-from zander.delivery.outbox import FORMATS, MAX_SESSIONS, STALLED_SECONDS, TAKE_BYTES, Format, Outbox
+from zander.delivery import queue
+from zander.delivery.cursor import MAX_SESSIONS
+from zander.delivery.outbox import STALLED_SECONDS, Outbox
+from zander.delivery.queue import FORMATS, TAKE_BYTES, Format
 from zander.errors import CloseCode
 from zander.wire.chunk import MAX_CHUNK_BYTES, MAX_DRIFT_US, Chunk, Origin, decode_binary
-from zander.wire.messages import Kind, Note
+from zander.wire.messages import Gap, Item, Kind, Note
 
 PERIOD_US = 10_000
 A, B = Origin("me", "a", PERIOD_US), Origin("me", "b", PERIOD_US)
 COALESCING: list[Format] = ["chunks", "binary"]
 
 
-def chunk(
-    position: int, n: int = 1, origin: Origin = A, *, late_us: int = 0, n_channels: int = 2, expected: int | None = None
-) -> Chunk:
+def chunk(position: int, n: int = 1, origin: Origin = A, *, late_us: int = 0, n_channels: int = 2) -> Chunk:
     """Samples whose first channel is their position and whose second is their session."""
     samples = np.full((n, n_channels), ord(origin.session_id), np.float32)
     samples[:, 0] = np.arange(position, position + n)
     times_us = np.arange(position, position + n) * PERIOD_US + late_us
-    return Chunk(origin, position, times_us, samples, expected)
+    return Chunk(origin, position, times_us, samples)
+
+
+def half_late() -> Chunk:
+    """Four samples, the last two later than their places say."""
+    whole = chunk(0, 4)
+    times_us = whole.times_us + np.array([0, 0, MAX_DRIFT_US + 1, MAX_DRIFT_US + 1])
+    return Chunk(A, 0, times_us, whole.samples)
+
+
+def skipped(start: int, end: int, session_id: str = "a") -> Gap:
+    """Positions that the relay sent past."""
+    return Gap(session_id, start, end, "relay")
 
 
 def note(name: str, kind: Kind = "features", n_bytes: int = 0, sender: str = "") -> Note:
@@ -106,19 +118,19 @@ async def test_an_empty_outbox_has_nothing_to_take() -> None:
 async def test_what_is_offered_is_taken_in_order(format: Format) -> None:
     outbox = Outbox("me", format=format)
     outbox.offer(chunk(0, 2))
-    outbox.note(note("one"))
+    outbox.offer(note("one"))
     outbox.offer(chunk(2, 1))
     outbox.say(note("two").text)
     assert seen(outbox.take()) == [*raws("a", range(2)), "one", *raws("a", range(2, 3)), "two"]
     assert not outbox.waits
-    assert outbox.nbytes == 0
+    assert outbox.queue.nbytes == 0
 
 
 async def test_what_one_gets_another_that_was_as_empty_does_not() -> None:
     one, other = Outbox("me"), Outbox("me")
     for i in range(3):
         one.offer(chunk(2 * i, 2))
-        one.note(note(str(i)))
+        one.offer(note(str(i)))
         assert other.take() == []
         assert seen(one.take()) == [*raws("a", range(2 * i, 2 * i + 2)), str(i)]
     other.say(note("other").text)
@@ -140,14 +152,14 @@ async def test_a_consumer_gets_the_types_it_asked_for() -> None:
     outbox = Outbox("me", types=["features", "gap"])
     outbox.offer(chunk(0))
     for kind in ("features", "prediction", "gap", "status"):
-        outbox.note(note(kind, kind if kind != "gap" else "features"))
+        outbox.offer(note(kind, kind if kind != "gap" else "features"))
     assert seen(outbox.take()) == ["features", "gap"]
 
 
 async def test_a_relay_gets_only_what_is_said_to_it() -> None:
     outbox = Outbox("me", types=())
     outbox.offer(chunk(0))
-    outbox.note(note("prediction", "prediction"))
+    outbox.offer(note("prediction", "prediction"))
     assert not outbox.ready.is_set()
     outbox.say(note("said").text)
     assert seen(outbox.take()) == ["said"]
@@ -155,15 +167,15 @@ async def test_a_relay_gets_only_what_is_said_to_it() -> None:
 
 async def test_a_note_does_not_come_back_to_its_sender() -> None:
     outbox = Outbox("me", "consumer-1")
-    outbox.note(note("mine", "prediction", sender="consumer-1"))
-    outbox.note(note("yours", "prediction", sender="consumer-2"))
-    outbox.note(note("nobody's", "prediction"))
+    outbox.offer(note("mine", "prediction", sender="consumer-1"))
+    outbox.offer(note("yours", "prediction", sender="consumer-2"))
+    outbox.offer(note("nobody's", "prediction"))
     assert seen(outbox.take()) == ["yours", "nobody's"]
 
 
 async def test_a_note_without_a_sender_reaches_an_outbox_without_a_consumer() -> None:
     outbox = Outbox("me")
-    outbox.note(note("features"))
+    outbox.offer(note("features"))
     assert seen(outbox.take()) == ["features"]
 
 
@@ -171,8 +183,8 @@ async def test_a_note_without_a_sender_reaches_an_outbox_without_a_consumer() ->
 async def test_what_was_buffered_comes_first_and_does_not_count(format: Format) -> None:
     outbox = Outbox("me", format=format, max_bytes=1024)
     outbox.preload([note("status", "status"), note("features", n_bytes=5000), chunk(0, 300), chunk(305, 300)])
-    assert outbox.nbytes == 0
-    outbox.note(note("live"))
+    assert outbox.queue.nbytes == 0
+    outbox.offer(note("live"))
     outbox.offer(chunk(605, 1))
     expected = ["status", "features", *raws("a", range(300)), Hole("a", 300, 305, "lost"), *raws("a", range(305, 605))]
     expected += ["live", *raws("a", range(605, 606))]
@@ -180,15 +192,14 @@ async def test_what_was_buffered_comes_first_and_does_not_count(format: Format) 
     while outbox.waits:
         taken += seen(outbox.take())
     assert taken == expected
-    assert outbox.nbytes == 0
-    assert outbox.n_dropped == 0
+    assert outbox.queue.nbytes == 0
+    assert outbox.queue.n_dropped == 0
 
 
 @pytest.mark.parametrize("format", COALESCING)
 async def test_what_was_buffered_keeps_its_times(format: Format) -> None:
     outbox = Outbox("me", format=format)
-    late = chunk(0, 4)
-    late.times_us[2:] += MAX_DRIFT_US + 1
+    late = half_late()
     outbox.preload([late])
     assert [len(seen([frame])) for frame in outbox.take()] == [2, 2]
 
@@ -196,8 +207,7 @@ async def test_what_was_buffered_keeps_its_times(format: Format) -> None:
 @pytest.mark.parametrize("format", COALESCING)
 async def test_what_comes_as_one_and_was_not_measured_so_keeps_its_times(format: Format) -> None:
     outbox = Outbox("me", format=format)
-    late = chunk(0, 4)
-    late.times_us[2:] += MAX_DRIFT_US + 1
+    late = half_late()
     outbox.offer(late)
     assert [len(seen([frame])) for frame in outbox.take() + outbox.take()] == [2, 2]
 
@@ -228,8 +238,10 @@ async def test_what_repeats_is_left_out(format: Format) -> None:
 async def test_what_the_relay_sent_past_and_what_was_lost_are_told_apart() -> None:
     outbox = Outbox("me")
     outbox.offer(chunk(0))
-    outbox.offer(chunk(7, expected=4))
-    outbox.offer(chunk(10, expected=8))
+    outbox.offer(skipped(4, 7))
+    outbox.offer(chunk(7))
+    outbox.offer(skipped(8, 10))
+    outbox.offer(chunk(10))
     outbox.offer(chunk(12))
     assert seen(outbox.take()) == [
         *raws("a", range(1)),
@@ -245,8 +257,10 @@ async def test_what_the_relay_sent_past_and_what_was_lost_are_told_apart() -> No
 
 async def test_a_session_is_expected_from_its_start_and_a_resumed_one_from_where_its_relay_is() -> None:
     outbox = Outbox("me")
+    outbox.cursor.enter("a", 0)
     outbox.offer(chunk(2))
-    outbox.offer(chunk(7, origin=Origin("me", "b", PERIOD_US, 5)))
+    outbox.cursor.enter("b", 5)
+    outbox.offer(chunk(7, origin=B))
     assert seen(outbox.take()) == [
         Hole("a", 0, 2, "lost"),
         *raws("a", range(2, 3)),
@@ -257,7 +271,7 @@ async def test_a_session_is_expected_from_its_start_and_a_resumed_one_from_where
 
 async def test_a_consumer_gets_nothing_of_what_lies_before_where_it_stands() -> None:
     outbox = Outbox("me")
-    outbox.stand("a", 4)
+    outbox.cursor.seek("a", 4)
     outbox.offer(chunk(0, 3))
     outbox.preload([chunk(0, 4)])
     assert not outbox.waits
@@ -267,40 +281,41 @@ async def test_a_consumer_gets_nothing_of_what_lies_before_where_it_stands() -> 
 
 async def test_it_may_stand_before_the_first_samples_of_what_comes() -> None:
     outbox = Outbox("me")
-    outbox.stand_before("a", [note("one"), chunk(7), chunk(8)], 20)
-    assert (outbox.session_id, outbox.position) == ("a", 7)
-    outbox.stand_before("b", [note("one")], 20)
-    assert (outbox.session_id, outbox.position) == ("b", 20)
+    outbox.seek_before("a", [note("one"), chunk(7), chunk(8)], 20)
+    assert (outbox.cursor.session_id, outbox.cursor.position) == ("a", 7)
+    outbox.seek_before("b", [note("one")], 20)
+    assert (outbox.cursor.session_id, outbox.cursor.position) == ("b", 20)
 
 
 async def test_in_a_session_that_goes_on_after_another_it_stands_where_it_stood() -> None:
     outbox = Outbox("me")
     outbox.offer(chunk(0, 5))
     outbox.offer(chunk(0, 2, B))
-    assert (outbox.stands_in("a"), outbox.stands_in("b"), outbox.stands_in("c")) == (5, 2, None)
-    outbox.offer(chunk(3, 4, Origin("me", "a", PERIOD_US, 3)))
+    assert [outbox.cursor.position_in(session_id) for session_id in "abc"] == [5, 2, None]
+    outbox.offer(chunk(3, 4))
     assert seen(outbox.take()) == [*raws("a", range(5)), *raws("b", range(2)), *raws("a", range(5, 7))]
-    assert outbox.stands_in("b") == 2
+    assert outbox.cursor.position_in("b") == 2
 
 
 async def test_it_does_not_remember_sessions_for_ever() -> None:
     outbox = Outbox("me")
     for n in range(MAX_SESSIONS + 2):
-        outbox.stand(str(n), 1)
-    assert (outbox.stands_in("0"), outbox.stands_in("1")) == (None, 1)
+        outbox.cursor.seek(str(n), 1)
+    assert (outbox.cursor.position_in("0"), outbox.cursor.position_in("1")) == (None, 1)
 
 
 async def test_a_consumer_of_gaps_alone_gets_them() -> None:
     outbox = Outbox("me", types=["gap"])
     outbox.offer(chunk(0))
-    outbox.offer(chunk(5, expected=1))
+    outbox.offer(skipped(1, 5))
+    outbox.offer(chunk(5))
     assert outbox.ready.is_set()
     assert seen(outbox.take()) == [Hole("a", 1, 5, "relay")]
 
 
 async def test_what_is_skipped_is_announced_once() -> None:
     outbox = Outbox("me")
-    outbox.stand("a", 3)
+    outbox.cursor.seek("a", 3)
     outbox.skip(3, "lost")
     outbox.skip(8, "lost")
     outbox.skip(5, "relay")
@@ -318,7 +333,7 @@ async def test_one_may_wait_until_all_was_taken() -> None:
         assert not waiting.done()
         outbox.take()
     await waiting
-    outbox.note(note("again"))
+    outbox.offer(note("again"))
     first, second = asyncio.create_task(outbox.emptied()), asyncio.create_task(outbox.emptied())
     await asyncio.sleep(0)
     first.cancel()
@@ -332,7 +347,7 @@ async def test_one_may_wait_until_all_was_taken() -> None:
 
 async def test_a_closed_outbox_is_ready_and_keeps_what_waits() -> None:
     outbox = Outbox("me")
-    outbox.note(note("last word"))
+    outbox.offer(note("last word"))
     outbox.close(CloseCode.RESTART)
     assert seen(outbox.take()) == ["last word"]
     assert outbox.ready.is_set()
@@ -413,7 +428,7 @@ async def test_a_note_a_hole_a_session_or_a_pause_begins_a_new_message(format: F
     outbox = Outbox("me", format=format)
     outbox.offer(chunk(0, 2))
     outbox.offer(chunk(2))
-    outbox.note(note("one"))
+    outbox.offer(note("one"))
     outbox.offer(chunk(3))
     outbox.offer(chunk(5, 2))  # after a hole
     outbox.offer(chunk(7, 1, late_us=MAX_DRIFT_US))
@@ -453,9 +468,9 @@ async def test_the_oldest_raw_makes_room_and_the_hole_is_announced_in_its_place(
     outbox = Outbox("me", format=format, max_bytes=2000)
     for position in range(1000):
         outbox.offer(chunk(position))
-        assert outbox.nbytes <= 2000
+        assert outbox.queue.nbytes <= 2000
     frames = outbox.take()
-    kept = 1000 - outbox.n_dropped
+    kept = 1000 - outbox.queue.n_dropped
     assert seen(frames) == [Hole("a", 0, 1000 - kept), *raws("a", range(1000 - kept, 1000))]
     assert 10 <= kept <= 250
 
@@ -473,8 +488,8 @@ async def test_notes_are_kept_while_raw_is_dropped() -> None:
     for position in range(1000):
         outbox.offer(chunk(position))
         if position % 10 == 0:
-            outbox.note(note(str(position)))
-    assert outbox.n_dropped > 500
+            outbox.offer(note(str(position)))
+    assert outbox.queue.n_dropped > 500
     names = []
     while frames := outbox.take():
         names += [event for event in seen(frames) if isinstance(event, str)]
@@ -484,9 +499,9 @@ async def test_notes_are_kept_while_raw_is_dropped() -> None:
 async def test_a_hole_is_announced_before_the_note_that_came_after_it() -> None:
     outbox = Outbox("me", format="binary", max_bytes=1000)
     outbox.offer(chunk(0, 120))
-    outbox.note(note("after 120"))
+    outbox.offer(note("after 120"))
     outbox.offer(chunk(120, 100))
-    assert outbox.n_dropped == 120
+    assert outbox.queue.n_dropped == 120
     assert seen(outbox.take()) == [Hole("a", 0, 120), "after 120", *raws("a", range(120, 220))]
 
 
@@ -495,7 +510,7 @@ async def test_a_hole_of_one_session_is_announced_before_the_samples_of_the_next
     outbox.offer(chunk(0, 100))
     outbox.offer(chunk(0, 80, B))
     outbox.offer(chunk(80, 80, B))
-    assert outbox.n_dropped == 180
+    assert outbox.queue.n_dropped == 180
     assert seen(outbox.take()) == [Hole("a", 0, 100), Hole("b", 0, 80), *raws("b", range(80, 160))]
 
 
@@ -515,7 +530,8 @@ async def test_a_hole_of_one_session_is_not_held_back_by_what_another_drops() ->
 async def test_a_hole_on_either_side_of_one_that_the_relay_left_is_announced_by_itself_and_in_order() -> None:
     outbox = Outbox("me", format="binary", max_bytes=1000)
     outbox.offer(chunk(0, 60))
-    outbox.offer(chunk(70, 60, expected=60))
+    outbox.offer(skipped(60, 70))
+    outbox.offer(chunk(70, 60))
     outbox.offer(chunk(130, 90))
     assert seen(outbox.take()) == [
         Hole("a", 0, 60),
@@ -528,17 +544,17 @@ async def test_a_hole_on_either_side_of_one_that_the_relay_left_is_announced_by_
 async def test_notes_alone_beyond_the_bound_close_it_as_too_slow() -> None:
     outbox = Outbox("me", max_bytes=1000)
     outbox.offer(chunk(0))
-    outbox.note(note("big", n_bytes=1000))
+    outbox.offer(note("big", n_bytes=1000))
     assert not outbox.closed.done()
-    assert outbox.n_dropped == 1
-    outbox.note(note("drop"))
+    assert outbox.queue.n_dropped == 1
+    outbox.offer(note("drop"))
     assert outbox.closed.result() == CloseCode.TOO_SLOW
 
 
 async def test_one_chunk_beyond_the_bound_is_a_hole() -> None:
     outbox = Outbox("me", format="binary", max_bytes=1000)
     outbox.offer(chunk(0, 500))
-    assert outbox.nbytes == 0
+    assert outbox.queue.nbytes == 0
     assert outbox.ready.is_set()
     assert seen(outbox.take()) == [Hole("a", 0, 500)]
 
@@ -586,14 +602,15 @@ class Model:
         self.events: list[Raw | str] = []
         self.ends = {"a": 0, "b": 0, "c": 0}
 
-    def chunk(self, offer: Offer) -> Chunk:
+    def items(self, offer: Offer) -> list[Item]:
         origin = Origin("me", "abc"[offer.session], PERIOD_US)
         end = self.ends[origin.session_id]
         position = max(0, end + offer.jump)
-        one = chunk(position, offer.n, origin, expected=max(0, position - offer.n_relay))
+        one = chunk(position, offer.n, origin)
         self.events += [Raw(origin.session_id, index) for index in range(max(position, end), one.end)]
         self.ends[origin.session_id] = max(one.end, end)
-        return one
+        start = max(0, position - offer.n_relay)
+        return [skipped(start, position, origin.session_id), one] if start < position else [one]
 
     def note(self, n_bytes: int) -> Note:
         self.events.append(f"note {len(self.events)}")
@@ -612,26 +629,30 @@ async def test_every_sample_comes_once_and_in_order_or_is_in_one_announced_hole(
 ) -> None:
     outbox, model = Outbox("me", format=format, max_bytes=max_bytes), Model()
     taken: list[Seen] = []
-    with patch.object(room, "TAKE_BYTES", take_bytes):
+    with patch.object(queue, "TAKE_BYTES", take_bytes):
         if n_buffered:
-            outbox.preload([model.note(0), *(model.chunk(Offer(0, 1, 5, 1)) for _ in range(n_buffered))])
+            outbox.cursor.enter("a", 0)
+            first = model.note(0)
+            outbox.preload([first, *(item for _ in range(n_buffered) for item in model.items(Offer(0, 1, 5, 1)))])
         for operation in operations:
             match operation:
                 case Offer():
-                    outbox.offer(model.chunk(operation))
+                    outbox.cursor.enter("abc"[operation.session], 0)
+                    for item in model.items(operation):
+                        outbox.offer(item)
                 case Say():
-                    outbox.note(model.note(operation.n_bytes))
+                    outbox.offer(model.note(operation.n_bytes))
                 case Take():
                     taken += seen(outbox.take())
             assert outbox.ready.is_set() == (outbox.waits or outbox.closed.done())
             if outbox.closed.done():
                 assert outbox.closed.result() == CloseCode.TOO_SLOW
                 break
-            assert outbox.nbytes <= max_bytes
+            assert outbox.queue.nbytes <= max_bytes
         while outbox.waits:
             taken += seen(outbox.take())
-    assert outbox.nbytes == 0
-    judge(model, taken, outbox.n_dropped)
+    assert outbox.queue.nbytes == 0
+    judge(model, taken, outbox.queue.n_dropped)
 
 
 def judge(model: Model, taken: list[Seen], n_dropped: int) -> None:

@@ -16,14 +16,15 @@ from msgspec.structs import replace
 
 from support.clock import Clock
 from support.hubs import House, Sample, build
-from zander.delivery.outbox import STALLED_SECONDS, Format, Outbox
+from zander.delivery.outbox import STALLED_SECONDS, Outbox
+from zander.delivery.queue import Format
 from zander.errors import BadMessage, CloseCode, NotFound
-from zander.hub import hub as room
 from zander.journal.records import PredictionRecord, SessionRecord
+from zander.streams import clock as room
 from zander.streams.query import Query
 from zander.streams.stream import Stream
 from zander.wire.chunk import RawIn
-from zander.wire.codec import decode_fields, decode_relay
+from zander.wire.codec import decode_fields, decode_prediction, decode_relay
 from zander.wire.messages import Features
 
 NOW_US = 1_764_000_000_000_000
@@ -54,7 +55,7 @@ def raw(n: int = 1, position: int | None = None, *, first: int = 0, n_channels: 
 def take_features(house: House, stream: Stream, text: str = FEATURES) -> None:
     features = decode_relay(text)
     assert isinstance(features, Features)
-    house.hub.take_features(stream, features, decode_fields(text))
+    house.ingest.take_features(stream, features, decode_fields(text))
 
 
 def messages(outbox: Outbox) -> list[Any]:
@@ -84,8 +85,8 @@ def everything(house: House, stream: Stream) -> tuple[Any, ...]:
     return (
         *(session.next_position, session.n_gaps, session.n_duplicates, session.n_channels, session.last_time_us),
         *(buffer.n_written for buffer in buffers),
-        *(stream.n_notes, house.hub.turn.n_samples, house.hub.audience.n_samples_out, len(house.recorder)),
-        len(house.broadcast.said),
+        *(stream.n_notes, house.ingest.n_samples, house.subscribers.n_samples_out, len(house.recorder)),
+        len(house.peers.said),
     )
 
 
@@ -95,9 +96,9 @@ def everything(house: House, stream: Stream) -> tuple[Any, ...]:
 async def test_a_relay_begins_a_session_that_is_recorded_and_announced(house: House) -> None:
     stream = await house.relay()
     session_id = stream.session.session_id
-    assert house.hub.holds == {"me": stream}
+    assert house.streams == {"me": stream}
     assert house.recorder == [SessionRecord(session_id, "me", NOW_US, None, '{"firmware":"7"}')]
-    assert house.broadcast.said == [("announce", "me", True)]
+    assert house.peers.said == [("announce", "me", True)]
 
 
 async def test_consumers_hear_of_a_relay_that_comes_and_goes(house: House) -> None:
@@ -127,8 +128,8 @@ async def test_a_relay_that_goes_ends_its_session_once(house: House) -> None:
     house.disconnect(stream, relay)
     session_id = stream.session.session_id
     assert house.recorder[1:] == [SessionRecord(session_id, "me", NOW_US, NOW_US, '{"firmware":"7"}')]
-    assert house.broadcast.said == [("announce", "me", True), ("announce", "me", False)]
-    assert house.hub.holds == {"me": stream}
+    assert house.peers.said == [("announce", "me", True), ("announce", "me", False)]
+    assert house.streams == {"me": stream}
     assert house.hub.online() == []
 
 
@@ -136,17 +137,17 @@ async def test_a_newer_relay_takes_over(house: House) -> None:
     azure = await house.consumer()
     old = await house.relay()
     old_outbox = old.relay
-    house.hub.ingest(old, raw(3))
+    house.ingest.take_raw(old, raw(3))
     new = await house.relay()
     assert old_outbox
     assert old_outbox.closed.result() == CloseCode.TAKEN_OVER
     assert not old.online
-    assert house.hub.holds == {"me": new}
+    assert house.streams == {"me": new}
     ends = [(record.session_id, record.end_us) for record in house.recorder.of(SessionRecord)]
     old_id, new_id = old.session.session_id, new.session.session_id
     assert ends == [(old_id, None), (old_id, NOW_US), (new_id, None)]
     assert [message["session_id"] for message in messages(azure)] == [None, *[old_id] * 4, new_id]
-    house.hub.ingest(new, raw(1))
+    house.ingest.take_raw(new, raw(1))
     assert outline(azure) == [0]
 
 
@@ -155,10 +156,10 @@ async def test_the_old_relay_that_then_goes_changes_nothing(house: House) -> Non
     relay = old.relay
     new = await house.relay()
     azure = await house.consumer()
-    before = list(house.recorder), list(house.broadcast.said)
+    before = list(house.recorder), list(house.peers.said)
     house.disconnect(old, relay)
-    assert (list(house.recorder), house.broadcast.said) == before
-    assert house.hub.holds == {"me": new}
+    assert (list(house.recorder), house.peers.said) == before
+    assert house.streams == {"me": new}
     assert outline(azure) == ["online"]
 
 
@@ -168,7 +169,7 @@ async def test_what_still_comes_from_the_old_relay_reaches_nobody(house: House) 
     new = await house.relay()
     azure = await house.consumer()
     before = everything(house, new)
-    house.hub.ingest(old, raw(1))
+    house.ingest.take_raw(old, raw(1))
     take_features(house, old)
     assert outline(azure) == ["online"]
     assert everything(house, new) == before
@@ -177,9 +178,9 @@ async def test_what_still_comes_from_the_old_relay_reaches_nobody(house: House) 
 async def test_a_user_that_is_superseded_elsewhere_is_given_up(house: House) -> None:
     stream = await house.relay()
     relay = stream.relay
-    house.hub.supersede("me")
-    house.hub.supersede("nobody")
-    assert house.hub.holds == {}
+    house.ingest.supersede("me")
+    house.ingest.supersede("nobody")
+    assert house.streams == {}
     assert relay
     assert relay.closed.result() == CloseCode.TAKEN_OVER
     assert [record.end_us for record in house.recorder.of(SessionRecord)] == [None, NOW_US]
@@ -187,33 +188,33 @@ async def test_a_user_that_is_superseded_elsewhere_is_given_up(house: House) -> 
 
 async def test_a_sample_is_buffered_delivered_published_and_recorded(house: House) -> None:
     stream, azure = await house.relay(), await house.consumer()
-    house.hub.ingest(stream, raw(3))
-    house.hub.ingest(stream, raw(1, first=3))
+    house.ingest.take_raw(stream, raw(3))
+    house.ingest.take_raw(stream, raw(1, first=3))
     assert outline(azure) == ["online", 0, 1, 2, 3]
     assert [run.position for run in stream.ring.last(4)] == [0]
-    assert house.broadcast.said[1:] == [("publish", "me", range(3)), ("publish", "me", range(3, 4))]
+    assert house.peers.said[1:] == [("publish", "me", range(3)), ("publish", "me", range(3, 4))]
     assert house.recorder.of(Sample) == [Sample(stream.session.session_id, position) for position in range(4)]
-    assert (house.hub.turn.n_samples, house.hub.audience.n_samples_out) == (4, 4)
+    assert (house.ingest.n_samples, house.subscribers.n_samples_out) == (4, 4)
 
 
 async def test_samples_reach_every_consumer_of_the_user_and_no_other(house: House) -> None:
     stream = await house.relay()
     mine, mine_too, other = await house.consumer(), await house.consumer(), await house.consumer("other")
-    house.hub.ingest(stream, raw(2))
+    house.ingest.take_raw(stream, raw(2))
     assert outline(mine) == outline(mine_too) == ["online", 0, 1]
     assert outline(other) == ["offline"]
-    assert house.hub.audience.n_samples_out == 4
+    assert house.subscribers.n_samples_out == 4
 
 
 async def test_a_gap_is_announced_before_the_samples_after_it(house: House) -> None:
     stream, azure = await house.relay(), await house.consumer()
-    house.hub.ingest(stream, raw(2, 0))
-    house.hub.ingest(stream, raw(2, 5))
+    house.ingest.take_raw(stream, raw(2, 0))
+    house.ingest.take_raw(stream, raw(2, 5))
     read = messages(azure)
     session_id = stream.session.session_id
     assert read[3] == {"type": "gap", "session_id": session_id, "from": 2, "to": 5, "reason": "relay"}
     assert [message.get("position") for message in read[1:]] == [0, 1, None, 5, 6]
-    assert house.broadcast.said[1:] == [
+    assert house.peers.said[1:] == [
         ("publish", "me", range(2)),
         ("publish", "me", range(5, 7)),
     ]
@@ -221,20 +222,20 @@ async def test_a_gap_is_announced_before_the_samples_after_it(house: House) -> N
 
 async def test_duplicates_reach_nobody(house: House) -> None:
     stream, azure = await house.relay(), await house.consumer()
-    house.hub.ingest(stream, raw(3, 0))
-    house.hub.ingest(stream, raw(3, 0))
-    house.hub.ingest(stream, raw(3, 1))
+    house.ingest.take_raw(stream, raw(3, 0))
+    house.ingest.take_raw(stream, raw(3, 0))
+    house.ingest.take_raw(stream, raw(3, 1))
     assert outline(azure) == ["online", 0, 1, 2, 3]
     assert len(house.recorder.of(Sample)) == 4
-    assert (stream.session.n_duplicates, house.hub.turn.n_samples) == (5, 4)
+    assert (stream.session.n_duplicates, house.ingest.n_samples) == (5, 4)
 
 
 async def test_a_long_chunk_is_cut_where_it_would_be_too_large_for_a_message(house: House) -> None:
     stream, azure = await house.relay(), await house.consumer(format="binary", types=["raw"])
-    house.hub.ingest(stream, raw(20_000))
+    house.ingest.take_raw(stream, raw(20_000))
     frames = [azure.take(), azure.take(), azure.take(), azure.take()]
     assert [len(taken) for taken in frames] == [1, 1, 1, 0]
-    assert len(house.recorder.of(Sample)) == house.hub.turn.n_samples == 20_000
+    assert len(house.recorder.of(Sample)) == house.ingest.n_samples == 20_000
 
 
 @pytest.mark.parametrize(
@@ -248,10 +249,10 @@ async def test_a_long_chunk_is_cut_where_it_would_be_too_large_for_a_message(hou
 )
 async def test_bad_raw_changes_nothing(house: House, bad: RawIn) -> None:
     stream, azure = await house.relay(), await house.consumer()
-    house.hub.ingest(stream, raw(2))
+    house.ingest.take_raw(stream, raw(2))
     before = everything(house, stream)
     with pytest.raises(BadMessage):
-        house.hub.ingest(stream, bad)
+        house.ingest.take_raw(stream, bad)
     assert everything(house, stream) == before
     assert outline(azure) == ["online", 0, 1]
 
@@ -269,7 +270,7 @@ async def test_features_are_forwarded_with_all_their_fields(house: House) -> Non
         "session_id": stream.session.session_id,
         "timestamp": NOW_US / 1e6,
     }
-    assert house.broadcast.said[1:] == [("publish", "me", "features")]
+    assert house.peers.said[1:] == [("publish", "me", "features")]
     assert len(stream.features) == 1
 
 
@@ -328,7 +329,7 @@ async def test_a_consumer_of_nobody_waits(house: House) -> None:
 
 async def test_the_last_samples_come_first(house: House) -> None:
     stream = await house.relay()
-    house.hub.ingest(stream, raw(15))
+    house.ingest.take_raw(stream, raw(15))
     take_features(house, stream)
     assert outline(await house.consumer(last=3)) == ["online", "features", 12, 13, 14]
     assert outline(await house.consumer(last=99)) == ["online", "features", *range(5, 15)]
@@ -354,10 +355,10 @@ async def test_the_last_samples_and_the_live_ones_join_without_a_hole_or_a_repea
         for format, at in zip(formats, moments, strict=False):
             if at == moment:
                 joined.append((await house.consumer(last=last, format=format, types=["raw"]), n))
-        house.hub.ingest(stream, raw(length, first=n))
+        house.ingest.take_raw(stream, raw(length, first=n))
         n += length
     for outbox, n_before in joined:
-        first = n_before - min(last, n_before, house.hub.buffer_samples)
+        first = n_before - min(last, n_before, stream.ring.capacity)
         assert positions(outbox) == list(range(first, n))
 
 
@@ -374,20 +375,20 @@ def positions(outbox: Outbox) -> list[int]:
 
 async def test_a_consumer_goes_on_where_it_stands_if_memory_reaches_back_there(house: House) -> None:
     stream = await house.relay()
-    house.hub.ingest(stream, raw(15))
+    house.ingest.take_raw(stream, raw(15))
     for position, first in ((5, None), (4, 5), (12, None), (20, None)):
         azure = Outbox("me")
-        azure.stand(stream.session.session_id, position)
+        azure.cursor.seek(stream.session.session_id, position)
         assert await house.hub.join(azure, False) == first
         assert outline(azure) == ([] if first else ["online", *range(position, 15)])
-    house.hub.ingest(stream, raw(6, first=15))
+    house.ingest.take_raw(stream, raw(6, first=15))
     assert outline(azure) == [20]  # it stands ahead
 
 
 async def test_at_a_loss_it_goes_on_with_what_memory_has(house: House) -> None:
     stream, azure = await house.relay(), Outbox("me")
-    house.hub.ingest(stream, raw(15))
-    azure.stand(stream.session.session_id, 1)
+    house.ingest.take_raw(stream, raw(15))
+    azure.cursor.seek(stream.session.session_id, 1)
     assert await house.hub.join(azure, True) is None
     assert outline(azure) == ["online", (1, 5), *range(5, 15)]
 
@@ -395,19 +396,19 @@ async def test_at_a_loss_it_goes_on_with_what_memory_has(house: House) -> None:
 async def test_it_does_not_go_on_in_another_session(house: House) -> None:
     await house.relay()
     azure = Outbox("me")
-    azure.stand("another", 0)
+    azure.cursor.seek("another", 0)
     assert await house.hub.join(azure, True) == 0
     assert not azure.waits
 
 
 async def test_a_hole_that_the_relay_left_reaches_every_consumer_as_one(house: House) -> None:
     stream = await house.relay()
-    house.hub.ingest(stream, raw(2, 3))
+    house.ingest.take_raw(stream, raw(2, 3))
     first, later = Outbox("me"), Outbox("me")
     for azure, position in ((first, 0), (later, 2)):
-        azure.stand(stream.session.session_id, position)
+        azure.cursor.seek(stream.session.session_id, position)
         assert await house.hub.join(azure, False) is None
-    house.hub.ingest(stream, raw(1, 8))
+    house.ingest.take_raw(stream, raw(1, 8))
     assert outline(first) == ["online", (0, 3), 3, 4, (5, 8), 8]
     assert outline(later) == ["online", (2, 3), 3, 4, (5, 8), 8]
 
@@ -416,32 +417,32 @@ async def test_a_session_that_comes_back_goes_on_for_those_who_had_some_of_it(ho
     """As when another node had it in between: its relay sends again from where the database is."""
     session_id = str(uuid4())
     azure, dashboard = await house.consumer(), await house.consumer()
-    house.hub.ingest(await house.relay(session_id=session_id), raw(7))
+    house.ingest.take_raw(await house.relay(session_id=session_id), raw(7))
     house.hub.unsubscribe(dashboard)
-    house.hub.supersede("me")
+    house.ingest.supersede("me")
     late = await house.consumer()
     house.archive.sessions[session_id].durable_position = 5
     stream = await house.relay(session_id=session_id)
-    house.hub.ingest(stream, raw(4, 5))
+    house.ingest.take_raw(stream, raw(4, 5))
     assert outline(azure) == ["offline", "online", *range(7), "online", 7, 8]
     assert outline(late) == ["offline", "online", 5, 6, 7, 8]
-    dashboard.preload(stream.events_since(dashboard.position, stream.n_notes))
+    dashboard.preload(stream.items_since(dashboard.cursor.position, stream.n_notes))
     assert outline(dashboard) == ["offline", "online", *range(9)]
 
 
 async def test_a_consumer_that_has_gone_gets_nothing_more(house: House) -> None:
     stream, azure, other = await house.relay(), await house.consumer(), await house.consumer()
     house.hub.unsubscribe(azure)
-    assert house.broadcast.said == [("announce", "me", True)]
-    house.hub.ingest(stream, raw(1))
+    assert house.peers.said == [("announce", "me", True)]
+    house.ingest.take_raw(stream, raw(1))
     assert outline(azure) == ["online"]
     assert outline(other) == ["online", 0]
     house.hub.unsubscribe(other)
-    assert house.broadcast.said[-1] == ("unfollow", "me")
-    assert "me" not in house.hub.audience
-    assert len(house.hub.audience) == 0
+    assert house.peers.said[-1] == ("unfollow", "me")
+    assert "me" not in house.subscribers
+    assert len(house.subscribers) == 0
     house.hub.unsubscribe(other)
-    assert house.broadcast.said.count(("unfollow", "me")) == 1
+    assert house.peers.said.count(("unfollow", "me")) == 1
 
 
 async def test_a_slow_consumer_costs_nobody_else_a_sample(house: House) -> None:
@@ -449,7 +450,7 @@ async def test_a_slow_consumer_costs_nobody_else_a_sample(house: House) -> None:
     slow, fast = await house.consumer(max_bytes=2000), await house.consumer()
     got = []
     for position in range(1000):
-        house.hub.ingest(stream, raw(1, position))
+        house.ingest.take_raw(stream, raw(1, position))
         got += outline(fast)
     assert got == ["online", *range(1000)]
     start, *rest = outline(slow)[1:]
@@ -461,19 +462,19 @@ async def test_a_slow_consumer_costs_nobody_else_a_sample(house: House) -> None:
 async def test_a_prediction_goes_to_the_relay_and_to_all_consumers_but_its_sender(house: House) -> None:
     stream = await house.relay()
     sender, other = await house.consumer(consumer_id="azure"), await house.consumer(consumer_id="other")
-    assert await house.hub.predict("me", PREDICTION, "azure") is True
+    assert await house.hub.predict("me", decode_prediction(PREDICTION), PREDICTION, "azure") is True
     expected = json.loads(PREDICTION) | {"user_id": "me", "timestamp": NOW_US / 1e6}
     assert stream.relay
     assert messages(stream.relay) == [expected]
     assert messages(other)[1:] == [expected]
     assert messages(sender)[1:] == []
-    assert house.broadcast.said[1:] == [("publish", "me", "prediction")]
+    assert house.peers.said[1:] == [("publish", "me", "prediction")]
     assert len(stream.predictions) == 1
 
 
 async def test_a_prediction_is_recorded(house: House) -> None:
     stream = await house.relay()
-    await house.hub.predict("me", PREDICTION, "azure")
+    await house.hub.predict("me", decode_prediction(PREDICTION), PREDICTION, "azure")
     [record] = house.recorder.of(PredictionRecord)
     assert record == PredictionRecord(
         time_us=NOW_US,
@@ -490,13 +491,13 @@ async def test_a_prediction_is_recorded(house: House) -> None:
 async def test_a_prediction_is_stored_while_the_relay_is_away(house: House) -> None:
     stream = await house.relay()
     house.disconnect(stream)
-    assert await house.hub.predict("me", PREDICTION, "azure") is False
+    assert await house.hub.predict("me", decode_prediction(PREDICTION), PREDICTION, "azure") is False
     assert len(house.recorder.of(PredictionRecord)) == 1
 
 
 async def test_a_prediction_for_nobody_is_not_found(house: House) -> None:
     with pytest.raises(NotFound):
-        await house.hub.predict("nobody", PREDICTION, "azure")
+        await house.hub.predict("nobody", decode_prediction(PREDICTION), PREDICTION, "azure")
     assert house.recorder == []
 
 
@@ -516,7 +517,7 @@ async def test_a_bad_prediction_changes_nothing(house: House, text: str) -> None
     stream, azure = await house.relay(), await house.consumer()
     before = everything(house, stream)
     with pytest.raises(BadMessage):
-        await house.hub.predict("me", text, "azure")
+        await house.hub.predict("me", decode_prediction(text), text, "azure")
     assert everything(house, stream) == before
     assert stream.relay
     assert not stream.relay.waits
@@ -528,7 +529,7 @@ async def test_a_prediction_with_a_number_beyond_every_type_is_taken_or_refused_
     assert stream.relay
     text, n_taken = PREDICTION.replace("0.94", "1" + "0" * 400), 0
     with suppress(BadMessage):
-        n_taken = int(await house.hub.predict("me", text, "azure"))
+        n_taken = int(await house.hub.predict("me", decode_prediction(text), text, "azure"))
     assert len(messages(stream.relay)) == len(house.recorder.of(PredictionRecord)) == n_taken
 
 
@@ -537,7 +538,7 @@ async def test_a_prediction_with_a_number_beyond_every_type_is_taken_or_refused_
 
 async def test_a_dashboard_is_answered_from_the_buffer(house: House) -> None:
     stream = await house.relay()
-    house.hub.ingest(stream, raw(3))
+    house.ingest.take_raw(stream, raw(3))
     found = await house.hub.answer(Query("me", "latest", "raw"))
     assert json.loads(found.body)["position"] == 2
     house.disconnect(stream)
@@ -560,7 +561,7 @@ async def test_who_is_online_is_listed_by_user(house: House) -> None:
 async def test_a_buffer_is_kept_for_a_while_after_the_relay_has_gone(clock: Clock) -> None:
     house = build(buffer_keep_seconds=60.0)
     stream = await house.relay()
-    house.hub.ingest(stream, raw(3))
+    house.ingest.take_raw(stream, raw(3))
     clock.now_s += 1000
     house.hub.tick()
     house.disconnect(stream)
@@ -569,8 +570,8 @@ async def test_a_buffer_is_kept_for_a_while_after_the_relay_has_gone(clock: Cloc
     assert outline(await house.consumer(last=5)) == ["offline", 0, 1, 2]
     clock.now_s += 0.1
     house.hub.tick()
-    assert house.hub.holds == {}
-    assert house.broadcast.said[-1] == ("announce", "me", None)
+    assert house.streams == {}
+    assert house.peers.said[-1] == ("announce", "me", None)
     assert outline(await house.consumer(last=5)) == ["offline"]
 
 
@@ -581,7 +582,7 @@ async def test_a_relay_that_comes_back_begins_a_new_session_that_is_kept(clock: 
     stream = await house.relay()
     clock.now_s += 59
     house.hub.tick()
-    assert house.hub.holds == {"me": stream}
+    assert house.streams == {"me": stream}
 
 
 async def test_a_consumer_that_reads_nothing_for_a_minute_is_closed(house: House, clock: Clock) -> None:
@@ -589,7 +590,7 @@ async def test_a_consumer_that_reads_nothing_for_a_minute_is_closed(house: House
     slow, idle = await house.consumer(), await house.consumer("nobody")
     slow.take()
     idle.take()
-    house.hub.ingest(stream, raw(1))
+    house.ingest.take_raw(stream, raw(1))
     clock.now_s += STALLED_SECONDS + 1
     house.hub.tick()
     assert slow.closed.result() == CloseCode.TOO_SLOW
@@ -600,7 +601,7 @@ async def test_a_consumer_of_a_quiet_user_is_not_closed_at_the_first_sample(hous
     stream, azure = await house.relay(), await house.consumer()
     azure.take()
     clock.now_s += STALLED_SECONDS + 1
-    house.hub.ingest(stream, raw(1))
+    house.ingest.take_raw(stream, raw(1))
     house.hub.tick()
     assert not azure.closed.done()
 
@@ -608,7 +609,7 @@ async def test_a_consumer_of_a_quiet_user_is_not_closed_at_the_first_sample(hous
 async def test_when_the_server_stops_consumers_get_their_last_samples(house: House) -> None:
     stream, azure = await house.relay(), await house.consumer()
     relay = stream.relay
-    house.hub.ingest(stream, raw(1))
+    house.ingest.take_raw(stream, raw(1))
     await house.hub.close_all(0)
     assert relay
     assert relay.closed.result() == azure.closed.result() == CloseCode.RESTART
@@ -630,10 +631,10 @@ async def test_connections_are_counted_and_waited_for(house: House) -> None:
 def act(house: House, stream: Stream) -> dict[str, Callable[[int], None]]:
     """What a relay may do; the number is the next position."""
     return {
-        "sample": lambda n: house.hub.ingest(stream, raw(1, first=n)),
-        "chunk": lambda n: house.hub.ingest(stream, raw(4, n)),
-        "jump": lambda n: house.hub.ingest(stream, raw(2, n + 3)),
-        "repeat": lambda n: house.hub.ingest(stream, raw(2, max(0, n - 1))),
+        "sample": lambda n: house.ingest.take_raw(stream, raw(1, first=n)),
+        "chunk": lambda n: house.ingest.take_raw(stream, raw(4, n)),
+        "jump": lambda n: house.ingest.take_raw(stream, raw(2, n + 3)),
+        "repeat": lambda n: house.ingest.take_raw(stream, raw(2, max(0, n - 1))),
         "features": lambda _: take_features(house, stream),
     }
 

@@ -1,4 +1,4 @@
-"""What a Recorder is told of a stream, and in which order."""
+"""Records of a stream, and their order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from support.samples import T0_US
-from zander.hub.recording import Ledger
+from zander.hub.recording import Recording
 from zander.journal.records import GapRecord, PredictionRecord, SessionRecord
 from zander.streams.session import Session
 from zander.wire.chunk import Chunk, RawIn
@@ -50,11 +50,11 @@ class Notebook:
 class Stream:
     """A session, and what was lost of it."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, recording: Recording) -> None:
         device = {"sampling_rate": 128, "extra": "kept"}
         self.session = Session("user", "a-session", T0_US, DeviceInfo(sampling_rate=128), device, fence=3)
         self.lost_from: int | None = None
-        self._ledger = ledger
+        self._ledger = recording
 
     def send(self, position: int, n: int = 1) -> bool:
         gap, chunk = self.session.accept(RawIn(position, T0_US, np.zeros((n, 1), np.float32)), T0_US)
@@ -68,23 +68,23 @@ def notebook() -> Notebook:
 
 
 @pytest.fixture
-def ledger(notebook: Notebook) -> Ledger:
-    return Ledger(notebook)
+def recording(notebook: Notebook) -> Recording:
+    return Recording(notebook)
 
 
 @pytest.fixture
-def stream(ledger: Ledger) -> Stream:
-    return Stream(ledger)
+def stream(recording: Recording) -> Stream:
+    return Stream(recording)
 
 
-def end(ledger: Ledger, stream: Stream) -> None:
-    ledger.end(stream, T0_US + 5)  # type: ignore[arg-type]
+def end(recording: Recording, stream: Stream) -> None:
+    recording.end(stream, T0_US + 5)  # type: ignore[arg-type]
 
 
-def test_a_session_begins_and_ends(ledger: Ledger, notebook: Notebook, stream: Stream) -> None:
-    ledger.begin(stream.session)
+def test_a_session_begins_and_ends(recording: Recording, notebook: Notebook, stream: Stream) -> None:
+    recording.begin(stream.session)
     assert stream.send(0, 5)
-    end(ledger, stream)
+    end(recording, stream)
     assert notebook.told == [("session", None), ("raw", 0, 5), ("session", T0_US + 5)]
 
 
@@ -113,13 +113,13 @@ def test_a_relays_own_gap_is_told_even_if_there_is_no_room_behind_it(notebook: N
 
 
 def test_what_is_lost_at_the_end_of_a_session_is_told_with_it(
-    ledger: Ledger, notebook: Notebook, stream: Stream
+    recording: Recording, notebook: Notebook, stream: Stream
 ) -> None:
     stream.send(0)
     notebook.takes = False
     stream.send(1, 7)
-    end(ledger, stream)
-    end(ledger, stream)
+    end(recording, stream)
+    end(recording, stream)
     assert notebook.told == [("raw", 0, 1), ("lost", 1, 8), ("session", T0_US + 5), ("session", T0_US + 5)]
 
 
@@ -142,11 +142,11 @@ def test_room_that_is_gone_again_begins_a_new_loss(notebook: Notebook, stream: S
 
 
 def test_features_and_predictions_are_recorded_with_whose_they_are(
-    ledger: Ledger, notebook: Notebook, stream: Stream
+    recording: Recording, notebook: Notebook, stream: Stream
 ) -> None:
-    ledger.features(stream.session, {"workload": 0.5}, 0.9, T0_US)
+    recording.features(stream.session, {"workload": 0.5}, 0.9, T0_US)
     given = Prediction(prediction_type="type", classifier_name="name", data={"confidence": 0.5}, version="v1")
-    ledger.prediction(stream.session, given, T0_US)
+    recording.prediction(stream.session, given, T0_US)
     who = ("a-session", T0_US, "user")
     assert notebook.told == [
         PredictionRecord(*who, "workload_edge", "edge_relay", '{"workload":0.5}', 0.9, None),

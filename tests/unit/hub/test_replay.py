@@ -15,14 +15,16 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from support.clock import Clock
-from support.hubs import House, build
-from zander.delivery.outbox import FORMATS, Format, Outbox
+from support.hubs import House, build, session_of
+from zander.delivery.outbox import Outbox
+from zander.delivery.queue import FORMATS, Format
 from zander.errors import CloseCode
 from zander.hub import replay as room
 from zander.hub.replay import PATIENCE_SECONDS, Replays
 from zander.streams.stored import StoredSession
 from zander.streams.stream import Stream
 from zander.wire.chunk import Chunk, Origin, RawIn
+from zander.wire.messages import Gap
 
 S, T, U = (str(UUID(int=n)) for n in (1, 2, 3))
 NAMES = {S: "s", T: "t", U: "u"}
@@ -49,27 +51,26 @@ def stored(session_id: str = S, ended: bool = True, durable: int = 0, user_id: s
     return StoredSession(session_id, user_id, start_us, start_us + 1 if ended else None, device, durable, start_us, 1)
 
 
-def chunk(positions: range, session_id: str = S, expected: int | None = None) -> Chunk:
+def chunk(positions: range, session_id: str = S) -> Chunk:
     """Stored samples."""
     samples = raw(positions)[0].samples
     times_us = np.arange(len(positions)) + 1000 * UUID(session_id).int
-    return Chunk(Origin("me", session_id, 7812.5), positions.start, times_us, samples, expected)
+    return Chunk(Origin("me", session_id, 7812.5), positions.start, times_us, samples)
 
 
 async def streaming(house: House, session_id: str, *positions: range) -> Stream:
     """A relay that has sent these."""
     stream = await house.relay(session_id=session_id)
     for one in raw(*positions):
-        house.hub.ingest(stream, one)
+        house.ingest.take_raw(stream, one)
     return stream
 
 
 def durable(house: House, stream: Stream, position: int) -> None:
     """Commit what a stream's relay has sent before a position."""
     session_id = stream.session.session_id
-    chunks = [one for one in house.recorder.chunks if one.origin.session_id == session_id]
-    committed = [one for one in chunks if one.end <= position]
-    house.recorder.chunks = [one for one in house.recorder.chunks if one not in committed]
+    committed = [it for it in house.recorder.items if session_of(it) == session_id and it.end <= position]
+    house.recorder.items = [it for it in house.recorder.items if it not in committed]
     house.archive.put(structs.replace(house.archive.sessions[session_id], durable_position=position), committed)
 
 
@@ -83,7 +84,7 @@ class Listener:
 
     @property
     def listens(self) -> bool:
-        return self.outbox in self.house.hub.audience.of("me")
+        return self.outbox in self.house.subscribers.consumers("me")
 
     def read(self) -> None:
         """Read what waits."""
@@ -93,7 +94,7 @@ class Listener:
 
     async def resume(self, session_id: str, position: int, replays: Replays | None = None) -> list[Any]:
         """Read until it listens or is closed, and return what it heard."""
-        replaying = (replays or Replays(self.house.hub)).start(self.outbox, session_id, position)
+        replaying = (replays or self.house.replays).start(self.outbox, session_id, position)
         while not replaying.done():
             await asyncio.sleep(0)
             self.read()
@@ -150,7 +151,7 @@ async def test_what_memory_has_no_more_comes_from_the_database_and_then_memory_g
     durable(house, stream, 1015)
     listener = Listener(house, format)
     assert await listener.resume(S, 3) == ["online", *samples(range(3, 1015)), "online"]
-    house.hub.ingest(stream, raw(range(1015, 1016))[0])
+    house.ingest.take_raw(stream, raw(range(1015, 1016))[0])
     listener.read()
     assert listener.heard[-1] == (S, 1015)
 
@@ -186,7 +187,7 @@ async def test_samples_that_go_on_coming_are_caught_up_with() -> None:
     n = 600
     while not resuming.done():
         if n < 900:
-            house.hub.ingest(stream, raw(range(n, n + 1))[0])
+            house.ingest.take_raw(stream, raw(range(n, n + 1))[0])
             n += 1
             durable(house, stream, n - n % 7)
         await asyncio.sleep(0)
@@ -212,7 +213,7 @@ async def test_a_consumer_may_be_ahead_of_what_is_there() -> None:
     stream = await streaming(house, S, range(5))
     listener = Listener(house)
     assert await listener.resume(S, 7) == ["online", "online"]
-    house.hub.ingest(stream, raw(range(5, 9))[0])
+    house.ingest.take_raw(stream, raw(range(5, 9))[0])
     listener.read()
     assert listener.heard[2:] == samples(range(7, 9))
 
@@ -223,7 +224,7 @@ async def test_a_consumer_may_be_ahead_of_what_is_there() -> None:
 async def test_after_a_session_that_has_ended_come_the_later_ones_each_behind_its_status() -> None:
     house = build()
     house.archive.put(stored(S, durable=4), [chunk(range(4))])
-    house.archive.put(stored(T, durable=3), [chunk(range(1, 3), T, 0)])
+    house.archive.put(stored(T, durable=3), [Gap(T, 0, 1, "relay"), chunk(range(1, 3), T)])
     house.archive.put(stored(str(UUID(int=9)), durable=3, user_id="other"), [])
     await streaming(house, U, range(2))
     house.archive.sessions[U].start_us = 3000
@@ -244,7 +245,7 @@ async def test_a_session_that_the_database_does_not_have_yet_comes_too() -> None
     house.archive.put(stored(S, durable=4), [chunk(range(4))])
     stream = await house.relay()
     for one in raw(range(1), range(1, 2)):
-        house.hub.ingest(stream, one)
+        house.ingest.take_raw(stream, one)
     heard = await Listener(house).resume(S, 4)
     assert heard == ["offline", "online", "online", *samples(range(2), session_id=stream.session.session_id)]
 
@@ -266,7 +267,7 @@ async def test_a_session_that_ends_while_it_is_replayed_is_left_for_the_next() -
     durable(house, stream, 1000)
     house.archive.sessions[S].start_us = 1000
     listener = Listener(house)
-    replaying = Replays(house.hub).start(listener.outbox, S, 0)
+    replaying = house.replays.start(listener.outbox, S, 0)
     await turns(20)
     listener.read()
     await turns(20)
@@ -309,7 +310,7 @@ async def test_an_older_session_that_goes_on_comes_from_then_on() -> None:
     stream = await streaming(house, S, range(4, 6))
     listener = Listener(house)
     assert await listener.resume(T, 2) == ["offline", *samples(range(2, 4), session_id=T), "online"]
-    house.hub.ingest(stream, raw(range(6, 7))[0])
+    house.ingest.take_raw(stream, raw(range(6, 7))[0])
     listener.read()
     assert listener.heard[4:] == samples(range(6, 7))
 
@@ -406,7 +407,7 @@ async def test_a_consumer_gets_no_more_than_it_has_taken() -> None:
     house = build()
     house.archive.put(stored(S, durable=5000), [chunk(range(5000))])
     slow = Listener(house, max_bytes=10_000)
-    replaying = Replays(house.hub).start(slow.outbox, S, 0)
+    replaying = house.replays.start(slow.outbox, S, 0)
     for n_pieces in range(4):
         await turns(100)
         slow.read()
@@ -417,7 +418,7 @@ async def test_a_consumer_gets_no_more_than_it_has_taken() -> None:
 async def test_a_slow_consumer_holds_up_no_other_and_nothing_of_it_is_dropped() -> None:
     house = build()
     house.archive.put(stored(S, durable=2000), [chunk(range(2000))])
-    replays = Replays(house.hub)
+    replays = house.replays
     slow, quick = Listener(house, "json", max_bytes=10_000), Listener(house)
     replaying = replays.start(slow.outbox, S, 0)
     assert await quick.resume(S, 0, replays) == ["offline", *samples(range(2000)), "offline"]
@@ -446,7 +447,7 @@ async def test_replays_rest_three_times_as_long_as_they_work(monkeypatch: pytest
     monkeypatch.setattr(room, "thread_time", tick)
     monkeypatch.setattr(room, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": rest}))  # nobody else's
     listener = Listener(house)
-    replaying = Replays(house.hub).start(listener.outbox, S, 0)
+    replaying = house.replays.start(listener.outbox, S, 0)
     while not replaying.done():
         listener.read()
         await asyncio.sleep(0)
@@ -458,12 +459,12 @@ async def test_one_that_is_replayed_is_counted_but_does_not_listen() -> None:
     house = build()
     house.archive.put(stored(S, durable=2000), [chunk(range(2000))])
     listener = Listener(house)
-    replaying = Replays(house.hub).start(listener.outbox, S, 0)
+    replaying = house.replays.start(listener.outbox, S, 0)
     await turns(5)
-    assert list(house.hub.audience) == [listener.outbox]
-    assert "me" not in house.hub.audience
+    assert list(house.subscribers) == [listener.outbox]
+    assert "me" not in house.subscribers
     house.hub.unsubscribe(listener.outbox)
-    assert len(house.hub.audience) == 0
+    assert len(house.subscribers) == 0
     replaying.cancel()
 
 
@@ -506,11 +507,11 @@ async def test_wherever_a_consumer_goes_on_it_gets_all_from_there_once(case: Cas
     resuming = asyncio.create_task(listener.resume(S, case.position))
     await asyncio.sleep(0)
     if case.moves:  # another node had it in between, and its relay sends again from where the database is
-        house.hub.supersede("me")
+        house.ingest.supersede("me")
         stream = await house.relay(session_id=S)
         after = [found for found in ranges if found.start >= stream.session.next_position]
     for one in raw(*after):
-        house.hub.ingest(stream, one)
+        house.ingest.take_raw(stream, one)
         await asyncio.sleep(0)
     await resuming
     listener.read()
@@ -519,3 +520,18 @@ async def test_wherever_a_consumer_goes_on_it_gets_all_from_there_once(case: Cas
     assert covered == list(range(case.position, n))
     assert {event[1] for event in heard if len(event) == 2} <= {found for one in ranges for found in one}
     assert {event[3] for event in heard if len(event) == 4} <= {"relay"}
+
+
+def test_of_what_the_journal_has_chunks_that_follow_each_other_are_joined() -> None:
+    gap = Gap(S, 8, 9, "relay")
+    items = [
+        chunk(range(5, 7)),
+        chunk(range(7, 8)),
+        gap,
+        chunk(range(9, 10)),
+        chunk(range(11, 13)),
+        chunk(range(13, 14)),
+    ]
+    found = [(it.position, it.end) if isinstance(it, Chunk) else it for it in room.joined(items)]
+    assert found == [(5, 8), gap, (9, 10), (11, 14)]
+    assert room.joined([]) == []

@@ -33,7 +33,7 @@ class Gate:
 def come(house: House, session_id: UUID) -> tuple[Outbox, asyncio.Task[Stream]]:
     relay = Outbox("me", types=())
     auth = Auth("me", device_info={"sampling_rate": 128, "channel_count": 2}, session_id=session_id, ack=True)
-    return relay, asyncio.create_task(house.hub.connect(auth, DEVICE, relay))
+    return relay, asyncio.create_task(house.ingest.connect(auth, DEVICE, relay))
 
 
 async def waits(gate: Gate, n: int) -> None:
@@ -52,7 +52,7 @@ async def test_the_newest_relay_wins_in_whatever_order_the_database_answers(orde
         await asyncio.wait({relays[i][1]})
     (old, _), (new, connected) = relays
     assert connected.result().relay is new
-    assert house.hub.holds["me"].relay is new
+    assert house.streams["me"].relay is new
     assert not new.closed.done()
     if order == (0, 1):
         assert old.closed.result() == CloseCode.TAKEN_OVER  # it was let in first
@@ -69,17 +69,17 @@ async def test_a_relay_that_has_gone_meanwhile_takes_nothing_over() -> None:
     gate.waiting[0].set()
     with pytest.raises(Unavailable):
         await connected
-    assert not house.hub.holds
+    assert not house.streams
 
 
 async def test_a_database_that_does_not_answer_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "ADMISSION_SECONDS", 0.01)
+    monkeypatch.setattr(room, "LOOKUP_SECONDS", 0.01)
     house, session_id = build(), uuid4()
     Gate(house)
     _, connected = come(house, session_id)
     with pytest.raises(Unavailable):
         await connected
-    monkeypatch.setattr(room, "ADMISSION_SECONDS", 10)
+    monkeypatch.setattr(room, "LOOKUP_SECONDS", 10)
     gate = Gate(house)
     relay, connected = come(house, session_id)
     await waits(gate, 1)

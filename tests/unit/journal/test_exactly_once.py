@@ -1,6 +1,6 @@
 """The promise itself: relays, two nodes and a database through crashes at any step, against a simple model.
 
-Real: `Session`, `Ring`, `Ledger`, `Recorder`, `Journals` on a real disk. In memory: the relays, and a database that
+Real: `Session`, `Ring`, `Recording`, `Recorder`, `Journals` on a real disk. In memory: the relays, and a database that
 keeps the contract of `Storage` and `Archive.resume`, that fails before and after its commits, and whose transactions
 may commit long after whoever sent them has given up.
 """
@@ -26,7 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.memory_database import Database, MemoryStorage
 from support.samples import T0_US
 from zander.errors import StorageError, Unavailable
-from zander.hub.recording import Ledger
+from zander.hub.recording import Recording
 from zander.journal import journals, outage, recorder, writer
 from zander.journal.batch import Batch, Written
 from zander.journal.journals import Journals, raw_record
@@ -136,7 +136,7 @@ class Link(MemoryStorage):
 
 
 class Held:
-    """A session on a node: what `Ledger` and `Recorder` need of a Stream."""
+    """A session on a node: what `Recording` and `Recorder` need of a Stream."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -168,7 +168,7 @@ class Node:
             journal_max_bytes=MAX_JOURNAL_BYTES,
         )
         self.recorder.on_written = self.written
-        self.ledger = Ledger(self.recorder)
+        self.recording = Recording(self.recorder)
         self.task = loop.create_task(self.recorder.run())
         self.is_up = True
 
@@ -222,11 +222,11 @@ class Node:
             relay.node = None
 
     def end(self, held: Held) -> None:
-        self.ledger.end(held, held.session.last_time_us)  # type: ignore[arg-type]
+        self.recording.end(held, held.session.last_time_us)  # type: ignore[arg-type]
 
     def begin(self, session: Session) -> Held:
         held = self.holds[session.session_id] = Held(session)
-        self.ledger.begin(session)
+        self.recording.begin(session)
         return held
 
     def ingest(self, held: Held, raw: RawIn) -> bool:
@@ -234,7 +234,7 @@ class Node:
         gap, chunk = held.session.accept(raw, T0_US + 1_000_000_000)
         if chunk is None:
             return True
-        if not self.ledger.raw(held, gap, chunk, int(chunk.times_us[0])):  # type: ignore[arg-type]
+        if not self.recording.raw(held, gap, chunk, int(chunk.times_us[0])):  # type: ignore[arg-type]
             return False
         held.ring.write(chunk.position, chunk.times_us, chunk.samples)
         held.taken.append(chunk)
@@ -275,7 +275,7 @@ class Relay:
                 return
             held = node.begin(resumed(stored, DEVICE))
         else:
-            node.ledger.begin(held.session)
+            node.recording.begin(held.session)
         row = node.world.sessions.get(self.session_id)
         is_stale = row is not None and row.fence > held.session.fence  # it was elsewhere, and this node has not heard
         assert held.durable <= self.end, "it is asked for what it never had"

@@ -18,6 +18,8 @@ from zander.journal.log import Segments
 from zander.journal.pgcopy import decode_rows
 from zander.journal.records import RawRecord, Record, decode, encode
 from zander.journal.writer import Intake
+from zander.wire.chunk import Chunk
+from zander.wire.messages import Gap
 
 
 @pytest.fixture
@@ -172,16 +174,17 @@ async def test_pending_samples_of_a_session_are_found_in_order_wherever_they_are
     journals = Journals(tmp_path, 1 << 30)
     append(journals, SESSION, raw_record(chunk(10, 10), 0), gap(20, 25), raw_record(chunk(25, 5), 0))
     found = await journals.pending(ORIGIN, 5, 27)
-    assert [(part.position, part.end) for part in found] == [(0, 10), (10, 20), (25, 30)]
-    for part in found:
+    assert found[2] == Gap(ORIGIN.session_id, 20, 25, "relay")
+    parts = [item for item in found if isinstance(item, Chunk)]
+    assert [(part.position, part.end) for part in parts] == [(0, 10), (10, 20), (25, 30)]
+    for part in parts:
         assert part.origin is ORIGIN
         np.testing.assert_array_equal(part.samples, chunk(part.position, len(part)).samples)
         np.testing.assert_array_equal(part.times_us, chunk(part.position, len(part)).times_us)
-    assert [part.expected for part in found] == [0, 10, 20]
-    assert await journals.pending(ORIGIN, 20, 25) == []
+    assert await journals.pending(ORIGIN, 20, 25) == [Gap(ORIGIN.session_id, 20, 25, "relay")]
     orphan = journals.orphans[0]
     orphan.commit(orphan.segments.end)
-    assert [part.position for part in await journals.pending(ORIGIN, 0, 100)] == [10, 25]
+    assert [item.end for item in await journals.pending(ORIGIN, 0, 100)] == [20, 25, 30]
     journals.close()
 
 

@@ -101,7 +101,7 @@ async def test_notes_are_buffered_by_kind(stream: Stream) -> None:
 async def test_what_was_noted_lately_can_be_asked_for_by_number(stream: Stream) -> None:
     for i in range(3):
         stream.note(note(str(i)))
-    assert [names([json.loads(note.text) for note in stream.events_since(0, n)]) for n in range(5)] == [
+    assert [names([json.loads(note.text) for note in stream.items_since(0, n)]) for n in range(5)] == [
         ["0", "1", "2"],
         ["1", "2"],
         ["2"],
@@ -110,8 +110,8 @@ async def test_what_was_noted_lately_can_be_asked_for_by_number(stream: Stream) 
     ]
     for i in range(3, RECENT_NOTES + 10):
         stream.note(note(str(i)))
-    assert len(stream.events_since(0, 0)) == RECENT_NOTES
-    assert len(stream.events_since(0, RECENT_NOTES)) == 10
+    assert len(stream.items_since(0, 0)) == RECENT_NOTES
+    assert len(stream.items_since(0, RECENT_NOTES)) == 10
 
 
 async def test_what_the_ring_holds_becomes_chunks_of_the_session(stream: Stream) -> None:
@@ -136,8 +136,8 @@ async def test_the_last_notes_are_features_and_predictions_by_time(stream: Strea
     for i in range(4):
         stream.note(note(f"f{i}", "features", NOW_US + 2 * i))
         stream.note(note(f"p{i}", "prediction", NOW_US + 2 * i + 1))
-    assert names([json.loads(note.text) for note in stream.last_events(2)]) == ["f2", "p2", "f3", "p3"]
-    assert stream.last_events(0) == []
+    assert names([json.loads(note.text) for note in stream.last_items(2)]) == ["f2", "p2", "f3", "p3"]
+    assert stream.last_items(0) == []
 
 
 async def test_its_status_says_what_the_relay_said_of_its_device(stream: Stream) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from zander.errors import BadMessage
 from zander.streams.session import MAX_AHEAD_US, Accepted, Session
 from zander.wire.chunk import MAX_POSITION, RawIn
-from zander.wire.messages import DeviceInfo
+from zander.wire.messages import DeviceInfo, Gap
 
 NOW_US = 1_764_000_000_000_000
 RATE_HZ = 128.0
@@ -116,15 +116,14 @@ def test_a_position_ahead_leaves_a_gap() -> None:
     of = session()
     of.accept(raw(2, 0), NOW_US)
     accepted = of.accept(raw(2, 5), NOW_US)
-    assert accepted.gap == (2, 5)
+    assert accepted.gap == Gap("s", 2, 5, "relay")
     assert accepted.chunk
-    assert accepted.chunk.expected == 2
     assert positions(accepted) == [5, 6]
     assert of.n_gaps == 1
 
 
 def test_a_session_may_begin_with_a_gap() -> None:
-    assert session().accept(raw(1, 3), NOW_US).gap == (0, 3)
+    assert session().accept(raw(1, 3), NOW_US).gap == Gap("s", 0, 3, "relay")
 
 
 def test_positions_end_where_json_readers_become_inexact() -> None:
@@ -272,7 +271,7 @@ def test_whatever_a_relay_sends_the_promises_hold(n_channels: int | None, messag
         assert positions(accepted) == new
         n_duplicates += n - len(new)
         gap = (next_position, start) if start > next_position else None
-        assert accepted.gap == gap
+        assert accepted.gap == (Gap("s", *gap, "relay") if gap else None)
         n_gaps += gap is not None
         if new:
             assert times_us(accepted) == [max(first_us + round(i * PERIOD_US), last_us) for i in range(n)][-len(new) :]
@@ -289,12 +288,12 @@ def test_whatever_a_relay_sends_the_promises_hold(n_channels: int | None, messag
 def test_a_resumed_session_goes_on_where_it_was() -> None:
     device = DeviceInfo(sampling_rate=RATE_HZ, channel_count=2)
     of = Session("me", "s", NOW_US - 1000, device, {}, fence=3, next_position=100, last_time_us=NOW_US)
-    assert (of.fence, of.origin.base) == (3, 100)
+    assert (of.fence, of.base) == (3, 100)
     accepted = of.accept(raw(2, 99, NOW_US - 500), NOW_US)
     assert positions(accepted) == [100]
     assert times_us(accepted) == [NOW_US + 7_312]
     assert accepted.gap is None
-    assert of.accept(raw(1, 103), NOW_US).gap == (101, 103)
+    assert of.accept(raw(1, 103), NOW_US).gap == Gap("s", 101, 103, "relay")
 
 
 # The rest.

@@ -23,7 +23,6 @@ from zander.wire.chunk import (
     decode_binary,
     encode_binary,
     join,
-    join_all,
 )
 
 ORIGIN = Origin("me", "s", 7812.5)
@@ -133,15 +132,11 @@ def test_a_sample_that_is_larger_than_a_piece_is_a_piece() -> None:
     assert [len(piece) for piece in chunk(0, 3, n_channels=n_channels).pieces()] == [1, 1, 1]
 
 
-def test_what_never_came_before_a_chunk_is_before_its_first_piece() -> None:
-    samples = np.zeros((600, 64), np.float32)
-    whole = Chunk(ORIGIN, 5, np.arange(600), samples, 2)
-    pieces = whole.pieces()
-    assert [piece.expected for piece in pieces] == [2, *(piece.position for piece in pieces[1:])]
-    assert join(pieces).expected == 2
-    assert whole.since(5).expected == 2
-    assert whole.since(9).expected == 9
-    assert chunk(5, 1).expected == 5
+def test_a_chunk_cannot_be_written_to() -> None:
+    whole = chunk(5, 4)
+    for array in (whole.samples, whole.times_us):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
 
 
 def test_since_a_position_the_earlier_samples_are_cut_off() -> None:
@@ -154,23 +149,12 @@ def test_since_a_position_the_earlier_samples_are_cut_off() -> None:
 
 def test_it_is_cut_where_its_times_are_not_those_of_its_places() -> None:
     times_us = np.array([0, 7812, 15_625, 90_000, 97_812, 50_000_000, 50_060_000])
-    whole = Chunk(ORIGIN, 5, times_us, np.zeros((7, 2), np.float32), 3)
+    whole = Chunk(ORIGIN, 5, times_us, np.zeros((7, 2), np.float32))
     parts = whole.steady()
-    assert [(part.position, part.end, part.expected) for part in parts] == [
-        (5, 8, 3),
-        (8, 10, 8),
-        (10, 11, 10),
-        (11, 12, 11),
-    ]
+    assert [(part.position, part.end) for part in parts] == [(5, 8), (8, 10), (10, 11), (11, 12)]
     assert np.concatenate([part.times_us for part in parts]).tolist() == times_us.tolist()
     [steady] = chunk(5, 1000).steady()
     assert same(steady, chunk(5, 1000))
-
-
-def test_those_of_many_that_follow_each_other_are_joined() -> None:
-    found = join_all([chunk(5, 2), chunk(7, 1), chunk(9, 1), chunk(9, 3), chunk(12, 1)])
-    assert [(one.position, one.end) for one in found] == [(5, 8), (9, 10), (9, 13)]
-    assert join_all([]) == []
 
 
 def test_a_chunk_follows_another_in_position_and_in_time() -> None:

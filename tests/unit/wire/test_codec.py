@@ -16,6 +16,7 @@ from zander.errors import BadMessage
 from zander.wire.chunk import Chunk, Origin, RawIn, encode_binary
 from zander.wire.codec import (
     MAX_DEVICE_INFO_BYTES,
+    PredictionIn,
     decode_auth,
     decode_consumer,
     decode_consumer_auth,
@@ -317,7 +318,9 @@ def test_the_original_prediction_is_read() -> None:
         version="v2.1.0",
         data={"workload_prediction": 0.72, "confidence": 0.94},
     )
-    assert decode_consumer(PREDICTION) == decode_prediction(PREDICTION) == prediction
+    read = decode_prediction(PREDICTION)
+    assert decode_consumer(PREDICTION) == read
+    assert (read.prediction, read.fields) == (prediction, json.loads(PREDICTION))
     assert prediction.confidence == 0.94
 
 
@@ -335,13 +338,13 @@ def test_the_original_prediction_is_read() -> None:
 )
 def test_confidence_is_taken_from_the_data_where_it_is_a_number(data: str, confidence: float | None) -> None:
     text = f'{{"type":"prediction","prediction_type":"p","classifier_name":"c","data":{data}}}'
-    assert decode_prediction(text).confidence == confidence
+    assert decode_prediction(text).prediction.confidence == confidence
 
 
 @pytest.mark.parametrize("identity", ['"a-1"', "7", '""'])
 def test_a_prediction_may_have_an_id_to_be_answered_with(identity: str) -> None:
     text = f'{{"type":"prediction","prediction_type":"p","classifier_name":"c","data":{{}},"id":{identity}}}'
-    found = decode_prediction(text).id
+    found = decode_prediction(text).prediction.id
     assert found is not None
     assert dumps(PredictionAck(found, True)) == f'{{"type":"prediction_ack","id":{identity},"delivered":true}}'
 
@@ -375,7 +378,7 @@ def test_a_consumer_must_not_send_bytes() -> None:
 
 def test_a_backslash_before_u0000_is_text_like_any_other() -> None:
     text = json.dumps(json.loads(PREDICTION) | {"data": {"path": r"C:\u0000"}})
-    assert isinstance(decode_consumer(text), Prediction)
+    assert isinstance(decode_consumer(text), PredictionIn)
 
 
 # From the server.

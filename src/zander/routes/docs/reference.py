@@ -11,7 +11,7 @@ from uuid import UUID
 
 from msgspec import Meta, Struct
 
-from zander.delivery.outbox import Format
+from zander.delivery.queue import Format
 from zander.errors import CloseCode
 from zander.routes import health, history, sessions
 from zander.routes.docs import meanings

@@ -1,10 +1,10 @@
-//! What comes on one relay's connection: raw messages that simply follow are peeled off, everything else passes.
+//! What comes on one relay's connection: raw messages that simply follow are taken, everything else passes.
 
 use std::cell::RefCell;
 
 use crate::frame::{self, BINARY, CONTINUATION, CONTROL, TEXT};
 use crate::raw::{self, Raw};
-use crate::session::{Run, Stand};
+use crate::session::{Run, SessionState};
 
 const MAX_MESSAGE_BYTES: u64 = 1 << 20;
 const MAX_RUN_BYTES: usize = 64 << 10; // of float32, as MAX_CHUNK_BYTES of chunk.py
@@ -19,7 +19,7 @@ pub enum Reason {
 
 pub const N_REASONS: usize = 3;
 
-/// `More`: take away what was peeled off, hand `pass` to the standard parser, and feed again. `All`: nothing is left,
+/// `More`: take the samples away, hand `pass` to the standard parser, and feed again. `All`: nothing is left,
 /// but perhaps an unfinished frame.
 pub enum Fed {
     All,
@@ -68,12 +68,12 @@ thread_local! {
     static SCRATCH: RefCell<(Vec<u8>, Raw)> = RefCell::default();
 }
 
-pub struct Lane {
+pub struct Reader {
     pub run: Run,
     pub n_channels: usize,
     pub period_us: f64,
     pub max_run_samples: usize,
-    pub n_peeled: u64, // messages
+    pub n_intercepted: u64, // messages
     pub n_passed: [u64; N_REASONS],
     kept: Kept,
     n_passing: u64,  // bytes of a frame that are still to be passed
@@ -81,7 +81,7 @@ pub struct Lane {
     in_fragments: bool,
 }
 
-impl Lane {
+impl Reader {
     pub fn new(n_channels: usize, period_us: f64, capacity: usize) -> Self {
         let max_run_samples = capacity.min(MAX_RUN_BYTES / 4 / n_channels).max(1);
         Self {
@@ -89,7 +89,7 @@ impl Lane {
             n_channels,
             period_us,
             max_run_samples,
-            n_peeled: 0,
+            n_intercepted: 0,
             n_passed: [0; N_REASONS],
             kept: Kept::default(),
             n_passing: 0,
@@ -98,16 +98,16 @@ impl Lane {
         }
     }
 
-    /// Go through what was kept and `data`. `stand` tells and is told where the session stands; None: nothing follows.
-    pub fn feed(&mut self, data: &[u8], stand: &mut Option<Stand>, now_us: i64, pass: &mut Vec<u8>) -> Fed {
+    /// Go through what was kept and `data`. `state` is the session's, and moves with it; None: nothing follows.
+    pub fn feed(&mut self, data: &[u8], state: &mut Option<SessionState>, now_us: i64, pass: &mut Vec<u8>) -> Fed {
         if self.kept.is_empty() {
-            let (at, fed) = self.walk(data, stand, now_us, pass);
+            let (at, fed) = self.walk(data, state, now_us, pass);
             self.kept.add(&data[at..]);
             return fed;
         }
         let mut kept = std::mem::take(&mut self.kept);
         kept.add(data);
-        let (at, fed) = self.walk(kept.bytes(), stand, now_us, pass);
+        let (at, fed) = self.walk(kept.bytes(), state, now_us, pass);
         kept.drop_front(at);
         self.kept = kept;
         fed
@@ -123,7 +123,13 @@ impl Lane {
         std::mem::take(&mut self.kept).bytes().to_vec()
     }
 
-    fn walk(&mut self, input: &[u8], stand: &mut Option<Stand>, now_us: i64, pass: &mut Vec<u8>) -> (usize, Fed) {
+    fn walk(
+        &mut self,
+        input: &[u8],
+        state: &mut Option<SessionState>,
+        now_us: i64,
+        pass: &mut Vec<u8>,
+    ) -> (usize, Fed) {
         let mut at = 0;
         loop {
             if self.n_passing > 0 {
@@ -154,9 +160,9 @@ impl Lane {
             }
             let end = at + n_frame as usize;
             let payload = &input[at + header.n_bytes..end];
-            match self.peel(payload, header.mask, header.opcode == TEXT, stand, now_us) {
+            match self.intercept(payload, header.mask, header.opcode == TEXT, state, now_us) {
                 Ok(true) => {
-                    self.n_peeled += 1;
+                    self.n_intercepted += 1;
                     at = end;
                 }
                 Ok(false) => return (at, Fed::More),
@@ -172,15 +178,15 @@ impl Lane {
     }
 
     /// Take a message in; false when there is no room for it in this run.
-    fn peel(
+    fn intercept(
         &mut self,
         payload: &[u8],
         mask: [u8; 4],
         is_text: bool,
-        stand: &mut Option<Stand>,
+        state: &mut Option<SessionState>,
         now_us: i64,
     ) -> Result<bool, Reason> {
-        let Some(now) = *stand else { return Err(Reason::Session) };
+        let Some(now) = *state else { return Err(Reason::Session) };
         SCRATCH.with_borrow_mut(|(plain, raw)| {
             frame::unmask(payload, mask, plain);
             let read = if is_text { raw::read_json } else { raw::read_binary };
@@ -191,7 +197,7 @@ impl Lane {
             if self.run.times_us.len() + raw.n_samples > self.max_run_samples {
                 return Ok(false);
             }
-            *stand = Some(self.run.accept(raw, now, self.period_us, now_us).ok_or(Reason::Session)?);
+            *state = Some(self.run.accept(raw, now, self.period_us, now_us).ok_or(Reason::Session)?);
             Ok(true)
         })
     }

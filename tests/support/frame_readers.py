@@ -1,4 +1,4 @@
-"""A lane that is nowhere else, and what its twin makes of the same samples."""
+"""A frame reader without a connection, and what its twin makes of the same samples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from support.relay_bytes import binary, chunk
 from support.samples import ORIGIN, T0_US
-from zander._native import Lane
+from zander._native import FrameReader
 from zander.streams.session import Session
 from zander.streams.stream import Stream
 from zander.wire.chunk import Chunk, Samples
@@ -15,22 +15,22 @@ from zander.wire.websocket import frame
 
 
 class Alone:
-    """A lane of a stream that is nowhere else, and its twin."""
+    """A frame reader of a stream that is nowhere else, and its twin."""
 
     def __init__(self, user_id: str = "me", n_channels: int = 16, position: int = 0, fence: int = 0) -> None:
         device = DeviceInfo(sampling_rate=128.0, channel_count=n_channels)
         self.session = Session(user_id, ORIGIN.session_id, 0, device, {}, fence=fence, next_position=position)
         stream = Stream(self.session, None, 10_000)  # type: ignore[arg-type]
         stream.ring.next_position = position
-        self.lane = Lane(stream, lambda: T0_US)
+        self.reader = FrameReader(stream, lambda: T0_US)
 
     def take(self, samples: Samples, time_us: int | None) -> Chunk:
         """Take samples in one message, and return what the twin makes of it."""
         taken = Chunk(self.session.origin, self.session.next_position, np.array([], np.int64), samples)
         data = chunk(samples.tobytes(), samples.shape[1], time_us=T0_US if time_us is None else time_us)
-        assert self.lane.feed(binary(data)) is None
-        taken.times_us = np.frombuffer(self.lane.samples()[0], np.int64)
-        assert self.lane.samples()[1] == samples.tobytes()
+        assert self.reader.feed(binary(data)) is None
+        taken.times_us = np.frombuffer(self.reader.samples()[0], np.int64)
+        assert self.reader.samples()[1] == samples.tobytes()
         return taken
 
 
@@ -46,5 +46,5 @@ def json_differs(random: np.random.Generator) -> str:
     """Write samples as JSON in both ways; return how that differs."""
     alone = Alone(position=int(random.integers(0, (1 << 53) - 100)))
     taken = alone.take(any_values(random, 16, 16), int(10 ** random.uniform(3, 15.24)))
-    native, twin = alone.lane.json(), b"".join(map(frame, taken.json_frames))
+    native, twin = alone.reader.json(), b"".join(map(frame, taken.json_frames))
     return "" if native == twin else f"native {native!r}\ntwin {twin!r}"

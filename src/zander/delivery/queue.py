@@ -1,0 +1,142 @@
+"""Bounded queue of what waits for one client: samples, notes and gaps, in the order in which they came."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Literal
+
+from msgspec.structs import replace
+
+from zander.wire.chunk import MAX_CHUNK_BYTES, Chunk, join
+from zander.wire.codec import dumps
+from zander.wire.messages import Gap
+
+Format = Literal["json", "chunks", "binary"]
+FORMATS: tuple[Format, ...] = ("json", "chunks", "binary")
+
+TAKE_BYTES = 8 << 10  # what is taken at once: 0.1 ms of JSON, and then all others have their turn
+PART_SAMPLES = 32  # about that, of a few channels
+
+_EMPTY: deque[Any] = deque(maxlen=0)  # stands for every queue that is empty: one of its own takes 760 bytes
+
+
+class SendQueue:
+    """Frames in the format of one client. When samples are dropped, the hole is a gap `slow` in their place.
+
+    `nbytes` counts what was pushed with a size, and is left to whoever pushes to bound.
+    """
+
+    __slots__ = ("_announces_gaps", "_dropped", "_notes", "_order", "_raw", "format", "n_dropped", "nbytes")
+
+    def __init__(self, format: Format, *, announces_gaps: bool) -> None:
+        self.format = format
+        self.nbytes = 0
+        self.n_dropped = 0
+        self._announces_gaps = announces_gaps
+        self._raw: deque[tuple[int, int, Chunk]] = _EMPTY  # order of arrival, bytes counted, what waits
+        self._notes: deque[tuple[int, int, str]] = _EMPTY
+        self._dropped: list[tuple[int, Gap]] = []  # before all raw that is left, and not announced yet
+        self._order = 0  # over all three
+
+    def __bool__(self) -> bool:
+        return bool(self._raw or self._notes or self._dropped)
+
+    def push_chunk(self, chunk: Chunk, *, counts: bool = True) -> None:
+        """Append raw: in JSON in small parts, else cut where one message would shift a sample's time too far."""
+        if self._raw is _EMPTY:
+            self._raw = deque()
+        for part in chunk.pieces(PART_SAMPLES) if self.format == "json" else chunk.steady():
+            n_bytes = self._size(part) if counts else 0
+            self._order += 1
+            self._raw.append((self._order, n_bytes, part))
+            self.nbytes += n_bytes
+
+    def push_text(self, text: str, *, counts: bool = True) -> None:
+        """Append a JSON message."""
+        n_bytes = len(text) if counts else 0
+        if self._notes is _EMPTY:
+            self._notes = deque()
+        self._order += 1
+        self._notes.append((self._order, n_bytes, text))
+        self.nbytes += n_bytes
+
+    def shrink(self, max_bytes: int) -> bool:
+        """Drop the oldest raw until `max_bytes` are left; False when everything else alone is more."""
+        while self.nbytes > max_bytes and self._raw:
+            self._drop()
+        return self.nbytes <= max_bytes
+
+    def take(self) -> list[str | bytes]:
+        """Take frames for about TAKE_BYTES, in order; none when nothing waits."""
+        frames: list[str | bytes] = []
+        n_bytes = 0
+        while n_bytes < TAKE_BYTES and self:
+            taken = self._take_notes() or self._take_gap() or self._take_raw()
+            frames += taken
+            n_bytes += sum(map(len, taken))
+        if not self:
+            self._raw = self._notes = _EMPTY
+        return frames
+
+    def encode(self, chunk: Chunk) -> list[str] | list[bytes]:
+        """Return the frames of a chunk; the chunk keeps them."""
+        if self.format == "json":
+            return chunk.json_frames
+        return [chunk.chunk_frame] if self.format == "chunks" else [chunk.binary_frame]
+
+    def _size(self, chunk: Chunk) -> int:
+        return sum(map(len, chunk.json_frames)) if self.format == "json" else chunk.samples.nbytes
+
+    def _drop(self) -> None:
+        order = self._raw[0][0]
+        chunk = self._pop_raw()
+        self.n_dropped += len(chunk)
+        if not self._announces_gaps:
+            return
+        gap = Gap(chunk.origin.session_id, chunk.position, chunk.end, "slow")
+        last_order, last = self._dropped[-1] if self._dropped else (0, None)
+        if last and (last.session_id, last.end) == (gap.session_id, gap.start):
+            self._dropped[-1] = (last_order, replace(last, end=gap.end))
+        else:
+            self._dropped.append((order, gap))
+
+    def _take_gap(self) -> list[str]:
+        """Announce dropped raw."""
+        return [dumps(self._dropped.pop(0)[1])] if self._dropped else []
+
+    def _take_notes(self) -> list[str]:
+        """Take the notes that came before the oldest raw, dropped or not."""
+        if not self._notes:
+            return []
+        texts = []
+        oldest = self._dropped[0][0] if self._dropped else self._raw[0][0] if self._raw else self._order + 1
+        while self._notes and self._notes[0][0] < oldest:
+            _, n_bytes, text = self._notes.popleft()
+            self.nbytes -= n_bytes
+            texts.append(text)
+        return texts
+
+    def _take_raw(self) -> list[str] | list[bytes]:
+        """Take the oldest raw; in chunks and binary as much as follows it before the next note."""
+        if not self._raw:
+            return []
+        first = self._pop_raw()
+        if self.format == "json":
+            return first.json_frames
+        chunks, n_samples = [first], len(first)
+        while self._joins(first, n_samples):
+            chunks.append(self._pop_raw())
+            n_samples += len(chunks[-1])
+        return self.encode(join(chunks))
+
+    def _joins(self, first: Chunk, n_samples: int) -> bool:
+        if not self._raw or (self._notes and self._notes[0][0] < self._raw[0][0]):
+            return False
+        chunk = self._raw[0][2]
+        fits = (n_samples + len(chunk)) * chunk.samples[0].nbytes <= MAX_CHUNK_BYTES
+        return fits and chunk.follows(first, n_samples)
+
+    def _pop_raw(self) -> Chunk:
+        _, n_bytes, chunk = self._raw.popleft()
+        self.nbytes -= n_bytes
+        return chunk

@@ -1,0 +1,179 @@
+"""Taking in: sessions of relays, their samples and features, and predictions for them.
+
+Everything between two awaits happens at once: a sample is accepted, recorded, buffered and delivered in one synchronous
+call. So whoever subscribes gets it either from the buffer or live, never both or neither.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any
+
+from zander.delivery.outbox import Outbox
+from zander.delivery.subscribers import Subscribers, status_note
+from zander.errors import CloseCode, Unavailable
+from zander.hub.fastpath import FastPath
+from zander.hub.interfaces import Peers, RecordSink, SessionStore
+from zander.hub.recording import Recording
+from zander.hub.takeover import Takeover
+from zander.journal.batch import Written
+from zander.streams.clock import now_us
+from zander.streams.stream import Stream, Streams
+from zander.wire.chunk import Chunk, RawIn
+from zander.wire.codec import PredictionIn, dumps, refuse_deep, to_us
+from zander.wire.messages import Auth, DeviceInfo, Features, Gap, Note, Status
+
+
+class Ingest:
+    """The hub's side of relays. `streams` are those that this node holds, by user."""
+
+    def __init__(
+        self,
+        streams: Streams,
+        subscribers: Subscribers,
+        sink: RecordSink,
+        store: SessionStore,
+        peers: Peers,
+        *,
+        buffer_samples: int,
+    ) -> None:
+        self.streams = streams
+        self.n_bad_messages = 0
+        self.fast_path = FastPath(sink, subscribers, self._take_in)
+        self._n_samples = 0
+        self._subscribers = subscribers
+        self._sink = sink
+        self._recording = Recording(sink)
+        self._takeover = Takeover(streams, self.fast_path, store, peers)
+        self._peers = peers
+        self._buffer_samples = buffer_samples
+
+    @property
+    def n_samples(self) -> int:
+        """How many samples were taken in since the start."""
+        return self._n_samples + self.fast_path.n_samples
+
+    async def connect(self, auth: Auth, device: DeviceInfo, relay: Outbox) -> Stream:
+        """Begin a session or go on with one. The newest relay of a user wins: the one before is closed.
+
+        Unavailable when what it sends could not be kept, or when only the database knows its session and is away.
+        """
+        if not self._sink.takes:
+            raise Unavailable("the journal is full: what you send could not be kept")
+        session = await self._takeover.session(auth, device, now_us(), relay)
+        stream = self.streams.get(auth.user_id)
+        if stream and stream.session is session:
+            stream.reconnect(relay, device)
+        else:
+            self.supersede(auth.user_id)
+            stream = self.streams[auth.user_id] = Stream(session, relay, self._buffer_samples)
+        stream.acks = auth.ack
+        self._recording.begin(session)
+        self._peers.announce(auth.user_id, stream)
+        self._subscribers.enter(auth.user_id, session.session_id, session.next_position)
+        self._tell(stream.status())
+        return stream
+
+    def disconnect(self, stream: Stream, relay: Outbox) -> None:
+        """End a session whose relay has gone; what it left in the buffer stays for a while."""
+        self.fast_path.flush()
+        if stream.relay is not relay:
+            return  # it has another by now, or none
+        self._end(stream)
+        self._peers.announce(stream.session.user_id, stream)
+        self._tell(stream.status())
+
+    def supersede(self, user_id: str, code: CloseCode = CloseCode.TAKEN_OVER) -> None:
+        """Give up the user's stream on this node, because a newer relay has it."""
+        self.fast_path.flush()  # which may turn the relay away
+        stream = self.streams.pop(user_id, None)
+        if stream and stream.relay:
+            stream.relay.close(code)
+            self._end(stream)
+
+    def forget(self, user_id: str) -> None:
+        """Drop the buffer of a user whose relay has been gone for long."""
+        del self.streams[user_id]
+        self._peers.announce(user_id, None)
+
+    def take_raw(self, stream: Stream, raw: RawIn) -> None:
+        """Take raw in; BadMessage when it breaks a rule.
+
+        What still comes from a relay whose session has ended is dropped.
+        """
+        if not stream.online:
+            return
+        gap, accepted = stream.session.accept(raw, now_us())
+        if accepted:
+            self._take_in(stream, gap, accepted)
+
+    def take_features(self, stream: Stream, features: Features, fields: dict[str, Any]) -> None:
+        """Take features in; `fields` is the whole message. BadMessage when its time is out of range."""
+        if not stream.online:
+            return
+        session = stream.session
+        time_us = session.check_time(to_us(features.timestamp), now_us())
+        data = {name: value for name, value in fields.items() if name not in ("type", "timestamp")}
+        who = {"user_id": session.user_id, "session_id": session.session_id, "timestamp": time_us / 1e6}
+        self._share(stream, Note("features", time_us, dumps({"type": "features"} | data | who)))
+        self._recording.features(session, data, features.confidence, time_us)
+
+    def take_prediction(self, stream: Stream, incoming: PredictionIn, sender: str) -> bool:
+        """Take in a consumer's prediction and give it to the relay; True if there is one. BadMessage: too deep."""
+        refuse_deep(incoming.fields)
+        session, time_us = stream.session, now_us()
+        who = {"user_id": session.user_id, "timestamp": time_us / 1e6}
+        note = Note("prediction", time_us, dumps(incoming.fields | who), sender)
+        if stream.relay:
+            stream.relay.say(note.text)
+        self._share(stream, note)
+        self._recording.prediction(session, incoming.prediction, time_us)
+        return stream.online
+
+    def on_written(self, written: Written) -> None:
+        """Tell relays what is durable by now; give up sessions that another node has taken over in the database."""
+        for user_id, stream in list(self.streams.items()):
+            session = stream.session
+            durable = written.durable.get(session.session_id)
+            if durable is not None:
+                stream.acknowledge(durable)
+            elif (session.session_id, session.fence) in written.fenced:
+                self.supersede(user_id, CloseCode.TRY_LATER)  # the relay may well be the newest: it is to ask again
+                self._peers.announce(user_id, None)
+                self._tell(stream.status())
+
+    def _take_in(self, stream: Stream, gap: Gap | None, accepted: Chunk) -> None:
+        self._n_samples += len(accepted)
+        for chunk in accepted.pieces():
+            if not self._recording.raw(stream, gap, chunk, now_us()) and stream.acks:
+                self._turn_away(stream)
+                return
+            stream.write(chunk)
+            if gap:
+                self._subscribers.deliver(stream.session.user_id, gap)
+            self._subscribers.deliver(stream.session.user_id, chunk)
+            gap = None
+
+    def _turn_away(self, stream: Stream) -> None:
+        """Close a relay that keeps what is not durable: it comes back with it.
+
+        The stream is forgotten, so that it goes on from what the database has, not from what found no room here.
+        """
+        assert stream.relay
+        stream.relay.close(CloseCode.TRY_LATER)
+        stream.lost_from = None
+        self._end(stream)
+        self.forget(stream.session.user_id)
+        self._tell(stream.status())
+
+    def _end(self, stream: Stream) -> None:
+        stream.relay = None
+        stream.offline_at = monotonic()
+        self._recording.end(stream, now_us())
+
+    def _share(self, stream: Stream, note: Note) -> None:
+        stream.note(note)
+        self._subscribers.deliver(stream.session.user_id, note)
+
+    def _tell(self, status: Status) -> None:
+        self._subscribers.deliver(status.user_id, status_note(status))
