@@ -25,7 +25,7 @@ AUTH_S = 20.0  # for the answer to `auth`: the server may have to ask its databa
 CLOSE_S = 10.0  # how long `close` waits for the last acks
 BREAK_S = 1.0  # and at the end of an `async with` that an exception ends
 
-Values = Sequence[Any] | NDArray[np.floating[Any]]
+Values = Sequence[Any] | NDArray[np.floating[Any] | np.integer[Any]]
 
 log = logging.getLogger(__name__)
 
