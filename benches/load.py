@@ -92,7 +92,7 @@ def greet(load: Load, relay: int) -> tuple[Peer, str]:
     peer = Peer(load, relay)
     peer.shake_hands("/stream")
     device = {"device_type": "bench", "sampling_rate": load.rate_hz, "channel_count": load.n_channels}
-    auth = {"type": "auth", "api_key": "none", "user_id": f"bench-{relay:04}", "device_info": device}
+    auth: dict[str, Any] = {"type": "auth", "api_key": "none", "user_id": f"bench-{relay:04}", "device_info": device}
     if load.acks:
         auth["ack"] = True
     peer.socket.sendall(frame(TEXT, json.dumps(auth).encode()))
@@ -251,7 +251,8 @@ class Run:
         first, n, arrived = (np.array(column) for column in (inbox.first, inbox.n, inbox.arrived))
         index = np.repeat(first - np.cumsum(n) + n, n) + np.arange(n.sum())
         due_s = self.schedule.phase_s[inbox.relay] + index // self.load.n_chunk * self.schedule.period_s
-        return (np.repeat(arrived, n) - self.start - due_s)[due_s >= self.load.warmup_s]
+        latency_s: np.ndarray[Any, Any] = np.repeat(arrived, n) - self.start - due_s
+        return np.compress(due_s >= self.load.warmup_s, latency_s)
 
     def _ack_s(self, inbox: Inbox) -> np.ndarray[Any, Any]:
         """Return how long after it was to be sent each sample of the steady part was said to be durable."""
@@ -260,7 +261,8 @@ class Run:
             return np.array([])
         acked_at = np.array(inbox.acked_at)[np.searchsorted(np.array(inbox.acked), index, side="right")]
         due_s = self.schedule.phase_s[inbox.relay] + index // self.load.n_chunk * self.schedule.period_s
-        return (acked_at - self.start - due_s)[due_s >= self.load.warmup_s]
+        ack_s: np.ndarray[Any, Any] = acked_at - self.start - due_s
+        return np.compress(due_s >= self.load.warmup_s, ack_s)
 
 
 def percentiles(values: np.ndarray[Any, Any]) -> dict[str, float]:

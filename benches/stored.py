@@ -56,11 +56,11 @@ async def lost_rows(dsn: str, tables: Tables, sessions: list[str], n_samples: in
     try:
         n_rows = await _settled(connection, n_rows_of, sessions, len(sessions) * (n_samples + n_features))
         rows = await connection.fetch(raw_of, sessions)
-        n_found = await connection.fetchval(features_of, sessions)
+        n_found: int = await connection.fetchval(features_of, sessions)
     finally:
         await connection.close()
-    n_raw = sum(row["n"] for row in rows)
-    lost = sum(max(1, abs(n_samples - row["n"])) for row in rows if not _is_whole(row, n_samples))
+    n_raw: int = sum(row["n"] for row in rows)
+    lost: int = sum(max(1, abs(n_samples - row["n"])) for row in rows if not _is_whole(row, n_samples))
     lost += (len(sessions) - len(rows)) * n_samples
     return lost + abs(len(sessions) * n_features - n_found) + (n_rows - n_raw - n_found)
 

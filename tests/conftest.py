@@ -46,8 +46,8 @@ def start_node(database_url: str) -> Iterator[Callable[..., Node]]:  # noqa: F81
     with ExitStack() as nodes:
 
         def start(**settings: Any) -> Node:
-            settings = {"database_url": database_url, "batch_max_seconds": 0.1} | settings
-            return nodes.enter_context(Node(**settings))
+            defaults: dict[str, Any] = {"database_url": database_url, "batch_max_seconds": 0.1}
+            return nodes.enter_context(Node(**(defaults | settings)))
 
         yield start
 

@@ -12,10 +12,10 @@ SWITCH = "ZANDER_NATIVE"
 try:
     if os.environ.get(SWITCH) == "0":
         raise ImportError(f"{SWITCH} is 0")
-    from zander._native import DEBUG as IS_DEBUG
+    from zander._native import DEBUG
 except ImportError as error:
     WHY_NOT, IS_DEBUG = str(error), False
 else:
-    WHY_NOT = ""
+    WHY_NOT, IS_DEBUG = "", DEBUG
 
 IS_NATIVE = not WHY_NOT

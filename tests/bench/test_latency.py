@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -141,7 +142,7 @@ async def test_what_the_baseline_did_not_write_once_counts(
     ],
 )
 def test_whatever_was_lost_is_said_and_ends_with_1(
-    bad: dict[str, object], says: str, capsys: pytest.CaptureFixture[str]
+    bad: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert faults(GOOD) == []
     assert say_faults({"this": GOOD}) == 0

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from chaos import round as chaos_round
-from chaos.faults import Fault
+from chaos.faults import Fault, Stage
 from chaos.outages import FAULTS
 from chaos.proxy import Proxy
 from chaos.round import Outcome, Strike, plan, play
@@ -168,7 +168,7 @@ async def test_the_promises_hold(faults: tuple[tuple[float, str, str, float], ..
 
 
 async def test_what_is_taken_out_of_the_database_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def steal(stage: chaos_round.Stage) -> None:
+    async def steal(stage: Stage) -> None:
         await stage.system.run(
             "DELETE FROM raw_eeg WHERE position = 3", "UPDATE raw_eeg SET position = 8 WHERE position = 9"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ VALUES[5, 1] = np.nan
 Break = Callable[[History], object]
 
 
-def _sent(session_id: str, **more: object) -> Sent:
-    return Sent("u", session_id, VALUES, **{"numbered": session_id == "numbered", "acked": 0, **more})
+def _sent(session_id: str, **more: Any) -> Sent:
+    fields: dict[str, Any] = {"numbered": session_id == "numbered", "acked": 0}
+    return Sent("u", session_id, VALUES, **(fields | more))
 
 
 def _stored(*, without: tuple[int, ...] = ()) -> Stored:
@@ -32,7 +34,9 @@ def _stored(*, without: tuple[int, ...] = ()) -> Stored:
 def _clean() -> History:
     """A numbered relay and then an original one of the same user; a consumer got all of it."""
     sent = [_sent("numbered", acked=N), _sent("original", taken=N, n_features=4, features_taken=3)]
-    events = [Samples(one.session_id, i, VALUES[i : i + 5]) for one in sent for i in range(0, N, 5)]
+    events: list[Samples | Gap] = [
+        Samples(one.session_id, i, VALUES[i : i + 5]) for one in sent for i in range(0, N, 5)
+    ]
     original = replace(_stored(), features=[0, 2, 1])
     return History(sent, {"numbered": _stored(), "original": original}, [Seen("c", "u", events)])
 
@@ -121,7 +125,7 @@ def _earlier(history: History) -> None:
     history.stored["numbered"].times_us[11] = 0
 
 
-def _set(session_id: str, **more: object) -> Break:
+def _set(session_id: str, **more: Any) -> Break:
     """Change what is in the database of a session."""
 
     def change(history: History) -> None:

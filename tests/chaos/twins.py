@@ -11,6 +11,7 @@ from chaos.history import Gap, Samples, Seen, Sent, Span
 from chaos.load import Link, Relay, Signal
 from zander import client
 from zander.client import connection as line
+from zander.client.spool import SPOOL_BYTES
 
 TICK_S = 0.02
 DRAIN_SECONDS = 40.0
@@ -36,7 +37,7 @@ class TwinRelay(Relay):
         self._signal = Signal(chance.choice((1, 3)), chance.choice((128, 256)), chance)
         self._relay: client.Relay | None = None
         self._dropped: list[Span] = []
-        self._keeps = {"spool_bytes": SMALL_SPOOL_BYTES} if chance.random() < 0.3 else {}
+        self._spool_bytes = SMALL_SPOOL_BYTES if chance.random() < 0.3 else SPOOL_BYTES
         self._binary = chance.random() < 0.5
 
     @property
@@ -54,7 +55,7 @@ class TwinRelay(Relay):
             self._signal.device,
             on_drop=lambda start, end: self._dropped.append((start, end)),
             on_message=lambda message: self.note_error(message) if message["type"] == "error" else None,
-            **self._keeps,
+            spool_bytes=self._spool_bytes,
         )
         try:
             relay.start()

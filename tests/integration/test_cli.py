@@ -38,7 +38,7 @@ class Zander:
 
     def __call__(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run to the end."""
-        with self.started(*arguments, **variables) as program:
+        with self.started(*arguments, out=subprocess.PIPE, **variables) as program:
             out, err = program.communicate(timeout=60)
         return subprocess.CompletedProcess(program.args, program.returncode, out, err)
 
@@ -68,7 +68,7 @@ def zander(tmp_path: Path) -> Zander:
 def recording(tmp_path: Path) -> Path:
     """Four seconds of two channels in mV, the sample's index in the first, and a slow one that is left out."""
     path = tmp_path / "four-seconds.edf"
-    header = {"physical_max": 100, "physical_min": -100, "digital_max": 32767, "digital_min": -32768}
+    header: dict[str, Any] = {"physical_max": 100, "physical_min": -100, "digital_max": 32767, "digital_min": -32768}
     header |= {"transducer": "", "prefilter": "", "dimension": "mV"}
     names = {"C3": RATE_HZ, "C4": RATE_HZ, "SpO2": 1}
     with EdfWriter(str(path), len(names)) as writer:
@@ -295,6 +295,7 @@ async def test_a_relay_that_is_killed_goes_on_where_it_was(
     assert (ended.returncode, ended.stderr) == (0, "")
     assert re.search(rf"session {session_id} of {user} goes on at sample \d\d\d", ended.stdout), ended.stdout
     assert ", all stored, " in ended.stdout
+    assert node.settings.database_url
     check_stored(await stored(node.settings.database_url, user), session_id)
 
 

@@ -113,7 +113,7 @@ class TestCompose:
 def docker_compose_is_here() -> bool:
     docker = shutil.which("docker")
     return (
-        bool(docker)
+        docker is not None
         and subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0
     )
 

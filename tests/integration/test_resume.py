@@ -13,7 +13,7 @@ import psutil
 import pytest
 from websockets.asyncio.client import connect
 
-from support.clients import DEVICE, Peer, consumer, relay
+from support.clients import DEVICE, Peer, RelayPeer, consumer, relay
 from support.databases import connected
 from support.nodes import Node
 from support.programs import Program
@@ -28,7 +28,7 @@ async def send(peer: Peer, positions: range, mark: float = 0.0) -> None:
         await peer.send({"type": "raw", "channels": [position, mark], "position": position})
 
 
-async def acked(peer: Peer, durable: int) -> None:
+async def acked(peer: RelayPeer, durable: int) -> None:
     """Wait for the ack of everything before a position; acks only ever grow."""
     last = 0
     while last < durable:

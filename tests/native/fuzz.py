@@ -19,7 +19,7 @@ import numpy as np
 from msgspec import structs
 
 from support.frame_readers import json_differs
-from support.outcomes import compare
+from support.outcomes import Outcome, compare
 from support.stories import SMALL_FRAMES, STEPS, any_story, dumped, loaded
 from support.twins import Story, stage
 from support.vectors import NUMBERS
@@ -139,6 +139,7 @@ async def run(seconds: float, seed: int) -> int:
     """Run for a while; return the exit code."""
     random, floats = Random(seed), np.random.default_rng(seed)
     corpus, seen = read_corpus(), set()
+    outcome: Outcome | None
     n_inputs = n_intercepted = n_passed = 0
     began = reported = monotonic()
     with stage() as one:

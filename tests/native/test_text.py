@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from zander.native import IS_NATIVE, WHY_NOT
 
@@ -18,9 +20,10 @@ from support.samples import T0_US
 from zander._native import chunk_text, sample_texts
 from zander.wire.chunk import MAX_POSITION, Chunk, Origin, Samples, Times
 
+Number = TypeVar("Number", bound=np.generic)
 ORIGIN = Origin("Zoë", "s", 7812.5)
 TIMES = np.array([T0_US, T0_US + 7812, T0_US + 15625])
-SAMPLES = np.float32([[0.1, -2.5], [np.nan, -0.0], [1e16, 1e-7]])
+SAMPLES = np.array([[0.1, -2.5], [np.nan, -0.0], [1e16, 1e-7]], np.float32)
 PLAIN_TIME_US = 100  # from here on the native path writes it
 MAX_INT = (1 << 63) - 1
 
@@ -76,12 +79,12 @@ def test_any_value_of_usual_size_is_written_the_same(values: list[float]) -> Non
 
 
 def test_every_exponent_is_written_the_same() -> None:
-    bits = np.arange(1 << 9, dtype=np.uint32)[:, None] << 23 | np.uint32([0, 1, 0x400000, 0x7FFFFF])
+    bits = np.arange(1 << 9, dtype=np.uint32)[:, None] << 23 | np.array([0, 1, 0x400000, 0x7FFFFF], np.uint32)
     chunk = Chunk(ORIGIN, 0, np.full(len(bits), T0_US), bits.view(np.float32))
     assert native(chunk) == (sample_twins(chunk), chunk_twin(chunk))
 
 
-def unaligned(array: Samples | Times) -> Samples | Times:
+def unaligned(array: NDArray[Number]) -> NDArray[Number]:
     """The same in memory that begins at an odd address."""
     return np.frombuffer(b"x" + array.tobytes(), array.dtype, offset=1).reshape(array.shape)
 

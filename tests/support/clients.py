@@ -43,11 +43,24 @@ class Peer:
         return self.socket.close_code or 0
 
 
+class RelayPeer(Peer):
+    """A relay, and what the server said of its session."""
+
+    session_id: str
+    next_position: int
+
+
+class ConsumerPeer(Peer):
+    """A consumer, and its first status, if it asked for one."""
+
+    status: dict[str, Any]
+
+
 @asynccontextmanager
-async def relay(ws: str, user: str, device: dict[str, Any] | None = None, **fields: Any) -> AsyncIterator[Peer]:
+async def relay(ws: str, user: str, device: dict[str, Any] | None = None, **fields: Any) -> AsyncIterator[RelayPeer]:
     """A relay that has been let in."""
     async with connect(f"{ws}/stream") as socket:
-        peer = Peer(socket)
+        peer = RelayPeer(socket)
         await peer.send({"type": "auth", "user_id": user, "device_info": DEVICE if device is None else device} | fields)
         greeting = await peer.receive()
         assert greeting["type"] == "auth_ok", greeting
@@ -56,10 +69,10 @@ async def relay(ws: str, user: str, device: dict[str, Any] | None = None, **fiel
 
 
 @asynccontextmanager
-async def consumer(ws: str, user: str, query: str = "", **options: Any) -> AsyncIterator[Peer]:
+async def consumer(ws: str, user: str, query: str = "", **options: Any) -> AsyncIterator[ConsumerPeer]:
     """A consumer that has got its first status, kept as `status`."""
     async with connect(f"{ws}/subscribe/{user}{query}", **options) as socket:
-        peer = Peer(socket)
+        peer = ConsumerPeer(socket)
         if "types" not in query or "status" in query:
             peer.status = await peer.until("status")
         yield peer

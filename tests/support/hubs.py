@@ -50,6 +50,7 @@ class Listed(list[Any]):
     def __init__(self) -> None:
         super().__init__()
         self.items: list[Chunk | Gap] = []
+        self.frames: list[bytes] = []
 
     def record(self, record: SessionRecord | GapRecord) -> None:
         self.append(record)
@@ -60,6 +61,10 @@ class Listed(list[Any]):
         if self.takes:
             self += [Sample(chunk.origin.session_id, position) for position in range(chunk.position, chunk.end)]
             self.items.append(chunk)
+        return self.takes
+
+    def record_frames(self, frames: bytes, n_samples: int) -> bool:
+        self.frames.append(frames)
         return self.takes
 
     def drop(self, n_records: int) -> None:
@@ -109,7 +114,7 @@ class Shelf:
 
     async def samples(self, session: StoredSession, position: int, n: int) -> list[Chunk | Gap]:
         found: list[Chunk | Gap] = []
-        for item in self._there() and self.items[session.session_id]:
+        for item in self.items[session.session_id] if self._there() else []:
             if item.end > position and n > 0:
                 if isinstance(item, Chunk):
                     item = item.since(position).pieces(n)[0]  # noqa: PLW2901

@@ -68,8 +68,8 @@ class Database:
                 session.durable = written.durable[session_id] = max(session.durable, reach.end)
                 session.last_us = max(session.last_us or 0, reach.last_us or 0)
         for hold, records in batch.raw.items():
-            for record in records if hold not in fenced else []:
-                self._insert(record)
+            for raw in records if hold not in fenced else []:
+                self._insert(raw)
         for gap in batch.gaps:
             if (gap.session_id, gap.fence) not in fenced:
                 self.gaps[gap.session_id, gap.start] = gap.end, gap.reason

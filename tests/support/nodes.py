@@ -19,7 +19,10 @@ from zander.settings import Settings
 class Http:
     """What is asked of a node over HTTP, in-process or not; `http` is its address."""
 
-    http: str
+    @property
+    def http(self) -> str:
+        """Its address."""
+        raise NotImplementedError
 
     @property
     def ws(self) -> str:
@@ -52,14 +55,19 @@ class Node(Http):
     def __init__(self, ws: str | None = None, **settings: Any) -> None:
         """Serve with the settings; `ws` names another WebSocket class of uvicorn's than ours."""
         self._folder = tempfile.TemporaryDirectory(prefix="zander-data-")
-        self.settings = Settings(**{"port": 0, "data_dir": Path(self._folder.name)} | settings)
+        defaults: dict[str, Any] = {"port": 0, "data_dir": Path(self._folder.name)}
+        self.settings = Settings(**(defaults | settings))
         listener = listen(self.settings.host, 0)
-        self.http = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._server = Server(create_app(self.settings))
-        self._server.config.ws = ws or self._server.config.ws
-        self._thread = threading.Thread(target=self._server.run, args=([listener],))
+        self._port = int(listener.getsockname()[1])
+        self.server = Server(create_app(self.settings))
+        self.server.config.ws = ws or self.server.config.ws
+        self._thread = threading.Thread(target=self.server.run, args=([listener],))
         self._thread.start()
-        eventually(lambda: self._server.started)
+        eventually(lambda: self.server.started)
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
 
     def __enter__(self) -> Self:
         return self
@@ -69,6 +77,6 @@ class Node(Http):
 
     def stop(self) -> None:
         """Drain and end, as SIGTERM does."""
-        self._server.should_exit = True
+        self.server.should_exit = True
         self._thread.join()
         self._folder.cleanup()

@@ -47,8 +47,8 @@ class Outcome(NamedTuple):
 async def compare(stage: Stage, story: Story) -> tuple[Outcome, str]:
     """Play a story in both worlds; return what came of it in the native one, and what differs."""
     outcomes = []
-    for native in (True, False):
-        world = World(stage, story, native)
+    for is_native in (True, False):
+        world = World(stage, story, is_native)
         try:
             await world.play(stage.clock)
             outcomes.append(outcome(world))

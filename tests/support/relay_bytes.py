@@ -6,6 +6,7 @@ import struct
 from itertools import cycle, pairwise
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
+NO_POSITION, NO_TIME = -1, -(1 << 63)  # in a chunk that the server is to count and stamp
 MASK = b"\x37\xfa\x21\x3d"
 
 
@@ -31,8 +32,8 @@ def chunk(
     n_channels: int = 2,
     n_samples: int | None = None,
     *,
-    position: int = -1,
-    time_us: int = -(1 << 63),
+    position: int = NO_POSITION,
+    time_us: int = NO_TIME,
     head: bytes = b"\1\1\1\0",
 ) -> bytes:
     """Write a binary chunk, with whatever header."""
@@ -69,7 +70,8 @@ def fragmented(payload: bytes, opcode: int, *cuts: int) -> list[bytes]:
 
 def cut(data: bytes, sizes: list[int]) -> list[bytes]:
     """Cut bytes into pieces of these sizes, round and round."""
-    pieces, at = [], 0
+    pieces: list[bytes] = []
+    at = 0
     for size in cycle(sizes):
         if at >= len(data):
             return pieces

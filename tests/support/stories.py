@@ -8,7 +8,20 @@ from typing import Any
 
 from msgspec import structs
 
-from support.relay_bytes import BINARY, CLOSE, PING, TEXT, binary, chunk, cut, floats, fragmented, masked
+from support.relay_bytes import (
+    BINARY,
+    CLOSE,
+    NO_POSITION,
+    NO_TIME,
+    PING,
+    TEXT,
+    binary,
+    chunk,
+    cut,
+    floats,
+    fragmented,
+    masked,
+)
 from support.samples import T0_US
 from support.twins import Story
 from support.vectors import CHUNKS, FRAMES, text_messages
@@ -126,9 +139,9 @@ class _Teller:
             )
             if random.random() < 0.3:
                 values = random.randbytes(4 * n * n_channels)
-            numbers = {} if position is None else {"position": position}
-            numbers |= {} if time_us is None else {"time_us": time_us}
-            return chunk(values, n_channels, n, **numbers), BINARY
+            numbered = NO_POSITION if position is None else position
+            stamped = NO_TIME if time_us is None else time_us
+            return chunk(values, n_channels, n, position=numbered, time_us=stamped), BINARY
         samples = [[self._value() for _ in range(n_channels)] for _ in range(n)]
         fields: list[tuple[str, Any]] = [("type", "raw")]
         fields.append(("channels", samples[0]) if n == 1 else ("samples", samples))

@@ -92,7 +92,7 @@ def _install() -> None:
 
 def _installed_version() -> str | None:
     try:
-        return json.loads((ROOT / "node_modules" / PACKAGE / "package.json").read_text())["version"]
+        return str(json.loads((ROOT / "node_modules" / PACKAGE / "package.json").read_text())["version"])
     except FileNotFoundError:
         return None
 
@@ -106,6 +106,7 @@ def _node() -> Iterator[int]:
     process = subprocess.Popen(
         [node, str(ROOT / "server.mjs")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    assert process.stdout is not None
     try:
         too_late = Timer(START_TIMEOUT_S, process.kill)
         too_late.start()

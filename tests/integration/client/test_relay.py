@@ -38,10 +38,10 @@ class Got(NamedTuple):
 
 def read(frame: str | bytes) -> Got:
     if isinstance(frame, bytes):
-        position, time_us, samples = decode_binary(frame)
+        position, time_us, values = decode_binary(frame)
         assert position is not None
         assert time_us is not None
-        return Got(position, time_us, samples[:, 0].tolist(), True)
+        return Got(position, time_us, values[:, 0].tolist(), True)
     message = json.loads(frame)
     samples = message["samples"] if "samples" in message else [message["channels"]]
     return Got(message["position"], round(message["timestamp"] * 1e6), [sample[0] for sample in samples], False)
@@ -125,7 +125,8 @@ async def test_without_a_time_a_sample_is_of_now_and_the_last_of_a_chunk_too(mon
 
 
 async def test_after_a_cut_it_goes_on_with_its_session_from_what_is_durable() -> None:
-    hearing, connected = Hearing(), []
+    hearing = Hearing()
+    connected: list[int] = []
     behaviours = hearing.until(4, ack(2), code=1012), hearing.until(0), hearing.storing(2)
     async with served(*behaviours) as url, Relay(url, "u", DEVICE, on_connected=connected.append) as relay:
         await send(relay, 0, 1, 2, 3)

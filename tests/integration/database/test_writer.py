@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,8 +24,7 @@ from support.services import PostgresServer
 from zander.database import connection as connection_module
 from zander.database import transaction as transaction_module
 from zander.database import writer as storage_module
-from zander.database.connection import blames_data, plain_dsn
-from zander.database.migrations import Connection
+from zander.database.connection import Connection, blames_data, plain_dsn
 from zander.database.writer import Postgres
 from zander.errors import StorageError
 from zander.journal import outage as outage_module
@@ -456,13 +456,14 @@ async def test_lost_answers_at_random_neither_lose_nor_repeat(any_database_url: 
     async with Proxy(any_database_url).listening() as proxy, recording(postgres(proxy.url), tmp_path) as recorder:
         await until(lambda: recorder.online)
         recorder.record(SESSION)
+
+        def is_answered(n_batches: int, n_lost: int) -> bool:
+            return recorder.stats().written_batches > n_batches or proxy.n_lost > n_lost
+
         for position in range(0, 150, 10):
             proxy.loses_commits = position % 60 < 20
             recorder.record_chunk(chunk(position, 10), 0)
-            n_batches, n_lost = recorder.stats().written_batches, proxy.n_lost
-            await until(
-                lambda before=n_batches, lost=n_lost: recorder.stats().written_batches > before or proxy.n_lost > lost
-            )
+            await until(partial(is_answered, recorder.stats().written_batches, proxy.n_lost))
         proxy.loses_commits = False
         assert await recorder.drain(20)
         assert proxy.n_lost >= 3

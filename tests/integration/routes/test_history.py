@@ -6,6 +6,7 @@ import io
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -349,10 +350,14 @@ class TestErrors:
 
 def test_a_key_is_needed(start_node: Callable[..., Node]) -> None:
     node = start_node(edge_api_key=("e",), consumer_api_key=("c",))
+
+    def is_answered(path: str) -> bool:
+        return node.get(path, X_API_Key="c")[0] in (200, 404)
+
     for path in ("/history/me?start=0&end=1", "/sessions", f"/sessions/{uuid.uuid4()}"):
         assert node.get(path)[0] == 401
         assert node.get(path, X_API_Key="e")[0] == 401
-        eventually(lambda path=path: node.get(path, X_API_Key="c")[0] in (200, 404))
+        eventually(partial(is_answered, path))
 
 
 def test_without_a_database_it_is_503() -> None:

@@ -19,7 +19,8 @@ async def _tables(dsn: str, create: str = "SELECT") -> int:
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute(create)
-        return await connection.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
+        n_tables: int = await connection.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
+        return n_tables
     finally:
         await connection.close()
 
@@ -41,7 +42,7 @@ def test_postgres_comes_back_on_its_port_with_its_data_after_a_stop_and_after_a_
 def test_postgres_pauses_and_goes_on() -> None:
     with PostgresServer() as server:
         server.pause()
-        psql = [embedded.program("psql"), server.dsn, "-c", "SELECT"]
+        psql = [str(embedded.program("psql")), server.dsn, "-c", "SELECT"]
         with pytest.raises(subprocess.TimeoutExpired):
             subprocess.run(psql, check=False, env=ENVIRONMENT, timeout=0.3)
         server.resume()

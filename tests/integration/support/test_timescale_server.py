@@ -130,7 +130,8 @@ async def test_records_and_many_executions_arrive(first: asyncpg.Connection) -> 
 async def test_connections_of_a_pool_do_not_share_prepared_statements(dsn: str) -> None:
     async def add(pool: asyncpg.Pool, n: int) -> int:
         async with pool.acquire() as connection, connection.transaction():
-            return await connection.fetchval(f"SELECT $1::int + {n}", n)
+            total: int = await connection.fetchval(f"SELECT $1::int + {n}", n)
+            return total
 
     async with asyncpg.create_pool(dsn, min_size=3, max_size=3) as pool:
         assert await asyncio.gather(*(add(pool, n) for n in range(30))) == [2 * n for n in range(30)]
@@ -364,6 +365,7 @@ def test_the_server_ends_with_a_parent_that_is_killed() -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert parent.stdout is not None
     with parent, socket.create_connection(dsn_address(parent.stdout.readline().strip()), WAIT_S) as watch:
         parent.send_signal(signal.SIGKILL)
         with suppress(ConnectionResetError):  # if it had not been accepted yet

@@ -20,8 +20,9 @@ import struct
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import groupby, pairwise
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import pytest
@@ -500,9 +501,10 @@ class Wire(asyncio.Transport):
 
     def __init__(self, node: Node, path: str) -> None:
         super().__init__()
-        server = node._server
+        server = node.server
         self.heard = Heard()
-        self.protocol: Any = server.config.ws_protocol_class(
+        make: Any = server.config.ws_protocol_class
+        self.protocol: Any = make(
             config=server.config, server_state=server.server_state, app_state=server.lifespan.state
         )
         self._closing = False
@@ -581,13 +583,14 @@ async def wired_relay(node: Node, user: str) -> Wire:
 
 
 def hub(node: Node) -> Any:
-    return node._server._app.state.service.hub
+    return node.server._app.state.service.hub
 
 
 def protocol_of(node: Node, client: Client) -> Any:
     """Return the server's end of a socket."""
     address = client.socket.getsockname()
-    (found,) = [each for each in node._server.server_state.connections if each.client == address]
+    connections: Collection[Any] = node.server.server_state.connections
+    (found,) = [each for each in connections if each.client == address]
     return found
 
 
@@ -598,7 +601,7 @@ def inside(node: Node, work: Any) -> Any:
         async with asyncio.timeout(WAIT_SECONDS):
             return await work
 
-    return asyncio.run_coroutine_threadsafe(bounded(), node._server.servers[0].get_loop()).result()
+    return asyncio.run_coroutine_threadsafe(bounded(), node.server.servers[0].get_loop()).result()
 
 
 def values(node: Node, user: str, since: int = 0) -> list[float]:
@@ -650,7 +653,9 @@ def boundaries(sent: bytes, n_most: int) -> Collection[int]:
 
 
 def is_ours(node: Node) -> bool:
-    return issubclass(node._server.config.ws_protocol_class, WebSocketProtocol)
+    protocol_class = node.server.config.ws_protocol_class
+    assert protocol_class is not None
+    return issubclass(protocol_class, WebSocketProtocol)
 
 
 @pytest.fixture(scope="module", params=[None, "websockets-sansio"], ids=["ours", "uvicorns"])
@@ -747,7 +752,10 @@ def prediction(n: int) -> bytes:
     return json.dumps(fields, ensure_ascii=False).encode()
 
 
-@pytest.mark.parametrize("case", [pytest.param(row.values[1], id=row.id) for row in ROWS if row.values[1].is_control])
+CONTROLS = [pytest.param(row.values[1], id=row.id) for row in ROWS if cast(Case, row.values[1]).is_control]
+
+
+@pytest.mark.parametrize("case", CONTROLS)
 def test_a_frame_between_the_predictions_of_a_consumer(served: Node, user: str, case: Case) -> None:
     with Client(served, f"/subscribe/{user}?types=gap") as client:
         client.send(frame(TEXT, prediction(1)) + case.sent + frame(TEXT, prediction(2)))
@@ -1015,6 +1023,10 @@ def test_a_relay_that_floods_a_busy_server_is_slowed_and_loses_nothing(
         assert got_in(served, user) == [*range(n)]
 
 
+def has_probes(n: int, heard: Heard) -> bool:
+    return heard.n_probes == n
+
+
 async def _size(transport: asyncio.Transport) -> int:
     return transport.get_write_buffer_size()
 
@@ -1026,7 +1038,7 @@ def test_a_consumer_that_does_not_read_costs_no_more_than_its_bound(served: Node
         (outbox,) = hub(served).subscribers.consumers(user)
         for i in range(0, n, n_chunk):
             edge.send(frame(BINARY, chunk(i, n_chunk)) + PROBE)
-            edge.until(lambda heard, n=i // n_chunk + 1: heard.n_probes == n)
+            edge.until(partial(has_probes, i // n_chunk + 1))
             assert outbox.nbytes <= outbox.max_bytes
         assert outbox.n_dropped
         transport = protocol_of(served, azure).transport

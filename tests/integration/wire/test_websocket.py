@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
@@ -54,7 +54,8 @@ async def test_messages_sent_before_the_answer_to_auth_are_not_lost(node: Node, 
 
 def protocol_of(node: Node, socket: ClientConnection) -> Any:
     """Return the server's end of a socket."""
-    [found] = [each for each in node._server.server_state.connections if each.client == socket.local_address]
+    connections: Collection[Any] = node.server.server_state.connections
+    [found] = [each for each in connections if each.client == socket.local_address]
     assert isinstance(found, WebSocketProtocol)
     return found
 
@@ -65,7 +66,7 @@ def n_readers(node: Node) -> int:
     async def count() -> int:
         return sum(task.get_coro().__qualname__ == Conversation._read.__qualname__ for task in asyncio.all_tasks())  # type: ignore[union-attr]
 
-    return asyncio.run_coroutine_threadsafe(count(), node._server.servers[0].get_loop()).result()
+    return asyncio.run_coroutine_threadsafe(count(), node.server.servers[0].get_loop()).result()
 
 
 @pytest.mark.parametrize("path", ["/stream", "/subscribe/{}?types=status,features"])

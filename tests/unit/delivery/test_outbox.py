@@ -613,8 +613,9 @@ class Model:
         return [skipped(start, position, origin.session_id), one] if start < position else [one]
 
     def note(self, n_bytes: int) -> Note:
-        self.events.append(f"note {len(self.events)}")
-        return note(self.events[-1], n_bytes=n_bytes)
+        name = f"note {len(self.events)}"
+        self.events.append(name)
+        return note(name, n_bytes=n_bytes)
 
 
 @given(

@@ -71,7 +71,7 @@ def messages(outbox: Outbox) -> list[Any]:
 
 def outline(outbox: Outbox) -> list[Any]:
     """Everything that waits, in short: a position for a sample, (from, to) for a gap, else the type."""
-    short = {
+    short: dict[str, Callable[[Any], Any]] = {
         "raw": lambda message: message["position"],
         "gap": lambda message: (message["from"], message["to"]),
         "status": lambda message: "online" if message["online"] else "offline",

@@ -39,6 +39,9 @@ class Notebook:
             self.told.append(("raw", chunk.position, chunk.end))
         return self.takes
 
+    def record_frames(self, frames: bytes, n_samples: int) -> bool:
+        raise AssertionError("only the native path has frames")
+
     def record_prediction(self, record: PredictionRecord) -> bool:
         self.told.append(record)
         return True
@@ -126,17 +129,17 @@ def test_what_is_lost_at_the_end_of_a_session_is_told_with_it(
 def test_room_that_is_gone_again_begins_a_new_loss(notebook: Notebook, stream: Stream) -> None:
     notebook.takes = False
     stream.send(0)
-    record = notebook.record
+    take = notebook.record
 
-    def full_again(told: SessionRecord | GapRecord) -> None:
-        record(told)
+    def full_again(record: SessionRecord | GapRecord) -> None:
+        take(record)
         notebook.takes = False
 
     notebook.takes = True
     notebook.record = full_again  # type: ignore[method-assign]
     assert not stream.send(3)
     notebook.takes = True
-    notebook.record = record  # type: ignore[method-assign]
+    notebook.record = take  # type: ignore[method-assign]
     stream.send(4)
     assert notebook.told == [("lost", 0, 3), ("lost", 3, 4), ("raw", 4, 5)]
 

@@ -81,6 +81,7 @@ class Listener:
         self.house = house
         self.outbox = Outbox("me", format=format, **options)
         self.heard: list[Any] = []
+        self.session: str  # that of what comes next
 
     @property
     def listens(self) -> bool:
@@ -115,7 +116,7 @@ class Listener:
                 assert message["session_id"] == self.session
                 return [(self.session, message["from"], message["to"], message["reason"])]
             case "status":
-                self.session = message["session_id"]  # of what comes next
+                self.session = message["session_id"]
                 return ["online" if message["online"] else "offline"]
             case _:
                 return [message.get("code", message["type"])]

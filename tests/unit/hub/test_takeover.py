@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -12,6 +11,7 @@ from support.hubs import DEVICE, House, build
 from zander.delivery.outbox import Outbox
 from zander.errors import CloseCode, Unavailable
 from zander.hub import takeover as room
+from zander.streams.stored import StoredSession
 from zander.streams.stream import Stream
 from zander.wire.messages import Auth
 
@@ -24,10 +24,10 @@ class Gate:
         self.waiting: list[asyncio.Event] = []
         house.archive.resume = self.resume  # type: ignore[method-assign]
 
-    async def resume(self, *given: Any) -> Any:
+    async def resume(self, user_id: str, session_id: str, now_us: int, device_info: str) -> StoredSession:
         self.waiting.append(event := asyncio.Event())
         await event.wait()
-        return await self._ask(*given)
+        return await self._ask(user_id, session_id, now_us, device_info)
 
 
 def come(house: House, session_id: UUID) -> tuple[Outbox, asyncio.Task[Stream]]:

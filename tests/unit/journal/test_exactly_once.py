@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import UUID
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from zander.hub.recording import Recording
 from zander.journal import journals, outage, recorder, writer
 from zander.journal.batch import Batch, Written
 from zander.journal.journals import Journals, raw_record
-from zander.journal.log import _HEADER, crc32
+from zander.journal.log import _HEADER
 from zander.journal.recorder import Recorder
 from zander.journal.records import encode
 from zander.streams.ring import Ring

@@ -91,7 +91,7 @@ async def test_what_is_read_ahead_is_what_comes_next(journals: Journals, monkeyp
     monkeypatch.setattr(journals_module, "READ_BYTES", 500)
     for position in range(100):
         append(journals, raw_record(chunk(position), 0))
-    found = []
+    found: list[Batch] = []
     while (batch := await journals.read(journals.own)).n_records:
         journals.read_ahead(batch)
         if len(found) < 5:

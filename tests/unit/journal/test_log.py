@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from zander.journal import log as segments_module
 from zander.journal.log import Segments, files
 
 HEADER_BYTES = 8
@@ -298,8 +297,8 @@ def test_what_could_not_be_written_nor_cut_off_is_written_over(tmp_path: Path, m
         raise OSError(errno.EIO, "I/O error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(segments_module.os, "pwrite", lambda fd, data, at: pwrite(fd, data[:60], at))
-        patch.setattr(segments_module.os, "ftruncate", broken)
+        patch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:60], at))
+        patch.setattr(os, "ftruncate", broken)
         with pytest.raises(OSError, match="No space left"):
             log.append(payload(1, 70))
     for n in range(1, 6):

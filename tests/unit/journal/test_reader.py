@@ -61,7 +61,13 @@ def test_what_has_another_fence_or_other_channels_is_not_joined(way: Way) -> Non
 @WAYS
 def test_behind_so_many_that_are_not_raw_nothing_more_is_read(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joined_module, "MAX_OTHERS", 2)
-    records = [raw_record(chunk(0), 0), SESSION, raw_record(chunk(1), 0), PREDICTION, raw_record(chunk(2), 0)]
+    records: list[Record] = [
+        raw_record(chunk(0), 0),
+        SESSION,
+        raw_record(chunk(1), 0),
+        PREDICTION,
+        raw_record(chunk(2), 0),
+    ]
     found = [raw_record(chunk(0, 2), 0), SESSION, PREDICTION]
     assert way(framed(*records)) == (found, len(framed(*records[:-1])))
 

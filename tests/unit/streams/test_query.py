@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from zander.errors import BadMessage, NotFound
 from zander.streams.query import Answer, Query, answer
 from zander.streams.session import Session
 from zander.streams.stream import RECENT_NOTES, Rates, Stream
-from zander.wire.chunk import RawIn, decode_binary
+from zander.wire.chunk import Chunk, RawIn, decode_binary
 from zander.wire.codec import dumps
 from zander.wire.messages import DeviceInfo, Kind, Note, Status
 
@@ -62,6 +63,13 @@ def names(texts: list[dict[str, Any]]) -> list[str]:
     return [text["name"] for text in texts]
 
 
+def names_of(notes: Sequence[Chunk | Note]) -> list[str]:
+    """The names of events that are notes, all of them."""
+    found = [note for note in notes if isinstance(note, Note)]
+    assert found == [*notes]
+    return names([json.loads(note.text) for note in found])
+
+
 # The stream.
 
 
@@ -94,14 +102,14 @@ async def test_without_a_device_the_first_sample_says_how_many_channels_are_buff
 
 async def test_notes_are_buffered_by_kind(stream: Stream) -> None:
     for kind in ("features", "prediction", "gap", "status"):
-        stream.note(note(kind, kind))  # type: ignore[arg-type]
+        stream.note(note(kind, kind))
     assert (len(stream.features), len(stream.predictions), stream.n_notes) == (1, 1, 4)
 
 
 async def test_what_was_noted_lately_can_be_asked_for_by_number(stream: Stream) -> None:
     for i in range(3):
         stream.note(note(str(i)))
-    assert [names([json.loads(note.text) for note in stream.items_since(0, n)]) for n in range(5)] == [
+    assert [names_of(stream.items_since(0, n)) for n in range(5)] == [
         ["0", "1", "2"],
         ["1", "2"],
         ["2"],
@@ -136,7 +144,7 @@ async def test_the_last_notes_are_features_and_predictions_by_time(stream: Strea
     for i in range(4):
         stream.note(note(f"f{i}", "features", NOW_US + 2 * i))
         stream.note(note(f"p{i}", "prediction", NOW_US + 2 * i + 1))
-    assert names([json.loads(note.text) for note in stream.last_items(2)]) == ["f2", "p2", "f3", "p3"]
+    assert names_of(stream.last_items(2)) == ["f2", "p2", "f3", "p3"]
     assert stream.last_items(0) == []
 
 

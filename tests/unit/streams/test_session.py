@@ -46,7 +46,8 @@ def positions(accepted: Accepted) -> list[int]:
 def times_us(accepted: Accepted) -> list[int]:
     assert accepted.chunk
     assert accepted.chunk.times_us.dtype == np.int64
-    return accepted.chunk.times_us.tolist()
+    found: list[int] = accepted.chunk.times_us.tolist()
+    return found
 
 
 def state(of: Session) -> dict[str, object]:

@@ -51,7 +51,7 @@ def same(got: Chunk, expected: Chunk) -> bool:
 
 
 def test_a_frame_is_the_original_message_with_where_it_comes_from() -> None:
-    assert ORIGIN.frame(7, 1_764_000_000_123_456, "channels", np.float32([0.1, -2.5])) == (
+    assert ORIGIN.frame(7, 1_764_000_000_123_456, "channels", np.array([0.1, -2.5], np.float32)) == (
         '{"type":"raw","user_id":"me","session_id":"s","position":7,"timestamp":1764000000.123456,"channels":[0.1,-2.5]}'
     )
 
@@ -59,7 +59,9 @@ def test_a_frame_is_the_original_message_with_where_it_comes_from() -> None:
 def test_a_frame_is_json_whatever_the_user_is_called_and_whatever_the_time_is() -> None:
     for user_id in ('"', "\\", "Zoë", "😀", "</script>"):
         for time_us in (0, 1, 999_999, 10**18):
-            message = json.loads(Origin(user_id, "s", 0.0).frame(0, time_us, "channels", np.float32([NAN, -0.0])))
+            message = json.loads(
+                Origin(user_id, "s", 0.0).frame(0, time_us, "channels", np.array([NAN, -0.0], np.float32))
+            )
             assert message == {
                 "type": "raw",
                 "user_id": user_id,
@@ -185,16 +187,16 @@ def test_chunks_that_follow_each_other_are_joined_to_one() -> None:
 VECTORS = {
     "one sample of two channels": (
         "01 01 01 00  0200 0100  0500000000000000  0100000000000000  0000803f 000020c0",
-        RawIn(5, 1, np.float32([[1.0, -2.5]])),
+        RawIn(5, 1, np.array([[1.0, -2.5]], np.float32)),
     ),
     "the server counts and stamps": (
         "01 01 01 00  0100 0100  ffffffffffffffff  0000000000000080  00000000",
-        RawIn(None, None, np.float32([[0.0]])),
+        RawIn(None, None, np.array([[0.0]], np.float32)),
     ),
     "two samples of three channels, sample by sample": (
         "01 01 01 00  0300 0200  0000000000000000  0000000000000000"
         "00000000 0000803f 00000040  0000803f 00004040 00008040",
-        RawIn(0, 0, np.float32([[0, 1, 2], [1, 3, 4]])),
+        RawIn(0, 0, np.array([[0, 1, 2], [1, 3, 4]], np.float32)),
     ),
     "a missing value, minus zero, the smallest and the largest": (
         "01 01 01 00  0400 0100  0100000000000000  0000000000000000  0000c07f 00000080 01000000 ffff7f7f",
@@ -202,11 +204,11 @@ VECTORS = {
     ),
     "the last position, and a time in 2025": (
         "01 01 01 00  0100 0100  ffffffffffff1f00  4022644159440600  000000bf",
-        RawIn((1 << 53) - 1, 1_764_000_000_123_456, np.float32([[-0.5]])),
+        RawIn((1 << 53) - 1, 1_764_000_000_123_456, np.array([[-0.5]], np.float32)),
     ),
     "a time before 1970, which is for the session to refuse": (
         "01 01 01 00  0100 0100  0000000000000000  ffffffffffffffff  00000000",
-        RawIn(0, -1, np.float32([[0.0]])),
+        RawIn(0, -1, np.array([[0.0]], np.float32)),
     ),
 }
 

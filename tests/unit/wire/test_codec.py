@@ -177,7 +177,7 @@ def test_the_original_raw_is_one_sample() -> None:
     got = raw(RAW)
     assert (got.position, got.time_us) == (None, None)
     assert got.samples.dtype == np.float32
-    assert got.samples.tolist() == np.float32([[0.1, 0.2, -0.3, 0.15, 0.22, -0.1, 0.3]]).tolist()
+    assert got.samples.tolist() == np.array([[0.1, 0.2, -0.3, 0.15, 0.22, -0.1, 0.3]], np.float32).tolist()
 
 
 def test_one_sample_may_have_a_position_and_a_time() -> None:
@@ -481,7 +481,7 @@ def test_a_device_info_that_is_nested_without_end_is_refused() -> None:
 
 
 def test_bytes_of_a_relay_are_a_binary_chunk() -> None:
-    sent = RawIn(7, 9, np.float32([[7, 0.5]]))
+    sent = RawIn(7, 9, np.array([[7, 0.5]], np.float32))
     got = decode_relay(encode_binary(sent))
     assert isinstance(got, RawIn)
     assert (got.position, got.time_us, got.samples.tolist()) == (7, 9, [[7, 0.5]])
