@@ -59,7 +59,8 @@ class Node(Http):
         self.settings = Settings(**(defaults | settings))
         listener = listen(self.settings.host, 0)
         self._port = int(listener.getsockname()[1])
-        self.server = Server(create_app(self.settings))
+        self.app = create_app(self.settings)
+        self.server = Server(self.app)
         self.server.config.ws = ws or self.server.config.ws
         self._thread = threading.Thread(target=self.server.run, args=([listener],))
         self._thread.start()

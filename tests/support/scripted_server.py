@@ -15,14 +15,14 @@ Behaviour = Callable[[ServerConnection], Awaitable[None]]
 
 
 @asynccontextmanager
-async def served(*behaviours: Behaviour) -> AsyncIterator[str]:
-    """Serve each connection in its own way, in order; the last way is for all that follow."""
+async def served(*behaviours: Behaviour, port: int = 0) -> AsyncIterator[str]:
+    """Serve each connection in its own way, in order, the last for all that follow; at a free port if 0."""
     waiting = list(behaviours)
 
     async def behave(socket: ServerConnection) -> None:
         await (waiting.pop(0) if len(waiting) > 1 else waiting[0])(socket)
 
-    async with serve(behave, "127.0.0.1", 0) as server:
+    async with serve(behave, "127.0.0.1", port) as server:
         yield f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
 
 

@@ -187,12 +187,12 @@ async def test_a_call_that_is_cancelled_has_sent_its_sample() -> None:
     assert hearing.values(0) == [7, 8]
 
 
-async def test_a_full_spool_drops_the_oldest_says_so_and_the_wire_shows_a_jump() -> None:
+async def test_a_full_spool_drops_the_oldest_says_so_and_the_wire_shows_a_jump(unused_tcp_port: int) -> None:
     hearing, dropped = Hearing(), []
-    relay = Relay("ws://x", "u", DEVICE, spool_bytes=4000, on_drop=lambda *span: dropped.append(span))
+    url = f"ws://127.0.0.1:{unused_tcp_port}"
+    relay = Relay(url, "u", DEVICE, spool_bytes=4000, on_drop=lambda *span: dropped.append(span))
     await send(relay, *range(500))
-    async with served(hearing.storing()) as url:
-        relay._address = url
+    async with served(hearing.storing(), port=unused_tcp_port):
         await relay.connect()
         assert await relay.drain(10)
         await relay.close()
@@ -235,16 +235,15 @@ async def test_a_server_that_begins_another_session_gets_what_is_not_durable() -
     assert [(got.position, got.values) for got in hearing.got[1]] == [(2, [2])]
 
 
-async def test_what_is_sent_again_is_joined_where_position_time_and_channels_go_on() -> None:
+async def test_what_is_sent_again_is_joined_where_position_time_and_channels_go_on(unused_tcp_port: int) -> None:
     hearing = Hearing()
-    relay = Relay("ws://x", "u", DEVICE)
+    relay = Relay(f"ws://127.0.0.1:{unused_tcp_port}", "u", DEVICE)
     for time_us in (0, 10_000, 20_001, 30_002, 40_000):  # a device's clock, then somebody's
         await relay.send_sample([time_us], time_us=time_us)
     await relay.send_chunk([[5], [6]], time_us=50_000)
     await relay.send_chunk([[8], [9]], position=8, time_us=80_000)
     await relay.send_sample([10, 10], time_us=100_000)
-    async with served(hearing.storing()) as url:
-        relay._address = url
+    async with served(hearing.storing(), port=unused_tcp_port):
         await relay.connect()
         assert await relay.close() == 0
     spans = [(got.position, len(got.values), got.time_us) for got in hearing.got[0]]
@@ -433,16 +432,15 @@ async def test_a_server_that_says_nothing_is_left(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_disk_that_cannot_be_read_comes_out_of_the_relay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
 ) -> None:
-    relay = Relay("ws://x", "u", DEVICE, spool=tmp_path)
+    relay = Relay(f"ws://127.0.0.1:{unused_tcp_port}", "u", DEVICE, spool=tmp_path)
     await send(relay, 0)
 
     def fail(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
-    async with served(storing) as url:
-        relay._address = url
+    async with served(storing, port=unused_tcp_port):
         monkeypatch.setattr(Segments, "read", fail)
         await relay.connect()
         with pytest.raises(OSError, match="Input/output error"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from time import perf_counter
+from time import thread_time
 from uuid import UUID
 
 import pytest
@@ -102,9 +102,9 @@ async def test_a_large_page_leaves_the_event_loop_to_others(past: Past, begin: B
     async def watch() -> None:
         nonlocal longest_s
         while reading:
-            before = perf_counter()
+            before = thread_time()
             await asyncio.sleep(0)
-            longest_s = max(longest_s, perf_counter() - before)
+            longest_s = max(longest_s, thread_time() - before)
 
     watching = asyncio.create_task(watch())
     chunks, _ = await raw_page(past, "me", RawMark(0), MAX_TIME_US, limit=4000)
@@ -112,4 +112,4 @@ async def test_a_large_page_leaves_the_event_loop_to_others(past: Past, begin: B
     reading = False
     await watching
     assert len(texts) == 4000
-    assert longest_s < 0.1  # about 3 ms where nobody else runs: what it must not be is the whole page
+    assert longest_s < 0.1  # about 3 ms of this thread alone, however busy the machine: not the whole page

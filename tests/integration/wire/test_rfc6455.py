@@ -583,7 +583,7 @@ async def wired_relay(node: Node, user: str) -> Wire:
 
 
 def hub(node: Node) -> Any:
-    return node.server._app.state.service.hub
+    return node.app.state.service.hub
 
 
 def protocol_of(node: Node, client: Client) -> Any:
