@@ -26,12 +26,11 @@ class Alone:
 
     def take(self, samples: Samples, time_us: int | None) -> Chunk:
         """Take samples in one message, and return what the twin makes of it."""
-        taken = Chunk(self.session.origin, self.session.next_position, np.array([], np.int64), samples)
+        position = self.session.next_position
         data = chunk(samples.tobytes(), samples.shape[1], time_us=T0_US if time_us is None else time_us)
         assert self.reader.feed(binary(data)) is None
-        taken.times_us = np.frombuffer(self.reader.samples()[0], np.int64)
         assert self.reader.samples()[1] == samples.tobytes()
-        return taken
+        return Chunk(self.session.origin, position, np.frombuffer(self.reader.samples()[0], np.int64), samples)
 
 
 def any_values(random: np.random.Generator, n_samples: int, n_channels: int) -> Samples:

@@ -97,6 +97,7 @@ class TestSamples:
         async with connected(any_database_url) as connection:
             await connection.execute("UPDATE raw_eeg SET channels = $1", values)
         (chunk,) = await archive.samples(await stored(archive, session), 0, 1)
+        assert isinstance(chunk, Chunk)
         assert chunk.samples.tobytes() == np.array([values], np.float32).tobytes()
 
     async def test_a_null_that_somebody_else_wrote_is_a_missing_value(
@@ -107,6 +108,7 @@ class TestSamples:
         async with connected(any_database_url) as connection:
             await connection.execute("UPDATE raw_eeg SET channels = '{1,NULL}' WHERE position = 1")
         (chunk,) = await archive.samples(await stored(archive, session), 0, 9)
+        assert isinstance(chunk, Chunk)
         assert json.loads(chunk.chunk_frame)["samples"] == [[0, None], [1, None]]
 
     @pytest.mark.parametrize("n", [1, 7, 256, 5000])
@@ -189,7 +191,7 @@ class TestSamples:
         await session.write(every(10_000, range(5)))
         old = await stored(archive, session)
         await session.write(every(10_000, range(5, 9)))
-        assert [(it.position, it.end) for it in await archive.samples(old, 3, 99)] == [(3, 9)]
+        assert spans(await archive.samples(old, 3, 99)) == [(3, 9)]
 
     async def test_what_is_older_than_the_retention_is_not_there(
         self, archive: Archive, begin: Begin, any_database_url: str

@@ -12,7 +12,7 @@ from websockets.frames import Frame, Opcode
 
 from support.clients import consumer, relay
 from support.nodes import Node
-from zander.routes.websocket import Conversation
+from zander.routes.websocket import SessionTask
 from zander.wire.websocket import WebSocketProtocol, frame
 
 
@@ -64,7 +64,7 @@ def n_readers(node: Node) -> int:
     """Count the conversations that read by a task."""
 
     async def count() -> int:
-        return sum(task.get_coro().__qualname__ == Conversation._read.__qualname__ for task in asyncio.all_tasks())  # type: ignore[union-attr]
+        return sum(task.get_coro().__qualname__ == SessionTask._read.__qualname__ for task in asyncio.all_tasks())  # type: ignore[union-attr]
 
     return asyncio.run_coroutine_threadsafe(count(), node.server.servers[0].get_loop()).result()
 

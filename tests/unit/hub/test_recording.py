@@ -12,7 +12,7 @@ from zander.hub.recording import Recording
 from zander.journal.records import GapRecord, PredictionRecord, SessionRecord
 from zander.streams.session import Session
 from zander.wire.chunk import Chunk, RawIn
-from zander.wire.messages import DeviceInfo, Prediction
+from zander.wire.messages import DeviceInfo, Gap, Prediction
 
 
 class Notebook:
@@ -46,7 +46,7 @@ class Notebook:
         self.told.append(record)
         return True
 
-    async def pending(self, *_: object) -> list[Chunk]:
+    async def pending(self, *_: object) -> list[Chunk | Gap]:
         return []
 
 

@@ -170,7 +170,7 @@ async def test_a_commit_between_two_looks_makes_no_hole(monkeypatch: pytest.Monk
     stream = await streaming(house, S, range(20), range(20, 40), range(40, 60))
     pending = house.recorder.pending
 
-    async def commit_first(*what: Any) -> list[Chunk]:
+    async def commit_first(*what: Any) -> list[Chunk | Gap]:
         durable(house, stream, 40)
         return await pending(*what)
 
@@ -525,14 +525,8 @@ async def test_wherever_a_consumer_goes_on_it_gets_all_from_there_once(case: Cas
 
 def test_of_what_the_journal_has_chunks_that_follow_each_other_are_joined() -> None:
     gap = Gap(S, 8, 9, "relay")
-    items = [
-        chunk(range(5, 7)),
-        chunk(range(7, 8)),
-        gap,
-        chunk(range(9, 10)),
-        chunk(range(11, 13)),
-        chunk(range(13, 14)),
-    ]
+    parts = [chunk(found) for found in (range(5, 7), range(7, 8), range(9, 10), range(11, 13), range(13, 14))]
+    items: list[Chunk | Gap] = [*parts[:2], gap, *parts[2:]]
     found = [(it.position, it.end) if isinstance(it, Chunk) else it for it in room.joined(items)]
     assert found == [(5, 8), gap, (9, 10), (11, 14)]
     assert room.joined([]) == []

@@ -16,9 +16,9 @@ from zander.errors import BadMessage, NotFound
 from zander.streams.query import Answer, Query, answer
 from zander.streams.session import Session
 from zander.streams.stream import RECENT_NOTES, Rates, Stream
-from zander.wire.chunk import Chunk, RawIn, decode_binary
+from zander.wire.chunk import RawIn, decode_binary
 from zander.wire.codec import dumps
-from zander.wire.messages import DeviceInfo, Kind, Note, Status
+from zander.wire.messages import DeviceInfo, Item, Kind, Note, Status
 
 NOW_US = 1_764_000_000_000_000
 DEVICE = DeviceInfo(sampling_rate=100, channel_names=["C3", "Zö\n"])
@@ -63,7 +63,7 @@ def names(texts: list[dict[str, Any]]) -> list[str]:
     return [text["name"] for text in texts]
 
 
-def names_of(notes: Sequence[Chunk | Note]) -> list[str]:
+def names_of(notes: Sequence[Item]) -> list[str]:
     """The names of events that are notes, all of them."""
     found = [note for note in notes if isinstance(note, Note)]
     assert found == [*notes]
