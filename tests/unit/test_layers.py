@@ -34,7 +34,7 @@ LAYERS = [
     "wire",
     "embedded",
     "settings",
-    "event native errors",
+    "event native errors lock retry",
     "_native",
 ]
 LEVEL = {name: level for level, line in enumerate(LAYERS) for name in line.split()}

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from zander.errors import ZanderError
+from zander.lock import FileLock
 
 
 class SpoolError(ZanderError):
@@ -24,10 +25,11 @@ class Card:
         self._path = folder / "session.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = FileLock(folder / "lock")
+        except BlockingIOError:
+            raise SpoolError(f"{folder}: another relay uses this spool now") from None
         except OSError as error:
             raise SpoolError(f"{folder}: {error.strerror}") from None
-        self._claim()
 
     def read(self) -> dict[str, Any]:
         """Return what was written last, nothing if there is none."""
@@ -51,13 +53,4 @@ class Card:
 
     def close(self) -> None:
         """Let another process have it."""
-        os.close(self._lock)
-
-    def _claim(self) -> None:
-        import fcntl  # noqa: PLC0415 - not on Windows, where a relay keeps its samples in memory
-
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.close()
-            raise SpoolError(f"{self.folder}: another relay uses this spool now") from None
+        self._lock.release()

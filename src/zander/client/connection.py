@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, Self
@@ -14,6 +13,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from zander.errors import CloseCode, ZanderError
+from zander.retry import Backoff
 
 FIRST_PAUSE_S = 0.5
 MAX_PAUSE_S = 30.0
@@ -58,7 +58,7 @@ class Line:
         self._on_lost = on_lost
         self._socket: ClientConnection | None = None
         self._lost: ConnectionLost | None = None
-        self._n_pauses = 0
+        self._backoff = Backoff(FIRST_PAUSE_S, MAX_PAUSE_S)
         self._connected_at = 0.0
         self._complaint = ""  # of the server's last `error` message: it says why it closes
 
@@ -100,12 +100,11 @@ class Line:
             await socket.close()
 
     async def _pause(self, lost: ConnectionLost) -> None:
-        """Wait before the next try: random, so that a thousand clients don't come back at once."""
+        """Wait before the next try."""
         if self._connected_at and monotonic() - self._connected_at > STABLE_S:
-            self._n_pauses = 0
+            self._backoff.reset()
         self._connected_at = 0.0
-        pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**self._n_pauses) * random.uniform(0.5, 1)
-        self._n_pauses = min(self._n_pauses + 1, 10)
+        pause_s = self._backoff.next_s()
         self._on_lost(lost, pause_s)
         await asyncio.sleep(pause_s)
 

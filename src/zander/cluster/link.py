@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
@@ -22,9 +21,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from zander.retry import Backoff
+
 EVERYONE = "zander:all"
 DEAF_SECONDS = 3.0
-BACKOFF_MAX_SECONDS = 2.0
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.1, 2.0  # between two attempts to connect
+STABLE_SECONDS = 10.0  # a link that lived so long makes the next pause short again
 PENDING_MAX_BYTES = 64 << 20  # a link that is so far behind is as good as broken
 
 log = logging.getLogger(__name__)
@@ -62,7 +64,7 @@ class RedisLink:
 
     async def run(self, opened: Callable[[], None], receive: Callable[[bytes], None]) -> None:
         """Keep the link up until cancelled; `opened` is called each time it is anew."""
-        backoff = 0.1
+        backoff = Backoff(FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
         was_up = True
         while True:
             began = monotonic()
@@ -74,8 +76,9 @@ class RedisLink:
                 was_up = False
             self.state = "down"
             self._pending.clear()
-            backoff = 0.1 if monotonic() - began > 10 else min(BACKOFF_MAX_SECONDS, backoff * 2)
-            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+            if monotonic() - began > STABLE_SECONDS:
+                backoff.reset()
+            await asyncio.sleep(backoff.next_s())
 
     async def _live(self, opened: Callable[[], None], receive: Callable[[bytes], None]) -> None:
         client = Redis.from_url(self._url, retry=Retry(NoBackoff(), 0), socket_timeout=5, socket_connect_timeout=5)

@@ -6,7 +6,6 @@ when we are killed. What it keeps in the directory: see `_Files`.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import os
 import pwd
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, Self
 
 from zander.embedded.child import Account, Child
+from zander.lock import FileLock
 
 NAME = "zander"  # of the database and of its owner
 START_PATIENCE_S = 60.0  # crash recovery of a large cluster takes its time
@@ -55,7 +55,7 @@ class Postgres:
         self._files = _Files(directory)
         self._fsync = fsync
         self._account: Account | None = None
-        self._lock: int | None = None  # not a file object: it must not close itself while the server runs
+        self._lock: FileLock | None = None
         self._server: Child | None = None
 
     def __enter__(self) -> Self:
@@ -102,7 +102,7 @@ class Postgres:
             self._server.stop(signal.SIGINT)
             self._server = None
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     def _create(self) -> None:
@@ -221,17 +221,14 @@ def _await_orphan(files: _Files) -> None:
         time.sleep(0.02)
 
 
-def _take_lock(files: _Files) -> int:
-    """Take the directory for this process; the kernel gives it back when we close the file or die."""
-    lock = os.open(files.lock, os.O_RDWR | os.O_CREAT, 0o644)
+def _take_lock(files: _Files) -> FileLock:
+    """Take the directory for this process; EmbeddedPostgresError when another has it."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = FileLock(files.lock)
     except BlockingIOError:
-        os.close(lock)
         holder = f"another process (pid {files.lock.read_text()}) runs PostgreSQL in {files.directory}"
         raise EmbeddedPostgresError(f"{holder}: stop it, or use another directory") from None
-    os.ftruncate(lock, 0)
-    os.write(lock, str(os.getpid()).encode())
+    lock.write(str(os.getpid()))
     return lock
 
 

@@ -7,14 +7,13 @@ one process and is locked by it. What a dead process left is an orphan, adopted 
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import uuid
 from pathlib import Path
 from typing import Self
 
 from zander.journal.log import Segments
+from zander.lock import FileLock
 
 FOLDER = "journal"  # in DATA_DIR
 LOCK = ".lock"
@@ -23,34 +22,10 @@ SEGMENT_BYTES = 16 << 20  # of one file; it is deleted when all of it is committ
 log = logging.getLogger(__name__)
 
 
-class Lock:
-    """A file that only one process can hold; the system lets go of it when that process dies."""
-
-    def __init__(self, path: Path) -> None:
-        """Take it; BlockingIOError when another process has it."""
-        self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BaseException:
-            os.close(self._fd)
-            raise
-
-    def rename(self, path: Path) -> Self:
-        """Give it its name once it is held, so that nobody finds it free before."""
-        self.path = self.path.rename(path)
-        return self
-
-    def release(self, *, remove: bool = True) -> None:
-        if remove:
-            self.path.unlink(missing_ok=True)
-        os.close(self._fd)
-
-
 class Journal:
     """The records of one process. `offset`: everything before it is committed; None: only the database knows."""
 
-    def __init__(self, folder: Path, lock: Lock, offset: int | None, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(self, folder: Path, lock: FileLock, offset: int | None, segment_bytes: int = SEGMENT_BYTES) -> None:
         self.writer_id = writer_id = uuid.UUID(lock.path.stem)
         self.offset = offset
         self.is_open = True
@@ -62,7 +37,7 @@ class Journal:
         """Begin a journal that will be bounded by `max_bytes`; OSError when the folder cannot be had."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{uuid.uuid4()}{LOCK}"
-        return cls(folder, Lock(path.with_suffix(".new")).rename(path), 0, min(SEGMENT_BYTES, max_bytes // 8))
+        return cls(folder, FileLock(path.with_suffix(".new")).rename(path), 0, min(SEGMENT_BYTES, max_bytes // 8))
 
     @property
     def n_pending_bytes(self) -> int:
@@ -100,7 +75,7 @@ def _age(path: Path) -> float:
 
 def _adopt(folder: Path, path: Path) -> Journal | None:
     try:
-        journal = Journal(folder, Lock(path), None)
+        journal = Journal(folder, FileLock(path), None)
     except BlockingIOError:  # its process lives
         return None
     if journal.segments.end == 0:

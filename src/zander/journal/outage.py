@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import random
 from time import monotonic
 
 from zander.errors import StorageError
+from zander.retry import Backoff
 
 FIRST_SECONDS = 0.1
 MAX_SECONDS = 5.0
@@ -21,7 +21,7 @@ class Outage:
     def __init__(self) -> None:
         self._since_s: float | None = None
         self._reasons: set[str] = set()  # said in this outage: the first is often only that the connection broke
-        self._pause_seconds = FIRST_SECONDS
+        self._backoff = Backoff(FIRST_SECONDS, MAX_SECONDS)
 
     def note(self, error: Exception) -> float:
         """Log each reason once per outage, with a traceback when it is a mistake of ours; return the pause."""
@@ -32,13 +32,11 @@ class Outage:
             log.warning("the database is %saway: %s", still, reason, exc_info=mistake)
             self._reasons.add(reason)
         self._since_s = self._since_s or monotonic()
-        seconds = self._pause_seconds * random.uniform(0.5, 1.0)
-        self._pause_seconds = min(2 * self._pause_seconds, MAX_SECONDS)
-        return seconds
+        return self._backoff.next_s()
 
     def over(self, n_waiting_bytes: int) -> None:
         """Log the end of an outage, if there was one."""
-        self._pause_seconds = FIRST_SECONDS
+        self._backoff.reset()
         if self._since_s is not None:
             seconds = monotonic() - self._since_s
             self._since_s = None

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from zander.journal import journal as journal_module
-from zander.journal.journal import Journal, Lock, orphans
+from zander.journal.journal import Journal, orphans
+from zander.lock import FileLock
 
 MAX_BYTES = 1 << 20
 
@@ -150,8 +151,8 @@ def test_an_orphan_with_nothing_in_it_is_swept_away(tmp_path: Path, n_bytes: int
 
 
 def test_a_process_that_dies_before_its_first_file_leaves_nothing_to_adopt(tmp_path: Path) -> None:
-    Lock(tmp_path / "00000000-0000-4000-8000-000000000001.lock")
-    Lock(tmp_path / "00000000-0000-4000-8000-000000000002.new")
+    FileLock(tmp_path / "00000000-0000-4000-8000-000000000001.lock")
+    FileLock(tmp_path / "00000000-0000-4000-8000-000000000002.new")
     child = (
         "import sys; from pathlib import Path; from zander.journal.journal import *\nprint(orphans(Path(sys.argv[1])))"
     )
@@ -217,13 +218,4 @@ def test_an_orphan_that_another_process_finishes_meanwhile_is_no_error(
 
     monkeypatch.setattr(journal_module, "_age", finished)
     assert orphans(tmp_path) == []
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_lock_is_never_free_before_it_has_its_name(tmp_path: Path) -> None:
-    lock = Lock(tmp_path / "name.new").rename(tmp_path / "name.lock")
-    with pytest.raises(BlockingIOError):
-        Lock(tmp_path / "name.lock")
-    lock.release(remove=False)
-    Lock(tmp_path / "name.lock").release()
     assert os.listdir(tmp_path) == []

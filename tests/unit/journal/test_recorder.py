@@ -582,9 +582,9 @@ async def test_a_drain_gives_up_and_says_how_much_stays(
 async def test_a_drain_does_not_wait_out_a_pause(
     storage: MemoryStorage, recorder: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(outage_module, "FIRST_SECONDS", 1000.0)
     monkeypatch.setattr(outage_module, "MAX_SECONDS", 1000.0)
     kept = recorder(max_records=1)
-    kept._outage._pause_seconds = 1000.0
     storage.go_away()
     async with running(kept):
         kept.record_chunk(chunk(0), 0)
