@@ -12,7 +12,7 @@ import orjson
 from websockets.exceptions import ConnectionClosed
 
 from zander.client.connection import ConnectionLost, Line, Message, Rejected
-from zander.wire.chunk import Samples, decode_binary
+from zander.wire.chunk import Samples, decode_binary, period_us
 
 
 class Raw(NamedTuple):
@@ -165,8 +165,7 @@ class Consumer(Line):
         if message["type"] == "status":
             self._begin(message.get("session_id") or self._session_id)
             self._is_blind = self._is_blind and self.cursor is not None
-            rate = (message.get("device_info") or {}).get("sampling_rate")
-            self._period_us = 1e6 / rate if isinstance(rate, int | float) and rate > 0 else 0.0
+            self._period_us = period_us((message.get("device_info") or {}).get("sampling_rate"))
             return None if self._is_hidden else message
         return message
 

@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from zander.client.connection import ConnectionLost, Line, Message, Rejected
 from zander.client.sender import Dispatch
 from zander.client.spool import SPOOL_BYTES, Spool
-from zander.wire.chunk import MAX_CHUNK_BYTES, Samples
+from zander.wire.chunk import MAX_CHUNK_BYTES, Samples, period_us
 
 AUTH_S = 20.0  # for the answer to `auth`: the server may have to ask its database
 CLOSE_S = 10.0  # how long `close` waits for the last acks
@@ -65,8 +65,7 @@ class Relay(Line):
         super().__init__(url, key, on_lost)
         self._user_id = user_id
         self._device_info = dict(device_info)
-        rate = self._device_info.get("sampling_rate")
-        self._period_us = 1e6 / rate if isinstance(rate, int | float) and rate > 0 else 0.0
+        self._period_us = period_us(self._device_info.get("sampling_rate"))
         self._on_message = on_message
         self._on_connected = on_connected
         self._open_spool = partial(Spool, spool, max_bytes=spool_bytes, on_drop=on_drop)

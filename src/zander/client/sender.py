@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
-import numpy as np
 import orjson
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from zander.client.spool import Piece, Spool
-from zander.wire.chunk import MAX_CHUNK_BYTES, Samples
+from zander.errors import BadMessage
+from zander.wire.chunk import MAX_CHUNK_BYTES, Samples, decode_binary, join_binary, read_header
 
 MAX_FRESH = 256  # messages that wait for the network beside the spool: beyond, they are read from it again
 MAX_DRIFT_US = 1  # what joining may change a time by: less than it is rounded to anyway
-
-_N_SAMPLES = slice(6, 8)  # where a binary chunk says how many it has
-_HEADER_BYTES = 24
 
 
 class _Message(NamedTuple):
@@ -124,20 +122,18 @@ def joined(pieces: Iterable[Piece], period_us: float) -> Iterator[_Message]:
 def _follows(run: list[Piece], piece: Piece, period_us: float) -> bool:
     first, last = run[0], run[-1]
     due_us = first.time_us + (piece.position - first.position) * period_us
-    has_same_channels = piece.frame[: _N_SAMPLES.start] == first.frame[: _N_SAMPLES.start]
+    has_same_channels = read_header(piece.frame).n_channels == read_header(first.frame).n_channels
     is_due = period_us > 0 and abs(piece.time_us - due_us) <= MAX_DRIFT_US
     return piece.position == last.end and has_same_channels and is_due
 
 
-def _join(run: list[Piece]) -> Iterator[_Message]:
-    data = b"".join(piece.frame[_HEADER_BYTES:] for piece in run)
-    if len(run) < 2 or np.isinf(np.frombuffer(data, "<f4")).any():  # the server refuses that, but not its neighbours
-        yield from (_Message(piece.end, piece.frame) for piece in run)
-    else:
-        first, last = run[0].frame, run[-1]
-        n_samples = (last.end - run[0].position).to_bytes(2, "little")
-        header = first[: _N_SAMPLES.start] + n_samples + first[_N_SAMPLES.stop : _HEADER_BYTES]
-        yield _Message(last.end, header + data)
+def _join(run: list[Piece]) -> list[_Message]:
+    if len(run) > 1:
+        frame = join_binary([piece.frame for piece in run])
+        with suppress(BadMessage):  # an infinite value: the server refuses its piece, but not those beside it
+            decode_binary(frame)
+            return [_Message(run[-1].end, frame)]
+    return [_Message(piece.end, piece.frame) for piece in run]
 
 
 def _raw_message(field: str, values: Samples, position: int, time_us: int) -> str:

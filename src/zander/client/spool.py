@@ -11,13 +11,12 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from struct import Struct
 from typing import Any, NamedTuple
 
 from zander.client.blocks import Blocks, Log
 from zander.client.card import Card, SpoolError
 from zander.journal.log import Segments
-from zander.wire.chunk import RawIn, Samples, encode_binary
+from zander.wire.chunk import RawIn, Samples, encode_binary, read_header
 
 __all__ = ["SPOOL_BYTES", "Piece", "Spool", "SpoolError"]
 
@@ -25,8 +24,6 @@ SPOOL_BYTES = 64 << 20
 MARK_BYTES = 64 << 10  # between two marks, and what is read at once
 MIN_READ_BYTES = 64  # at least a frame's header; one frame comes whole all the same
 N_FILES = 8  # of a full spool: the oldest of them is what is dropped at once
-
-_HEADER = Struct("<6xHqq")  # of a binary chunk: n_samples, position, time_us
 
 log = logging.getLogger(__name__)
 
@@ -247,5 +244,5 @@ class Spool:
 
 
 def _piece(frame: bytes) -> Piece:
-    n_samples, position, time_us = _HEADER.unpack_from(frame)
+    _, n_samples, position, time_us = read_header(frame)
     return Piece(position, position + n_samples, time_us, frame)

@@ -19,7 +19,7 @@ from msgspec import convert
 
 from zander.errors import BadMessage
 from zander.streams.stored import StoredSession
-from zander.wire.chunk import MAX_POSITION, Chunk, Origin, RawIn, Times
+from zander.wire.chunk import MAX_POSITION, Chunk, Origin, RawIn, Times, period_us
 from zander.wire.messages import MAX_CHANNELS, DeviceInfo, Gap
 
 MAX_AHEAD_US = 86_400_000_000  # a day: milliseconds sent as seconds would pin every later sample to the far future
@@ -82,9 +82,8 @@ class Session:
         self.n_gaps = 0
         self.n_duplicates = 0
         self.n_bad = 0
-        period_us = 1e6 / device.sampling_rate if device.sampling_rate else 0.0
         self.base = next_position
-        self.origin = Origin(user_id, session_id, period_us)
+        self.origin = Origin(user_id, session_id, period_us(device.sampling_rate))
 
     def accept(self, raw: RawIn, now_us: int) -> Accepted:
         """Give raw its positions and times; BadMessage, and nothing has changed, when it breaks a rule."""
@@ -121,7 +120,7 @@ class Session:
         """
         if None not in (self.n_channels, device.n_channels) and self.n_channels != device.n_channels:
             raise BadMessage("bad_channels", f"expected {self.n_channels} channels as before, got {device.n_channels}")
-        if device.sampling_rate and self.origin.period_us not in (0.0, 1e6 / device.sampling_rate):
+        if device.sampling_rate and self.origin.period_us not in (0.0, period_us(device.sampling_rate)):
             rate = 1e6 / self.origin.period_us
             raise BadMessage("bad_rate", f"expected {rate:g} Hz as before, got {device.sampling_rate:g}")
         self.count = durable

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from zander.wire.chunk import Origin
+from zander.wire.chunk import Origin, period_us
 
 
 class StoredSession(Struct):
@@ -24,5 +24,4 @@ class StoredSession(Struct):
     @property
     def origin(self) -> Origin:
         """Where its samples come from."""
-        rate = self.device_info.get("sampling_rate")
-        return Origin(self.user_id, self.session_id, 1e6 / rate if isinstance(rate, int | float) and rate > 0 else 0.0)
+        return Origin(self.user_id, self.session_id, period_us(self.device_info.get("sampling_rate")))

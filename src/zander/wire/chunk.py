@@ -27,8 +27,20 @@ MAX_CHUNK_BYTES = 64 << 10  # of float32; as JSON text it stays well below the 1
 
 MAX_DRIFT_US = 50_000  # samples of one message lose their own times; beyond this a new one starts
 
-_HEADER = struct.Struct("<BBBBHHqq")  # version, kind, dtype, flags, n_channels, n_samples, position, time_us
-_KIND = (1, 1, 1, 0)  # version 1, raw, float32, no flags
+BINARY_LAYOUT = (  # of a binary chunk: type, name and meaning of each field; little-endian, without padding
+    ("u8", "version", "1"),
+    ("u8", "kind", "1 = raw"),
+    ("u8", "dtype", "1 = float32"),
+    ("u8", "flags", "0"),
+    ("u16", "n_channels", "at least 1"),
+    ("u16", "n_samples", "at least 1"),
+    ("i64", "position", "of the first sample; -1 = the server counts"),
+    ("i64", "time_us", "of the first sample, µs since 1970; -2⁶³ = the server's clock"),
+    ("f32 × n_samples × n_channels", "samples", "µV, sample after sample; NaN is a missing value"),
+)
+_HEADER = struct.Struct("<" + "".join({"u8": "B", "u16": "H", "i64": "q"}[kind] for kind, *_ in BINARY_LAYOUT[:-1]))
+BINARY_HEADER_BYTES = _HEADER.size
+_KIND = (1, 1, 1, 0)  # version, kind, dtype, flags
 _SERVER_COUNTS = -1
 _SERVER_CLOCK = -(1 << 63)
 
@@ -191,3 +203,30 @@ def decode_binary(data: bytes) -> RawIn:
         None if time_us == _SERVER_CLOCK else time_us,
         samples,
     )
+
+
+class BinaryHeader(NamedTuple):
+    """The header of a binary chunk, without what is the same in all of them."""
+
+    n_channels: int
+    n_samples: int
+    position: int
+    time_us: int
+
+
+def read_header(data: bytes) -> BinaryHeader:
+    """Read the header of a chunk that `encode_binary` wrote; nothing is checked."""
+    return BinaryHeader(*_HEADER.unpack_from(data)[len(_KIND) :])
+
+
+def join_binary(frames: list[bytes]) -> bytes:
+    """Make one binary chunk of several that follow each other and have the same channels."""
+    n_channels, _, position, time_us = read_header(frames[0])
+    n_samples = sum(read_header(frame).n_samples for frame in frames)
+    header = _HEADER.pack(*_KIND, n_channels, n_samples, position, time_us)
+    return header + b"".join(frame[BINARY_HEADER_BYTES:] for frame in frames)
+
+
+def period_us(sampling_rate: object) -> float:
+    """Return the time between two samples at a rate in Hz; 0, unknown, when it is not a number above 0."""
+    return 1e6 / sampling_rate if isinstance(sampling_rate, int | float) and sampling_rate > 0 else 0.0

@@ -14,15 +14,21 @@ from hypothesis import strategies as st
 
 from zander.errors import BadMessage
 from zander.wire.chunk import (
+    BINARY_HEADER_BYTES,
+    BINARY_LAYOUT,
     MAX_CHUNK_BYTES,
     MAX_DRIFT_US,
     MAX_POSITION,
+    BinaryHeader,
     Chunk,
     Origin,
     RawIn,
     decode_binary,
     encode_binary,
     join,
+    join_binary,
+    period_us,
+    read_header,
 )
 
 ORIGIN = Origin("me", "s", 7812.5)
@@ -297,6 +303,26 @@ def test_a_binary_chunk_with_a_few_wrong_bytes_is_another_one_or_refused(raw: Ra
     at = data.draw(st.integers(0, len(damaged)))
     read_or_refused(bytes(damaged[:at] + data.draw(st.binary(max_size=2)) + damaged[at:]))
     read_or_refused(bytes(damaged[:at]))
+
+
+def test_joined_binary_chunks_are_the_binary_chunk_of_all_their_samples() -> None:
+    samples = np.arange(12, dtype=np.float32).reshape(6, 2)
+    frames = [encode_binary(RawIn(7 + i, 1000 * i, samples[i : i + 2])) for i in (0, 2, 4)]
+    assert join_binary(frames) == encode_binary(RawIn(7, 0, samples))
+    assert join_binary(frames[1:2]) == frames[1]
+
+
+def test_the_header_of_a_binary_chunk_is_read_without_its_samples() -> None:
+    frame = encode_binary(RawIn(7, -5, np.zeros((3, 2), np.float32)))
+    assert read_header(frame) == read_header(frame[:BINARY_HEADER_BYTES]) == (2, 3, 7, -5)
+    assert [name for _, name, _ in BINARY_LAYOUT[4:8]] == list(BinaryHeader._fields)
+
+
+@pytest.mark.parametrize(
+    ("sampling_rate", "expected_us"), [(128, 7812.5), (0.5, 2e6), (0, 0.0), (-1, 0.0), (None, 0.0), ("128", 0.0)]
+)
+def test_the_period_is_that_of_the_sampling_rate_or_unknown(sampling_rate: object, expected_us: float) -> None:
+    assert period_us(sampling_rate) == expected_us
 
 
 @given(n_channels=st.integers(0, 65_535), n_samples=st.integers(0, 65_535), n_values=st.integers(0, 8))

@@ -281,15 +281,3 @@ ERROR_CODES = {
     "not_found": "no such user or session, or nothing buffered",
     "unavailable": "the database, or the node that holds the user, does not answer now",
 }
-
-BINARY_CHUNK = (
-    ("u8", "version", "1"),
-    ("u8", "kind", "1 = raw"),
-    ("u8", "dtype", "1 = float32"),
-    ("u8", "flags", "0"),
-    ("u16", "n_channels", "at least 1"),
-    ("u16", "n_samples", "at least 1"),
-    ("i64", "position", "of the first sample; -1 = the server counts"),
-    ("i64", "time_us", "of the first sample, µs since 1970; -2⁶³ = the server's clock"),
-    ("f32 × n_samples × n_channels", "samples", "µV, sample after sample; NaN is a missing value"),
-)

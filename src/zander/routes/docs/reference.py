@@ -20,6 +20,7 @@ from zander.routes.websocket import AUTH_SECONDS, MAX_BAD_MESSAGES
 from zander.streams.query import AnswerFormat
 from zander.streams.stream import SampleType, StreamStats
 from zander.wire import messages
+from zander.wire.chunk import BINARY_LAYOUT
 from zander.wire.messages import Features, Kind, Microvolts, Position, Prediction, Seconds
 
 # What the server writes by hand or merges from what came, as Structs. Tests hold them against the real messages.
@@ -236,6 +237,6 @@ REFERENCE = Reference(
     examples=meanings.EXAMPLES,
     close_codes=CLOSE_CODES,
     error_codes=meanings.ERROR_CODES,
-    binary_chunk=meanings.BINARY_CHUNK,
+    binary_chunk=BINARY_LAYOUT,
     description=meanings.DESCRIPTION,
 )
