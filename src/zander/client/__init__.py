@@ -1,4 +1,4 @@
-"""`Relay` and `Consumer`: the two ends of Zander's wire, for asyncio programs.
+"""`Relay` and `Consumer`: the two ends of the protocol, for asyncio programs.
 
     async with Relay("ws://127.0.0.1:8000", "me", {"sampling_rate": 128, "channel_count": 1}) as relay:
         await relay.send_sample([12.5])
@@ -6,9 +6,9 @@
     async for event in Consumer("ws://127.0.0.1:8000", "me"):
         print(event)
 
-Both connect again by themselves, with growing pauses, as long as that can help, and go on where they were: a relay
-sends again what the server has not stored, a consumer asks for what it missed. What cannot be helped so is a
-`Rejected`. Keys travel in the `Authorization` header, never in the URL.
+Both connect again by themselves after a lost connection, with growing pauses, and go on where they were: a relay sends
+again what the server has not stored, a consumer asks for what it missed. When the server refuses them for good, they
+raise `Rejected`. Keys are sent in the `Authorization` header, never in the URL.
 """
 
 from __future__ import annotations

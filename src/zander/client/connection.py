@@ -1,4 +1,4 @@
-"""A WebSocket to Zander that comes back: what `client.Relay` and `client.Consumer` share."""
+"""A WebSocket to the server that connects again after it was lost: the base of `Relay` and `Consumer`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Message = dict[str, Any]
 
 
 class ConnectionLost(ZanderError):
-    """The connection is gone or could not be made; `code` is the close code or the HTTP status, if any."""
+    """The connection was lost or could not be made; `code` is the close code or the HTTP status, if any."""
 
     def __init__(self, message: str, code: int | None = None) -> None:
         super().__init__(message)
@@ -44,11 +44,14 @@ class ConnectionLost(ZanderError):
 
 
 class Rejected(ConnectionLost):
-    """Coming back would not help, this client has to change first: close codes 4500 to 4999, and 1009."""
+    """The server refuses this client, and would again: close codes 4500 to 4999 and 1009, HTTP 400 to 499 but 429."""
 
 
-class Line:
-    """What both ends share: one WebSocket at a time, and the pauses between two."""
+class Connection:
+    """One WebSocket at a time, and growing pauses between the attempts to open the next.
+
+    A subclass says in `_path` where to connect to, and extends `_open` by what it exchanges first.
+    """
 
     def __init__(self, url: str, key: str | None, on_lost: Callable[[ConnectionLost, float], None]) -> None:
         self.url = url.rstrip("/")
@@ -60,7 +63,7 @@ class Line:
         self._lost: ConnectionLost | None = None
         self._backoff = Backoff(FIRST_PAUSE_S, MAX_PAUSE_S)
         self._connected_at = 0.0
-        self._complaint = ""  # of the server's last `error` message: it says why it closes
+        self._server_error = ""  # text of the last message, if that was an `error`: the reason when a close follows
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -71,12 +74,15 @@ class Line:
         raise NotImplementedError
 
     def _path(self) -> str:
-        """Where to connect to, below the URL."""
+        """Return where to connect to, below the URL."""
         raise NotImplementedError
 
-    async def _dial(self) -> None:
-        """Connect, trying until it is done or Rejected; `on_lost` hears of each failure and of the pause, in s."""
-        await self._hang_up()
+    async def _connect(self) -> None:
+        """Close what is open and connect, trying until it is done or Rejected.
+
+        `on_lost` is called with each failure and the pause that follows, in s.
+        """
+        await self._disconnect()
         while True:
             if self._lost is not None:
                 await self._pause(self._lost)
@@ -86,21 +92,21 @@ class Line:
                 raise
             except ConnectionLost as error:
                 self._lost = error
-            except BaseException:  # cancelled between the connection and the greeting
-                await self._hang_up()
+            except BaseException:  # cancelled while the first messages are exchanged
+                await self._disconnect()
                 raise
             else:
                 self._lost = None
                 self._connected_at = monotonic()
                 return
 
-    async def _hang_up(self) -> None:
+    async def _disconnect(self) -> None:
         socket, self._socket = self._socket, None
         if socket is not None:
             await socket.close()
 
     async def _pause(self, lost: ConnectionLost) -> None:
-        """Wait before the next try."""
+        """Wait before the next attempt."""
         if self._connected_at and monotonic() - self._connected_at > STABLE_S:
             self._backoff.reset()
         self._connected_at = 0.0
@@ -109,8 +115,8 @@ class Line:
         await asyncio.sleep(pause_s)
 
     async def _open(self) -> None:
-        """Try once to connect."""
-        self._complaint = ""
+        """Try once to connect; ConnectionLost when that fails."""
+        self._server_error = ""
         try:
             self._socket = await connect(
                 self._address + self._path(), additional_headers=self._headers, compression=None
@@ -122,27 +128,27 @@ class Line:
             kind = Rejected if 400 <= status < 500 and status != 429 else ConnectionLost
             raise kind(f"{self.url} answers {status} instead of opening a WebSocket", status) from None
         except (OSError, InvalidHandshake) as error:
-            raise ConnectionLost(f"cannot reach {self.url}: {_why(error)}") from None
+            raise ConnectionLost(f"cannot reach {self.url}: {_error_text(error)}") from None
 
-    def _ended(self, closed: ConnectionClosed) -> ConnectionLost:
-        """Translate the end of the connection, and remember it."""
+    def _note_lost(self, closed: ConnectionClosed) -> ConnectionLost:
+        """Return why the connection was closed, and keep it for the next pause."""
         if closed.rcvd is None:
             self._lost = ConnectionLost("the connection broke")
             return self._lost
         code = closed.rcvd.code
         reason = REASONS.get(code, "the server closed the connection")
-        told = f": {self._complaint}" if self._complaint else ""
+        detail = f": {self._server_error}" if self._server_error else ""
         kind = Rejected if code == CloseCode.TOO_BIG or 4500 <= code < 5000 else ConnectionLost
-        self._lost = kind(f"{reason} ({code}){told}", code)
+        self._lost = kind(f"{reason} ({code}){detail}", code)
         return self._lost
 
-    def _read(self, text: str | bytes) -> Message:
+    def _decode(self, text: str | bytes) -> Message:
         message: Message = orjson.loads(text)
-        self._complaint = str(message.get("message", "")) if message.get("type") == "error" else ""
+        self._server_error = str(message.get("message", "")) if message.get("type") == "error" else ""
         return message
 
 
-def _why(error: Exception) -> str:
-    """Say what asyncio wraps into `[Errno 111] Connect call failed (…)`."""
+def _error_text(error: Exception) -> str:
+    """Return what the system says, without asyncio's `[Errno 111] Connect call failed (…)` around it."""
     number = getattr(error, "errno", None)
     return os.strerror(number).lower() if number and number > 0 else str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""The consumer's end of the wire: it knows how far it has come, and goes on there after a cut."""
+"""The consumer's end of the protocol: iteration over a user's samples and messages, across lost connections."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 from websockets.exceptions import ConnectionClosed
 
-from zander.client.connection import ConnectionLost, Line, Message, Rejected
+from zander.client.connection import Connection, ConnectionLost, Message, Rejected
 from zander.wire.chunk import Samples, decode_binary, period_us
 
 
@@ -25,22 +25,64 @@ class Raw(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """How far a consumer has come: the next sample that it has not got."""
+    """The next sample that a consumer has not got."""
 
     session_id: str
     position: int
+
+
+class _Progress:
+    """The position after the last sample that came, in the session that is followed and in those before it.
+
+    `position` is None in a session that had begun already when the first message came, until a sample of it comes:
+    such a session is followed from there on. A session that begins later is wanted whole, so its position begins at 0.
+    A relay may resume an earlier session; then its position is that of before.
+    """
+
+    def __init__(self, cursor: Cursor | None) -> None:
+        self.session_id = cursor.session_id if cursor else ""
+        self.position = cursor.position if cursor else None
+        self.has_begun = False  # a message has said which session there is, or that there is none
+        self._earlier: dict[str, int] = {}  # position by session
+
+    @property
+    def cursor(self) -> Cursor | None:
+        """Where to go on, if that is known."""
+        is_known = self.session_id and self.position is not None
+        return Cursor(self.session_id, self.position or 0) if is_known else None
+
+    def enter(self, session_id: str) -> None:
+        """Follow this session from now on."""
+        if session_id != self.session_id:
+            if self.position is not None:
+                self._earlier[self.session_id] = self.position
+            self.session_id = session_id
+            self.position = self._earlier.pop(session_id, 0 if self.has_begun else None)
+        self.has_begun = True
+
+    def advance(self, session_id: str, start: int, end: int) -> int:
+        """Move to `end`, and return the first position from `start` on that is new; `end` if none is."""
+        self.enter(session_id)
+        first_new = min(max(start, self.position or 0), end)
+        if first_new < end:
+            self.position = end
+        return first_new
+
+    def give_up(self) -> None:
+        """Follow no session until the next message names one."""
+        self.session_id, self.position = "", None
 
 
 def _ignore(*_: object) -> None:
     pass
 
 
-class Consumer(Line):
+class Consumer(Connection):
     """The consumer's end, `/subscribe`: iterate over it for `Raw`, and a dict for every other message.
 
-    The iteration never ends by itself: a lost connection is made again, and goes on where it was, so that no sample
-    is missed or repeated; what the server no longer has comes as a `gap`. `last` buffered samples come first, on the
-    first connection only. With a `cursor` it goes on from there instead: `consumer.cursor` of an earlier one. Use
+    The iteration never ends by itself: after a lost connection it goes on where it was, so that no sample is missed or
+    repeated; what the server no longer has comes as a `gap`. `last` buffered samples come first, on the first
+    connection only. With a `cursor`, `consumer.cursor` of an earlier consumer, it goes on from there instead. Use
     `async with` where you leave the loop: it closes the connection at once.
     """
 
@@ -58,38 +100,35 @@ class Consumer(Line):
     ) -> None:
         super().__init__(url, key, on_lost)
         self._subscription = f"/subscribe/{quote(user_id, safe='')}"
-        self._is_hidden = bool(types) and "raw" in (types or ()) and "status" not in (types or ())
-        asked = (*(types or ()), *(["status"] if self._is_hidden else []))  # it says which session raw is of
+        self._wants_raw = not types or "raw" in types
+        # A binary chunk does not name its session, a status does: who wants raw gets status too, here if not outside.
+        self._hides_status = bool(types) and self._wants_raw and "status" not in (types or ())
+        asked = (*(types or ()), *(["status"] if self._hides_status else []))
         self._query: dict[str, Any] = {"format": format} | ({"types": ",".join(asked)} if asked else {})
         self._last = last
-        self._session_id = cursor.session_id if cursor else ""
-        self._next = cursor.position if cursor else None
-        self._wants_raw = not types or "raw" in types
-        self._stood: dict[str, int] = {}  # how far it has come in other sessions: one may be resumed after another
+        self._progress = _Progress(cursor)
         self._period_us = 0.0
-        self._has_heard = False  # which session there is, if any
-        self._is_blind = False  # it is back, could not say from where, and may have missed a session
+        self._may_have_missed_session = False  # it came back without a cursor, and no status has come since
         self._error_code = ""  # of the last message, if that was an error
 
     @property
     def cursor(self) -> Cursor | None:
-        """How far this consumer has come; None until it got a sample, or a session began while it listened."""
-        is_known = self._wants_raw and self._next is not None and self._session_id
-        return Cursor(self._session_id, self._next or 0) if is_known else None
+        """Where to go on; None until a sample came, or a session began after this consumer connected."""
+        return self._progress.cursor if self._wants_raw else None
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def connect(self) -> None:
-        """Connect, trying until it is done or Rejected; `on_lost` hears of each failure and of the pause, in s.
+        """Connect, trying until it is done or Rejected; `on_lost` is called with each failure and the pause, in s.
 
         A connection that is open is closed first.
         """
-        await self._dial()
+        await self._connect()
 
     async def close(self) -> None:
-        """Say goodbye. `connect`, or going on with the iteration, begins anew."""
-        await self._hang_up()
+        """Close the connection. `connect`, or going on with the iteration, opens another."""
+        await self._disconnect()
 
     def __aiter__(self) -> Self:
         return self
@@ -102,15 +141,10 @@ class Consumer(Line):
             try:
                 event = self._event(await self._socket.recv())
             except ConnectionClosed as error:
-                self._socket = None
-                lost = self._ended(error)
-                if self.cursor and self._error_code == "not_found":  # it was told; the next session will do
-                    self._session_id, self._next = "", None
-                elif isinstance(lost, Rejected):
-                    raise lost from None
+                self._closed(error)
             else:
-                if self._is_blind and self.cursor:
-                    await self._hang_up()  # and ask for all of the session that began meanwhile
+                if self._may_have_missed_session and self.cursor:
+                    await self._disconnect()  # and ask for the session that began meanwhile, from its start
                 elif event is not None:
                     return event
 
@@ -119,7 +153,7 @@ class Consumer(Line):
     ) -> None:
         """Send a prediction to the user's relay; `version` and `id` are further fields.
 
-        With an `id`, a `prediction_ack` comes among the events.
+        With an `id`, a `prediction_ack` comes among the events. ConnectionLost without a connection.
         """
         if self._socket is None:
             raise ConnectionLost("not connected")
@@ -131,68 +165,66 @@ class Consumer(Line):
         try:
             await self._socket.send(orjson.dumps({**message, "data": dict(data), **fields}).decode())
         except ConnectionClosed as error:
-            raise self._ended(error) from None
+            raise self._note_lost(error) from None
 
     async def _open(self) -> None:
         await super()._open()
         assert self._socket is not None
         self._last = 0
-        self._is_blind = self._has_heard and self.cursor is None
+        self._may_have_missed_session = self._progress.has_begun and self.cursor is None
         if self._headers is None:  # a server with keys would wait 10 s for one; this way it refuses at once
             with suppress(ConnectionClosed):  # the first `recv` says why
                 await self._socket.send('{"type":"auth","api_key":""}')
 
     def _path(self) -> str:
-        cursor = self.cursor
-        past: dict[str, Any] = {"last": self._last} if self._last else {}
-        if cursor:
-            past = {"session_id": cursor.session_id, "from": cursor.position}
-        return f"{self._subscription}?{urlencode(self._query | past)}"
+        start: dict[str, Any] = {"last": self._last} if self._last else {}
+        if cursor := self.cursor:
+            start = {"session_id": cursor.session_id, "from": cursor.position}
+        return f"{self._subscription}?{urlencode(self._query | start)}"
+
+    def _closed(self, error: ConnectionClosed) -> None:
+        """Note why the connection was closed; Rejected when there is no coming back."""
+        self._socket = None
+        lost = self._note_lost(error)
+        if self.cursor and self._error_code == "not_found":  # the error was an event; the next session will do
+            self._progress.give_up()
+        elif isinstance(lost, Rejected):
+            raise lost from None
 
     def _event(self, frame: str | bytes) -> Raw | Message | None:
-        """Read a message; None when it is nothing new, or nothing that was asked for."""
+        """Read a message; None when nothing of it is new, or it was not asked for."""
         if isinstance(frame, bytes):
             position, time_us, samples = decode_binary(frame)
-            return self._raw(self._session_id, position or 0, time_us or 0, samples)
-        message = self._read(frame)
+            return self._raw(Raw(position or 0, time_us or 0, samples, self._progress.session_id))
+        message = self._decode(frame)
         self._error_code = str(message.get("code")) if message["type"] == "error" else ""
         if message["type"] == "raw":
             samples = np.array(message["samples"] if "samples" in message else [message["channels"]], np.float32)
-            session_id = message.get("session_id", self._session_id)
-            return self._raw(session_id, message["position"], round(message["timestamp"] * 1e6), samples)
+            session_id = message.get("session_id", self._progress.session_id)
+            return self._raw(Raw(message["position"], round(message["timestamp"] * 1e6), samples, session_id))
         if message["type"] == "gap":
             return self._gap(message)
         if message["type"] == "status":
-            self._begin(message.get("session_id") or self._session_id)
-            self._is_blind = self._is_blind and self.cursor is not None
-            self._period_us = period_us((message.get("device_info") or {}).get("sampling_rate"))
-            return None if self._is_hidden else message
+            return self._status(message)
         return message
 
-    def _begin(self, session_id: str) -> None:
-        """Note which session follows; one that began while this consumer was there is missed from 0."""
-        if session_id != self._session_id:
-            if self._next is not None:
-                self._stood[self._session_id] = self._next
-            self._session_id = session_id
-            self._next = self._stood.pop(session_id, 0 if self._has_heard else None)
-        self._has_heard = True
-
-    def _raw(self, session_id: str, position: int, time_us: int, samples: Samples) -> Raw | None:
-        self._begin(session_id)
-        n_behind = max(0, (self._next or 0) - position)
-        if n_behind >= len(samples):
+    def _raw(self, raw: Raw) -> Raw | None:
+        """Cut off the samples that came before."""
+        start, n = raw.position, len(raw.samples)
+        n_old = self._progress.advance(raw.session_id, start, start + n) - start
+        if n_old == n:
             return None
-        self._next = position + len(samples)
-        if n_behind:
-            position, samples = position + n_behind, samples[n_behind:]
-            time_us += round(n_behind * self._period_us)
-        return Raw(position, time_us, samples, session_id)
+        if not n_old:
+            return raw
+        return Raw(start + n_old, raw.time_us + round(n_old * self._period_us), raw.samples[n_old:], raw.session_id)
 
     def _gap(self, gap: Message) -> Message | None:
-        self._begin(gap["session_id"])
-        start = max(gap["from"], self._next or 0)
-        if start >= gap["to"]:
-            return None
-        self._next = gap["to"]
-        return gap | {"from": start}
+        start = self._progress.advance(gap["session_id"], gap["from"], gap["to"])
+        return gap | {"from": start} if start < gap["to"] else None
+
+    def _status(self, status: Message) -> Message | None:
+        self._progress.enter(status.get("session_id") or self._progress.session_id)
+        if self.cursor is None:
+            self._may_have_missed_session = False
+        self._period_us = period_us((status.get("device_info") or {}).get("sampling_rate"))
+        return None if self._hides_status else status

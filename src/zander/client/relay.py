@@ -1,4 +1,4 @@
-"""The relay's end of the wire: it numbers what it sends, and keeps it until the server has stored it."""
+"""The relay's end of the protocol: samples get their positions here, and are kept until the server has stored them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ import orjson
 from numpy.typing import NDArray
 from websockets.exceptions import ConnectionClosed
 
-from zander.client.connection import ConnectionLost, Line, Message, Rejected
-from zander.client.sender import Dispatch
+from zander.client.connection import Connection, ConnectionLost, Message, Rejected
+from zander.client.sender import Sender
 from zander.client.spool import SPOOL_BYTES, Spool
 from zander.wire.chunk import MAX_CHUNK_BYTES, Samples, period_us
 
 AUTH_S = 20.0  # for the answer to `auth`: the server may have to ask its database
 CLOSE_S = 10.0  # how long `close` waits for the last acks
-BREAK_S = 1.0  # and at the end of an `async with` that an exception ends
+BREAK_S = 1.0  # the same, at the end of an `async with` that an exception ends
+
+SESSION_FIELDS = ("sampling_rate", "channel_names", "channel_count")  # of a device: they stay the same in a session
 
 Values = Sequence[Any] | NDArray[np.floating[Any] | np.integer[Any]]
 
@@ -34,18 +36,19 @@ def _ignore(*_: object) -> None:
     pass
 
 
-class Relay(Line):
+class Relay(Connection):
     """The relay's end, `/stream`: sends a user's samples and features.
 
-    Samples are numbered here, and kept until the server says that they are durable: in memory, or in the folder
-    `spool`, where they outlive this process. `send_sample` and `send_chunk` wait for nobody: without a connection
-    the samples wait in the spool, of at most `spool_bytes`. When that is full the oldest are dropped, and `on_drop`
-    hears from which position to which. After a cut the relay comes back by itself, goes on with its session, and
-    sends again what is not durable: `on_connected` hears, each time, how many samples that are.
+    Samples get their positions here, and are kept until the server says that they are durable: in memory, or in the
+    folder `spool`, where they outlive this process. `send_sample` and `send_chunk` never wait for the network: without
+    a connection the samples stay in the spool, of at most `spool_bytes`. When that is full the oldest are dropped, and
+    `on_drop` is called with the first position and the one after the last. After a lost connection the relay connects
+    again by itself, goes on with its session, and sends again what is not durable: `on_connected` is called each time
+    with how many samples that are, `on_lost` with each failure and the pause that follows, in s.
 
-    What the server says (`prediction`, `error`, …) goes to `on_message` as soon as it comes; if that raises, the
-    connection ends and the next `send_…` raises it. Once the server has refused this relay, or another one took
-    over, `send_…` raises Rejected.
+    `on_message` is called with what the server sends (`prediction`, `error`, …); if that raises, the connection ends
+    and the next `send_…` raises it. Once the server has refused this relay, or another one took over, `send_…` raises
+    Rejected. SpoolError when the folder is used by another process, or has samples of another user or device.
     """
 
     def __init__(
@@ -69,8 +72,8 @@ class Relay(Line):
         self._on_message = on_message
         self._on_connected = on_connected
         self._open_spool = partial(Spool, spool, max_bytes=spool_bytes, on_drop=on_drop)
-        self._dispatch = self._opened()
-        self._news = asyncio.Event()  # replaced with every connection, ack and failure
+        self._sender = self._new_sender()
+        self._changed = asyncio.Event()  # set, and replaced, with every connection, ack and failure
         self._task: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
         self._is_connected = False
@@ -103,20 +106,20 @@ class Relay(Line):
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a connection, as far as is known here."""
+        """Whether there is a connection, as far as this end knows."""
         return self._is_connected
 
-    # Life.
+    # Connecting and closing.
 
     async def __aexit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         if n_left := await self.close(BREAK_S if kind else None):
             log.warning("%s: %d samples are not known to be stored", self._user_id, n_left)
 
     def start(self) -> None:
-        """Begin to connect, and to come back, in the background; what is sent meanwhile waits."""
+        """Connect in the background, again and again; what is sent meanwhile waits."""
         if self._task is None or self._task.done():
             if self._spool.is_closed:
-                self._dispatch = self._opened()
+                self._sender = self._new_sender()
             self._failure = None
             self._task = asyncio.create_task(self._run())
 
@@ -135,7 +138,7 @@ class Relay(Line):
         return self._spool.durable >= end
 
     async def close(self, wait_s: float | None = None, *, end_session: bool = False) -> int:
-        """Wait for the last acks, CLOSE_S at most, and leave; return how many samples are not durable.
+        """Wait for the last acks, CLOSE_S or `wait_s` at most, and close; return how many samples are not durable.
 
         `connect`, or another relay with this spool's folder, goes on with the session, and with what is left; with
         `end_session`, if nothing is left, it begins a new one.
@@ -157,7 +160,7 @@ class Relay(Line):
     async def send_sample(self, channels: Values, *, time_us: int | None = None) -> None:
         """Send one sample, in µV; without a time it is of now."""
         values = np.asarray(channels, np.float32)[np.newaxis]
-        await self._take_in(values, None, time_us, "channels")
+        await self._add(values, None, time_us, "channels")
 
     async def send_chunk(
         self, samples: Values, *, position: int | None = None, time_us: int | None = None, binary: bool = True
@@ -168,7 +171,7 @@ class Relay(Line):
         samples; what lies behind it was sent before, and is left out.
         """
         values = np.ascontiguousarray(samples, np.float32)
-        await self._take_in(values, position, time_us, None if binary else "samples")
+        await self._add(values, position, time_us, None if binary else "samples")
 
     async def send_features(self, features: Mapping[str, Any]) -> None:
         """Send `workload`, `confidence`, `band_powers`, `metrics`, …; ConnectionLost without a connection."""
@@ -180,7 +183,7 @@ class Relay(Line):
         except ConnectionClosed:
             raise ConnectionLost("the connection broke") from None
 
-    async def _take_in(self, values: Samples, position: int | None, time_us: int | None, field: str | None) -> None:
+    async def _add(self, values: Samples, position: int | None, time_us: int | None, field: str | None) -> None:
         self._check()
         if values.ndim != 2 or not values.shape[1]:
             raise ValueError(f"expected samples of the shape (n, n_channels), got {values.shape}")
@@ -188,8 +191,8 @@ class Relay(Line):
         first = self.next_position if position is None else position
         first_us = round(time() * 1e6 - (n - 1) * self._period_us) if time_us is None else time_us
         for i in range(max(0, self.next_position - first), n, n_at_once):
-            self._dispatch.keep(first + i, first_us + round(i * self._period_us), values[i : i + n_at_once], field)
-        await asyncio.sleep(0)  # who sends without a pause lets the network have its turn
+            self._sender.add(first + i, first_us + round(i * self._period_us), values[i : i + n_at_once], field)
+        await asyncio.sleep(0)  # lets the network run, also when a program sends without a pause
 
     # The connection.
 
@@ -197,21 +200,21 @@ class Relay(Line):
         return "/stream"
 
     async def _run(self) -> None:
-        """Connect and talk, again and again, until that can't help."""
+        """Connect, send and receive, again and again, until the server refuses it or something fails."""
         try:
             while True:
-                await self._dial()
+                await self._connect()
                 self._is_connected = True
                 self._n_connections += 1
                 self._on_connected(self.n_waiting)
-                self._tell()
-                await self._talk()
+                self._notify()
+                await self._exchange()
         except Exception as error:
             self._failure = error
         finally:
             self._is_connected = False
-            self._tell()
-            await self._hang_up()
+            self._notify()
+            await self._disconnect()
 
     async def _open(self) -> None:
         await super()._open()
@@ -222,43 +225,43 @@ class Relay(Line):
         try:
             async with asyncio.timeout(AUTH_S):
                 await self._socket.send(orjson.dumps(auth).decode())
-                while (message := self._read(await self._socket.recv()))["type"] != "auth_ok":
+                while (message := self._decode(await self._socket.recv()))["type"] != "auth_ok":
                     pass  # an error: the close that follows it becomes an exception
         except ConnectionClosed as error:
-            raise self._ended(error) from None
+            raise self._note_lost(error) from None
         except TimeoutError:
-            await self._hang_up()
+            await self._disconnect()
             raise ConnectionLost(f"{self.url} does not answer") from None
-        self._dispatch.resume(message["session_id"], message["next_position"])
+        self._sender.resume(message["session_id"], message["next_position"])
 
-    async def _talk(self) -> None:
-        """Send and listen to the end of the connection; Rejected when there is no coming back."""
+    async def _exchange(self) -> None:
+        """Send and receive to the end of the connection; Rejected when the server refuses this relay."""
         assert self._socket is not None
         socket = self._socket
-        sender = asyncio.create_task(self._dispatch.send_all(socket))
+        sending = asyncio.create_task(self._sender.run(socket))
         try:
             while True:  # a WebSocket nobody reads from answers no ping, and is cut
-                self._take(self._read(await socket.recv()))
+                self._receive(self._decode(await socket.recv()))
         except ConnectionClosed as error:
-            lost = self._ended(error)
+            lost = self._note_lost(error)
         finally:
             self._is_connected = False
-            sender.cancel()
-            await asyncio.wait({sender})
-            await self._hang_up()
-        if not sender.cancelled():
-            sender.result()  # raises what the spool's disk did
+            sending.cancel()
+            await asyncio.wait({sending})
+            await self._disconnect()
+        if not sending.cancelled():
+            sending.result()  # raises what the spool's disk did
         if isinstance(lost, Rejected):
             raise lost
 
-    def _take(self, message: Message) -> None:
+    def _receive(self, message: Message) -> None:
         if message["type"] != "ack":
             self._on_message(message)
         elif message["session_id"] == self.session_id:
             durable = min(message["durable"], self.next_position)
             if durable > self.durable:
                 self._spool.forget(durable)
-                self._tell()
+                self._notify()
 
     async def _stop(self) -> None:
         task, self._task = self._task, None
@@ -270,26 +273,22 @@ class Relay(Line):
         if self._failure is not None:
             raise self._failure
 
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             self._check()
             if self._task is None:
                 raise ConnectionLost("not connected")
-            await self._news.wait()
+            await self._changed.wait()
 
-    def _opened(self) -> Dispatch:
+    def _new_sender(self) -> Sender:
         spool = self._open_spool()
-        spool.claim(self._user_id, self._layout())
-        return Dispatch(spool, self._period_us)
+        spool.claim(self._user_id, {name: self._device_info.get(name) for name in SESSION_FIELDS})
+        return Sender(spool, self._period_us)
 
     @property
     def _spool(self) -> Spool:
-        return self._dispatch.spool
-
-    def _layout(self) -> dict[str, Any]:
-        """What must not change within a session."""
-        return {name: self._device_info.get(name) for name in ("sampling_rate", "channel_names", "channel_count")}
+        return self._sender.spool

@@ -1,4 +1,4 @@
-"""What a relay sends next: out of the spool until nothing waits there, then what is fresh; always by position."""
+"""The way of a relay's samples from the spool to the connection, in the order of their positions."""
 
 from __future__ import annotations
 
@@ -16,51 +16,53 @@ from zander.client.spool import Piece, Spool
 from zander.errors import BadMessage
 from zander.wire.chunk import MAX_CHUNK_BYTES, Samples, decode_binary, join_binary, read_header
 
-MAX_FRESH = 256  # messages that wait for the network beside the spool: beyond, they are read from it again
+MAX_QUEUED = 256  # messages that wait for the network; when it is slower, samples are read from the spool again
 MAX_DRIFT_US = 1  # what joining may change a time by: less than it is rounded to anyway
 
 
 class _Message(NamedTuple):
-    """Samples up to `end`, as they go on the wire."""
+    """Samples up to the position `end` (not included), as they go on the wire."""
 
     end: int
     frame: bytes | str
 
 
-class Dispatch:
-    """The way of samples from the spool to the connection there is, if there is one.
+class Sender:
+    """Puts samples into the spool, and sends them over whichever connection there is.
 
-    `period_us` is the time between two samples, 0 if it is not known: then nothing is joined.
+    After `resume` it reads from the spool what the server does not have. Once nothing waits there, new samples go
+    straight from `add` to the connection. `period_us` is the time between two samples, 0 if it is not known: then
+    nothing is joined.
     """
 
     def __init__(self, spool: Spool, period_us: float) -> None:
         self.spool = spool
         self._period_us = period_us
-        self._cursor = 0  # what lies below was given to this connection
-        self._fresh: deque[_Message] = deque()  # from the cursor to the end, while the network keeps up
+        self._cursor = 0  # everything below was given to this connection
+        self._queue: deque[_Message] = deque()  # everything from the cursor on; empty while the spool is read
         self._is_open = False
-        self._waiting = asyncio.Event()  # something is to be sent
-        self._numbered_from: int | None = spool.next_position  # until the server has said where it is
+        self._has_work = asyncio.Event()
+        self._numbered_from: int | None = spool.next_position  # until the server has said which positions it has
 
-    def keep(self, position: int, time_us: int, samples: Samples, field: str | None) -> None:
-        """Put samples into the spool; behind what is on its way already, if nothing has to be read again first.
+    def add(self, position: int, time_us: int, samples: Samples, field: str | None) -> None:
+        """Put samples into the spool, and queue them unless earlier ones have to be read from it first.
 
         With a `field`, `channels` or `samples`, they go as JSON; what is sent again is always binary.
         """
-        is_fresh = self._is_open and (bool(self._fresh) or self._cursor == self.spool.next_position)
+        is_next = self._is_open and (bool(self._queue) or self._cursor == self.spool.next_position)
         piece = self.spool.add(position, time_us, samples)
-        if piece is not None and is_fresh:
-            if len(self._fresh) >= MAX_FRESH:
-                self._fresh.clear()
+        if piece is not None and is_next:
+            if len(self._queue) >= MAX_QUEUED:
+                self._queue.clear()
             else:
                 frame = piece.frame if field is None else _raw_message(field, samples, position, time_us)
-                self._fresh.append(_Message(piece.end, frame))
-        self._waiting.set()
+                self._queue.append(_Message(piece.end, frame))
+        self._has_work.set()
 
     def resume(self, session_id: str, position: int) -> None:
-        """Go on where the server is, as it says: it has everything below `position`."""
+        """Begin with a connection whose server has everything of the session below `position`."""
         spool = self.spool
-        self._fresh.clear()
+        self._queue.clear()
         self._is_open = True
         if session_id == spool.session_id:
             self._cursor = position
@@ -74,31 +76,34 @@ class Dispatch:
         spool.skip(position)
         spool.forget(position)
 
-    async def send_all(self, socket: ClientConnection) -> None:
-        """Send, after `resume`, until the connection is gone or this is cancelled."""
+    async def run(self, socket: ClientConnection) -> None:
+        """Send, after `resume`, until the connection is closed or this is cancelled.
+
+        What the spool's disk raises aborts the connection.
+        """
         try:
             while True:
-                if self._fresh:
-                    await self._send(socket, self._fresh.popleft())
+                if self._queue:
+                    await self._send(socket, self._queue.popleft())
                 elif self._cursor < self.spool.end:
-                    await self._catch_up(socket)
+                    await self._send_spool(socket)
                 else:
                     self._cursor = self.spool.next_position
-                    self._waiting.clear()
-                    await self._waiting.wait()
+                    self._has_work.clear()
+                    await self._has_work.wait()
         except ConnectionClosed:
-            pass  # who listens reads why
+            pass  # whoever receives from it learns why
         except Exception:
             socket.transport.abort()
             raise
         finally:
             self._is_open = False
 
-    async def _catch_up(self, socket: ClientConnection) -> None:
+    async def _send_spool(self, socket: ClientConnection) -> None:
         for message in joined(self.spool.since(self._cursor), self._period_us):
             await self._send(socket, message)
-            await asyncio.sleep(0)  # who adds to the spool has a turn
-            if self._fresh:
+            await asyncio.sleep(0)  # lets others add to the spool
+            if self._queue:
                 return
 
     async def _send(self, socket: ClientConnection, message: _Message) -> None:

@@ -1,31 +1,37 @@
-"""What a relay has measured and the server has not yet called durable: bounded in bytes, in memory or in a folder.
+"""The samples of a relay that the server has not stored yet: bounded in bytes, in memory or in a folder.
 
-In a folder it outlives its process, however that ends: a sample is in the page cache before it goes on the wire. When
-it is full the oldest goes, is counted, and `on_drop` hears of it; on the wire that shows as a jump of the position.
+In a folder they outlive the process, however it ends: a sample is in the page cache before it goes on the wire. When
+the spool is full the oldest samples are dropped and counted, and `on_drop` is called; the server sees a position jump.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zander.client.blocks import Blocks, Log
-from zander.client.card import Card, SpoolError
-from zander.journal.log import Segments
-from zander.wire.chunk import RawIn, Samples, encode_binary, read_header
+import orjson
 
-__all__ = ["SPOOL_BYTES", "Piece", "Spool", "SpoolError"]
+from zander.errors import ZanderError
+from zander.journal.log import HEADER_BYTES, Frames, Segments
+from zander.lock import FileLock
+from zander.wire.chunk import BINARY_HEADER_BYTES, RawIn, Samples, encode_binary, read_header
 
 SPOOL_BYTES = 64 << 20
-MARK_BYTES = 64 << 10  # between two marks, and what is read at once
+CHUNK_OVERHEAD_BYTES = HEADER_BYTES + BINARY_HEADER_BYTES  # of each chunk in the spool, beside its values
+READ_BYTES = 64 << 10  # read at once, and between two entries of the index at most
 MIN_READ_BYTES = 64  # at least a frame's header; one frame comes whole all the same
 N_FILES = 8  # of a full spool: the oldest of them is what is dropped at once
 
 log = logging.getLogger(__name__)
+
+
+class SpoolError(ZanderError):
+    """The folder cannot be this relay's spool; the message says why."""
 
 
 class Piece(NamedTuple):
@@ -37,18 +43,19 @@ class Piece(NamedTuple):
     frame: bytes
 
 
-class _Mark(NamedTuple):
-    """Where in the log a chunk begins."""
+class _IndexEntry(NamedTuple):
+    """The offset in the log at which the chunk with a position begins."""
 
     position: int
     offset: int
 
 
 class Spool:
-    """Chunks of one session, by position. `durable` is what the server said last; `end` is that of the last chunk kept.
+    """The chunks of one session, by position.
 
-    `next_position` is where the next chunk begins at the earliest. In a folder all of it is found again, but
-    `durable`: then everything found counts as not durable.
+    `end` is the position after the last chunk; the next one begins at `next_position` or later. Everything below
+    `durable` is stored, as the server said last. A spool that is opened with what an earlier process left counts all
+    of that as not durable.
     """
 
     def __init__(
@@ -58,29 +65,34 @@ class Spool:
         max_bytes: int = SPOOL_BYTES,
         on_drop: Callable[[int, int], None] = lambda start, end: None,
     ) -> None:
+        """Open the spool in `folder`, or one in memory; SpoolError when another process has it or it is no spool."""
         self._max_bytes = max_bytes
-        self._mark_bytes = max(MIN_READ_BYTES, min(MARK_BYTES, max_bytes // (4 * N_FILES)))
+        self._index_bytes = _index_bytes(max_bytes)
         self._on_drop = on_drop
-        self._card = Card(folder) if folder else None
-        self._owner: dict[str, Any] = self._card.read() if self._card else {}
+        self._folder = _Folder(folder) if folder else _NoFolder()
+        self._owner = self._folder.read_owner()
         self.n_dropped = 0
         self._is_refused = False  # by the disk
-        self.is_closed = False
-        self._log: Log = self._open_log()
-        self._marks: deque[_Mark] = deque()
+        self._log = self._folder.open_log(max_bytes)
+        self._index: deque[_IndexEntry] = deque()
         self.next_position = self.end = 0
         self._first = self.durable = 0
-        self._find()
+        self._load()
 
     @property
     def session_id(self) -> str:
-        """The session the samples are of, empty until the server has named one."""
+        """The session of the samples, empty until the server has named one."""
         return str(self._owner.get("session_id", ""))
 
     @session_id.setter
     def session_id(self, session_id: str) -> None:
         self._owner["session_id"] = session_id
-        self._write_card()
+        self._folder.write_owner(self._owner)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has to be opened anew; one in memory never has."""
+        return self._folder.is_closed
 
     @property
     def start(self) -> int:
@@ -94,19 +106,19 @@ class Spool:
 
     @property
     def n_bytes(self) -> int:
-        """What all of it takes."""
+        """Size of the log."""
         return self._log.n_bytes
 
     def claim(self, user_id: str, device: Mapping[str, Any]) -> None:
-        """Say whose it is; SpoolError when it already is that of another user or device."""
+        """Take the spool for a user and a device; SpoolError, and it is closed, when it has samples of another."""
         owner = {"user_id": user_id, "device": dict(device)}
         if not self._owner:
             self._owner = owner
-            self._write_card()
+            self._folder.write_owner(owner)
         elif {name: self._owner.get(name) for name in owner} != owner:
-            folder, whose = self._card and self._card.folder, self._owner.get("user_id")
+            whose, what = self._owner.get("user_id"), self._owner.get("device")
             self.close()
-            raise SpoolError(f"{folder}: keeps samples of {whose} on {self._owner.get('device')}; take another folder")
+            raise SpoolError(f"{self._folder.path}: keeps samples of {whose} on {what}; take another folder")
 
     def add(self, position: int, time_us: int, samples: Samples) -> Piece | None:
         """Keep a chunk, which must not begin before `next_position`; None, and it is dropped, if the disk refuses."""
@@ -117,28 +129,27 @@ class Spool:
         if not self._append(frame):
             self.drop(position, self.next_position)
             return None
-        if not self._marks:
+        if not self._index:
             self._first = position
-        self._mark(position, offset)
+        self._note(position, offset)
         self.end = self.next_position
-        if self._log.n_bytes > self._max_bytes:
-            self._shrink()
+        self._shrink()
         return Piece(position, self.end, time_us, frame)
 
     def forget(self, durable: int) -> None:
-        """Note what is durable, and let go of it; what is still here below it can be had again all the same."""
+        """Note which samples are durable, and delete most of them; `since` may still return some."""
         self.durable = durable
-        n_marks = len(self._marks)
-        while len(self._marks) > 1 and self._marks[1].position <= durable:
-            self._marks.popleft()
-        if len(self._marks) < n_marks:
+        n_entries = len(self._index)
+        while len(self._index) > 1 and self._index[1].position <= durable:
+            self._index.popleft()
+        if len(self._index) < n_entries:
             self._cut()
 
     def since(self, position: int) -> Iterator[Piece]:
-        """Return, in order, the chunks that end after `position`; those added meanwhile are among them."""
+        """Yield, in order, the chunks that end after `position`; those added meanwhile too."""
         offset = self._offset(position)
         while True:
-            payloads, offset = self._log.read(offset, MARK_BYTES)
+            payloads, offset = self._log.read(offset, READ_BYTES)
             if not payloads:
                 return
             for payload in payloads:
@@ -147,62 +158,50 @@ class Spool:
                     yield piece
 
     def skip(self, position: int) -> None:
-        """Go on at a position that lies ahead."""
+        """Let the next chunk begin at a position ahead."""
         self.next_position = max(self.next_position, position)
 
     def drop(self, start: int, end: int) -> None:
-        """Note that positions were given away for nothing, and say so."""
+        """Count the samples of these positions as lost, and call `on_drop`."""
         if end > start:
             self.n_dropped += end - start
             self._on_drop(start, end)
 
     def clear(self) -> None:
-        """Forget everything, the session too: it is over, and stored."""
-        if isinstance(self._log, Segments):
-            self._log.remove()
-        self._log = self._open_log()
-        self._marks.clear()
+        """Delete everything, also whose it was: the session is over, and stored."""
+        self._log.remove()
+        self._log = self._folder.open_log(self._max_bytes)
+        self._index.clear()
         self.next_position = self.end = self.durable = self._first = 0
         self._owner = {}
-        self._write_card()
+        self._folder.write_owner(self._owner)
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Let another process have the folder; what is in memory stays."""
         if not self.is_closed:
             self._log.close()
-            if self._card:
-                self._card.close()
-        self.is_closed = self._card is not None  # what is in memory stays
+            self._folder.close()
 
-    def _open_log(self) -> Log:
-        if not self._card:
-            return Blocks(self._mark_bytes)
-        try:
-            return Segments(self._card.folder, "spool", segment_bytes=max(1, self._max_bytes // N_FILES))
-        except OSError as error:
-            self._card.close()
-            raise SpoolError(f"{self._card.folder}: {error.strerror}") from None
-
-    def _find(self) -> None:
-        """Look through what is there from before."""
-        at = self._log.start
-        while payloads := (frames := self._log.read(at, self._mark_bytes)).payloads:
-            self._mark(_piece(payloads[0]).position, at)
+    def _load(self) -> None:
+        """Make the index of what an earlier process left."""
+        offset = self._log.start
+        while payloads := (frames := self._log.read(offset, self._index_bytes)).payloads:
+            self._note(_piece(payloads[0]).position, offset)
             self.next_position = self.end = _piece(payloads[-1]).end
-            at = frames.end
-        self._first = self.durable = self._marks[0].position if self._marks else 0
+            offset = frames.end
+        self._first = self.durable = self._index[0].position if self._index else 0
 
-    def _mark(self, position: int, offset: int) -> None:
-        if not self._marks or offset - self._marks[-1].offset >= self._mark_bytes:
-            self._marks.append(_Mark(position, offset))
+    def _note(self, position: int, offset: int) -> None:
+        if not self._index or offset - self._index[-1].offset >= self._index_bytes:
+            self._index.append(_IndexEntry(position, offset))
 
     def _offset(self, position: int) -> int:
-        """Return where to begin to read for a position."""
-        index = bisect_right(self._marks, position, key=lambda mark: mark.position) - 1
-        return self._marks[index].offset if index >= 0 else self._log.start
+        """Return where in the log to begin to read for a position."""
+        i = bisect_right(self._index, position, key=lambda entry: entry.position) - 1
+        return self._index[i].offset if i >= 0 else self._log.start
 
     def _append(self, frame: bytes) -> bool:
-        """Write; on a full disk in the place of the oldest."""
+        """Write a chunk; on a full disk in the place of the oldest."""
         for _ in range(N_FILES):
             try:
                 self._log.append(frame)
@@ -224,25 +223,143 @@ class Spool:
     def _drop_file(self) -> bool:
         """Drop the oldest file, never the last one; False if it is the only one."""
         n_bytes, start = self._log.n_bytes, self.start
-        while len(self._marks) > 1 and self._log.n_bytes == n_bytes:
-            self._marks.popleft()
+        while len(self._index) > 1 and self._log.n_bytes == n_bytes:
+            self._index.popleft()
             self._cut()
         self.drop(start, self.start)
         return self._log.n_bytes < n_bytes
 
     def _cut(self) -> None:
-        """Let the log go up to the first mark. What a mark points at stays: so does the last chunk, which counts on."""
-        self._log.forget(self._marks[0].offset)
+        """Delete what lies before the index. The last chunk always stays: a later process goes on after it."""
+        self._log.forget(self._index[0].offset)
         self._first = _piece(self._log.read(self._log.start, MIN_READ_BYTES).payloads[0]).position
-
-    def _write_card(self) -> None:
-        if self._card:
-            try:
-                self._card.write(self._owner)
-            except OSError as error:
-                log.error("%s: the session cannot be written down: %s", self._card.folder, error.strerror)
 
 
 def _piece(frame: bytes) -> Piece:
     _, n_samples, position, time_us = read_header(frame)
     return Piece(position, position + n_samples, time_us, frame)
+
+
+def _index_bytes(max_bytes: int) -> int:
+    """Return how far apart the entries of the index are: small spools need close ones, to drop little at once."""
+    return max(MIN_READ_BYTES, min(READ_BYTES, max_bytes // (4 * N_FILES)))
+
+
+class _Folder:
+    """A folder that one process at a time has: the log, and a file that says whose samples are in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.is_closed = False
+        self._owner_path = path / "session.json"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(path / "lock")
+        except BlockingIOError:
+            raise SpoolError(f"{path}: another relay uses this spool now") from None
+        except OSError as error:
+            raise SpoolError(f"{path}: {error.strerror}") from None
+
+    def open_log(self, max_bytes: int) -> Segments:
+        try:
+            return Segments(self.path, "spool", segment_bytes=max(1, max_bytes // N_FILES))
+        except OSError as error:
+            self.close()
+            raise SpoolError(f"{self.path}: {error.strerror}") from None
+
+    def read_owner(self) -> dict[str, Any]:
+        """Return what was written last, nothing if there is none."""
+        try:
+            owner: dict[str, Any] = orjson.loads(self._owner_path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, orjson.JSONDecodeError) as error:
+            self.close()
+            raise SpoolError(f"{self._owner_path}: expected the owner of a spool, got: {error}") from None
+        return owner
+
+    def write_owner(self, owner: Mapping[str, Any]) -> None:
+        """Replace the file: a kill at any moment leaves the old one or the new one."""
+        new = self._owner_path.with_suffix(".new")
+        try:
+            with new.open("wb") as file:
+                file.write(orjson.dumps(owner))
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self._owner_path)
+        except OSError as error:
+            log.error("%s: the session cannot be written down: %s", self.path, error.strerror)
+
+    def close(self) -> None:
+        self.is_closed = True
+        self._lock.release()
+
+
+class _NoFolder:
+    """The stand-in for a folder when the spool is in memory."""
+
+    path = None
+    is_closed = False
+
+    def open_log(self, max_bytes: int) -> MemoryLog:
+        return MemoryLog(_index_bytes(max_bytes))
+
+    def read_owner(self) -> dict[str, Any]:
+        return {}
+
+    def write_owner(self, owner: Mapping[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class MemoryLog:
+    """A log in memory with the methods of the one in `journal.log`: payloads in blocks, forgotten a block at a time.
+
+    That one in a temporary folder would not do: it needs a disk that can be written and is not full, wears out flash
+    cards, and uses positioned writes, which Windows does not have.
+    """
+
+    def __init__(self, block_bytes: int) -> None:
+        self._block_bytes = block_bytes
+        self._blocks: deque[tuple[int, list[bytes]]] = deque([(0, [])])  # each with the offset of its first byte
+        self.end = 0
+
+    @property
+    def start(self) -> int:
+        return self._blocks[0][0]
+
+    @property
+    def n_bytes(self) -> int:
+        return self.end - self.start
+
+    def append(self, payload: bytes) -> int:
+        start, payloads = self._blocks[-1]
+        if self.end - start + len(payload) > self._block_bytes and payloads:
+            payloads = []
+            self._blocks.append((self.end, payloads))
+        payloads.append(payload)
+        self.end += len(payload)
+        return self.end
+
+    def read(self, offset: int, max_bytes: int) -> Frames:
+        """Return the rest of a block from `offset` on, whatever `max_bytes` says; nothing at the end."""
+        index = bisect_right(self._blocks, offset, key=lambda block: block[0]) - 1
+        at, payloads = self._blocks[max(index, 0)]
+        n_before = 0
+        while at < offset and n_before < len(payloads):
+            at += len(payloads[n_before])
+            n_before += 1
+        ahead = payloads[n_before:]
+        return Frames(ahead, at + sum(map(len, ahead)))
+
+    def forget(self, offset: int) -> None:
+        while len(self._blocks) > 1 and self._blocks[1][0] <= offset:
+            self._blocks.popleft()
+
+    def close(self) -> None:
+        pass
+
+    def remove(self) -> None:
+        pass

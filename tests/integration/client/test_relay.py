@@ -166,7 +166,7 @@ async def test_new_samples_queue_behind_what_is_sent_again() -> None:
 
 
 async def test_more_than_the_network_takes_at_once_arrives_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "MAX_FRESH", 3)
+    monkeypatch.setattr(sender, "MAX_QUEUED", 3)
     hearing = Hearing()
     async with served(hearing.storing()) as url, Relay(url, "u", DEVICE) as relay:
         for start in range(0, 200, 20):

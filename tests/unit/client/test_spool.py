@@ -220,7 +220,7 @@ def test_a_folder_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SpoolError, match="file: File exists"):
         Spool(tmp_path / "file")
     (tmp_path / "session.json").write_text("{")
-    with pytest.raises(SpoolError, match=r"session\.json: expected a spool's card"):
+    with pytest.raises(SpoolError, match=r"session\.json: expected the owner of a spool"):
         Spool(tmp_path)
     (tmp_path / "session.json").unlink()
     Spool(tmp_path).close()
