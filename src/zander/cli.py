@@ -84,11 +84,11 @@ def _serve(options: argparse.Namespace) -> None:
 
 def _relay(options: argparse.Namespace) -> None:
     from zander.client import SpoolError  # noqa: PLC0415
-    from zander.sources.edf import Recording, RecordingError, sample  # noqa: PLC0415
+    from zander.sources.edf import Recording, RecordingError, example  # noqa: PLC0415
     from zander.terminal.relay import RelayOptions, relay  # noqa: PLC0415
 
     try:
-        recording = sample() if options.sample else Recording(options.file)
+        recording = example() if options.sample else Recording(options.file)
     except RecordingError as error:
         raise Failure(str(error), 2) from None
     with recording:

@@ -1,4 +1,4 @@
-"""An EDF or BDF file as a stream of samples: the signals that share a rate, in µV, a block at a time."""
+"""Recordings in EDF or BDF files: the signals of the most common rate, in µV, read block by block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from zander.errors import ZanderError
 from zander.wire.chunk import Samples
 
-SAMPLE = "test_subsecond.edf"  # comes in pyedflib's wheel: Fp1, 128 Hz, 698 s
+EXAMPLE = "test_subsecond.edf"  # in pyedflib's wheel: Fp1, 128 Hz, 698 s
 ANNOTATIONS = ("EDF Annotations", "BDF Annotations")
 MICROVOLTS = {"nv": 1e-3, "uv": 1.0, "µv".casefold(): 1.0, "mv": 1e3, "v": 1e6}
 
@@ -23,7 +23,7 @@ class RecordingError(ZanderError):
 
 
 class Signal(NamedTuple):
-    """A signal of the file; its values times `microvolts` are µV, None: the unit is none of voltage."""
+    """One signal of a file. Its values times `microvolts` are in µV; None when its unit is not one of voltage."""
 
     number: int
     name: str
@@ -33,23 +33,24 @@ class Signal(NamedTuple):
 
 
 class Recording:
-    """An open file. pyedflib opens a file once per process: close it, or use `with`.
+    """An open file. A process can open the same file only once at a time: close it, or use `with`.
 
-    `signals` are those at the most common rate, of equally common ones the highest; `notes` says what was
-    left out and what is not in µV.
+    `signals` are those at the most common rate, or at the highest of several that are equally common. `notes` are
+    sentences about what was left out and what is not in µV.
     """
 
     def __init__(self, path: Path) -> None:
+        """Open a file; RecordingError when it cannot be read, has no signals, or pyedflib is not installed."""
         self.path = path
         self._reader = _open(path)
-        everything = _signals(self._reader)
-        self.signals = _at_common_rate(everything)
+        signals = _signals(self._reader)
+        self.signals = _at_common_rate(signals)
         if not self.signals:
             self.close()
             raise RecordingError(f"{path}: expected at least one signal besides annotations")
         self.sampling_rate_hz = self.signals[0].rate_hz
         self.n_samples = int(min(self._reader.getNSamples()[signal.number] for signal in self.signals))
-        self.notes = _left_out(everything, self.signals) + _not_voltage(self.signals)
+        self.notes = _left_out(signals, self.signals) + _not_voltage(self.signals)
 
     def __enter__(self) -> Self:
         return self
@@ -63,12 +64,12 @@ class Recording:
 
     @property
     def duration_s(self) -> float:
-        """Length of what is read."""
+        """Length of the recording."""
         return self.n_samples / self.sampling_rate_hz
 
     @property
     def device_info(self) -> dict[str, Any]:
-        """The protocol's `device_info`: the header's equipment, or the file's name where that is empty."""
+        """The `device_info` of the protocol; the device is the equipment named in the header, or else the file."""
         return {
             "device_type": self._reader.getEquipment().strip() or self.path.name,
             "sampling_rate": self.sampling_rate_hz,
@@ -77,7 +78,7 @@ class Recording:
         }
 
     def read(self, start: int, n_samples: int) -> Samples:
-        """Read float32 `(n, n_channels)` from the sample `start` on; `n` is less at the end of the file."""
+        """Return samples from the position `start` on, float32 `(n, n_channels)`; fewer at the end of the file."""
         n = max(0, min(n_samples, self.n_samples - start))
         samples = np.empty((n, len(self.signals)), np.float32)
         for column, signal in enumerate(self.signals):
@@ -86,15 +87,15 @@ class Recording:
         return samples
 
     def blocks(self, n_samples: int, start: int = 0) -> Iterator[Samples]:
-        """Read from `start` to the end, `n_samples` at a time: a recording of a night does not fit into memory."""
+        """Yield the samples from `start` to the end, `n_samples` at a time: a whole night does not fit into memory."""
         for position in range(start, self.n_samples, n_samples):
             yield self.read(position, n_samples)
 
 
-def sample() -> Recording:
-    """Open the recording that pyedflib ships."""
+def example() -> Recording:
+    """Open the recording that comes with pyedflib."""
     try:
-        data = files("pyedflib") / "tests" / "data" / SAMPLE
+        data = files("pyedflib") / "tests" / "data" / EXAMPLE
     except ModuleNotFoundError:
         raise _no_pyedflib() from None
     with as_file(data) as path:  # a wheel is installed unpacked, so the file stays
@@ -103,7 +104,7 @@ def sample() -> Recording:
 
 def _open(path: Path) -> Any:
     try:
-        from pyedflib import EdfReader  # noqa: PLC0415 (an extra: only who reads recordings needs it)
+        from pyedflib import EdfReader  # noqa: PLC0415 - an extra, needed only to read recordings
     except ModuleNotFoundError:
         raise _no_pyedflib() from None
     try:
@@ -128,16 +129,16 @@ def _signals(reader: Any) -> list[Signal]:
     return found
 
 
-def _at_common_rate(everything: list[Signal]) -> list[Signal]:
-    candidates = [signal for signal in everything if signal.name not in ANNOTATIONS]
+def _at_common_rate(signals: list[Signal]) -> list[Signal]:
+    candidates = [signal for signal in signals if signal.name not in ANNOTATIONS]
     counts = Counter(signal.rate_hz for signal in candidates)
     rate_hz = max(counts, key=lambda rate: (counts[rate], rate), default=0.0)
     return [signal for signal in candidates if signal.rate_hz == rate_hz]
 
 
-def _left_out(everything: list[Signal], taken: list[Signal]) -> list[str]:
+def _left_out(signals: list[Signal], taken: list[Signal]) -> list[str]:
     notes = []
-    for signal in everything:
+    for signal in signals:
         if signal.name in ANNOTATIONS:
             notes.append(f"left out: {signal.name}")
         elif signal not in taken:

@@ -1,1 +1,1 @@
-"""`zander relay` and `zander watch`: what a person runs in a terminal. They know only the client."""
+"""The commands `zander relay` and `zander watch`; of Zander they use only the client."""

@@ -1,4 +1,4 @@
-"""The last seconds of a signal, and how they become text: bars in one line, Braille in several."""
+"""The last seconds of a signal as text: bars in one line, Braille dots in several."""
 
 from __future__ import annotations
 

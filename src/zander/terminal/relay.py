@@ -1,6 +1,6 @@
-"""`zander relay`: streams a recording as a relay streams a headset, at the recording's own pace or faster.
+"""`zander relay`: a recording streamed as a relay streams a headset, at the recording's own pace or faster.
 
-Like a headset it goes on without a server: what is not stored waits in the spool, and is sent when there is one again.
+Like a headset it goes on without a server: samples wait in the spool, and are sent when there is a server again.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from zander.client import ConnectionLost, Relay
+from zander.client.spool import CHUNK_OVERHEAD_BYTES
 from zander.errors import ZanderError
 from zander.sources.edf import Recording
+from zander.terminal.ansi import Meter, StatusLine, count, describe_prediction, duration
 from zander.terminal.features import WINDOW_S, features
-from zander.terminal.meter import Meter
-from zander.terminal.screen import StatusLine, count, describe_prediction, duration
 from zander.wire.chunk import Samples
 
 CHUNKS_PER_S = 16  # about what headsets put into one packet
@@ -32,7 +32,7 @@ RelayFormat = Literal["sample", "chunk", "binary"]
 
 
 class RelayOptions(NamedTuple):
-    """What the command line says; `speed` 10 is ten times as fast, `seconds` None is to the end."""
+    """The options of the command line; `speed` 10 is ten times as fast, `seconds` None is to the end."""
 
     url: str
     user_id: str
@@ -47,32 +47,32 @@ class RelayOptions(NamedTuple):
 
 
 class NotStored(ZanderError):
-    """The server did not say of all samples that they are stored."""
+    """Some samples are not known to be stored."""
 
 
 class Pace:
-    """When each sample is due, always computed from the start: no delay adds up to the next."""
+    """The time at which each sample is due, computed from the start, so that delays do not add up."""
 
     def __init__(self, rate_hz: float) -> None:
         self._rate_hz = rate_hz
         self.restart(0)
 
     def restart(self, n_sent: int) -> None:
-        """Go on from now, after an interruption."""
+        """Let the sample after `n_sent` be due now."""
         self._start_s = monotonic() - n_sent / self._rate_hz
         self._start_us = time() * 1e6 - n_sent / self._rate_hz * 1e6
 
     def time_us(self, index: int) -> int:
-        """Return when the sample is due, by the clock."""
+        """Return when the sample is due, in µs since 1970."""
         return round(self._start_us + index / self._rate_hz * 1e6)
 
     async def until(self, index: int) -> None:
-        """Wait until the sample is due; even when it is late already, others have their turn."""
+        """Wait until the sample is due; when it is late, only let other tasks run."""
         await asyncio.sleep(max(0.0, self._start_s + index / self._rate_hz - monotonic()))
 
 
 class Player:
-    """Streams a recording to a server, and tells the terminal."""
+    """One recording on its way to a server, with its progress in the terminal."""
 
     def __init__(self, recording: Recording, options: RelayOptions, line: StatusLine) -> None:
         self._recording = recording
@@ -88,7 +88,8 @@ class Player:
             device_info["playback_speed"] = options.speed  # sampling_rate stays that of the signal
         self._n_dropped = 0
         spool_bytes = int(options.spool_mib * (1 << 20))
-        self._n_room = spool_bytes // 2 // (32 + 4 * device_info["channel_count"])  # samples, each in its own message
+        n_sample_bytes = CHUNK_OVERHEAD_BYTES + 4 * device_info["channel_count"]  # at most: each in its own message
+        self._n_room = spool_bytes // 2 // n_sample_bytes
         self._relay = Relay(
             options.url,
             options.user_id,
@@ -96,18 +97,18 @@ class Player:
             options.key,
             spool=options.spool,
             spool_bytes=spool_bytes,
-            on_message=self._hear,
-            on_lost=self._tell_lost,
-            on_connected=self._tell_connected,
-            on_drop=self._tell_dropped,
+            on_message=self._receive,
+            on_lost=self._show_lost,
+            on_connected=self._show_connected,
+            on_drop=self._show_dropped,
         )
-        self._found = self._relay.session_id  # of the relay that had the spool before, empty if none had
+        self._resumed_session_id = self._relay.session_id  # of the relay that had the spool before, empty if none had
         self._is_new = True  # until the first connection
 
     async def play(self) -> None:
         """Stream to the end; ConnectionLost when there is no session after `seconds`, Rejected when refused.
 
-        NotStored when the server did not say in time that it has everything.
+        NotStored when the server did not acknowledge everything in time.
         """
         reporter = asyncio.create_task(self._report())
         is_over, patience_s = False, BREAK_S
@@ -125,7 +126,7 @@ class Player:
             raise NotStored(f"{count(n_left, 'sample')} are not known to be stored{where}")
 
     def summary(self) -> str:
-        """Say what was done, in a line."""
+        """Write what was sent, in a line."""
         elapsed_s = monotonic() - self._began_at
         n_left = self._relay.n_waiting
         parts = [
@@ -172,7 +173,7 @@ class Player:
         return (block[start : start + n] for start in range(0, len(block), n))
 
     async def _send(self, piece: Samples) -> None:
-        """Send a piece when its last sample is due. What is faster than a headset can wait for the server."""
+        """Send a piece when its last sample is due; when playing faster than a headset, also wait for the server."""
         await self._pace.until(self._n_sent + len(piece) - 1)
         while self._options.speed > 1 and self._relay.n_waiting > self._n_room:
             await self._relay.drain(REDRAW_S)
@@ -193,27 +194,27 @@ class Player:
             with suppress(ConnectionLost):  # the next piece notices
                 await self._relay.send_features(found)
 
-    def _hear(self, message: dict[str, Any]) -> None:
+    def _receive(self, message: dict[str, Any]) -> None:
         if message["type"] == "prediction":
             self._n_predictions += 1
             self._line.say(describe_prediction(message))
         elif message["type"] == "error":
             self._line.say(f"the server says {message.get('code')}: {message.get('message')}")
 
-    def _tell_lost(self, error: ConnectionLost, pause_s: float) -> None:
+    def _show_lost(self, error: ConnectionLost, pause_s: float) -> None:
         self._line.say(f"{error}; trying again in {pause_s:.1f} s")
 
-    def _tell_connected(self, n_waiting: int) -> None:
+    def _show_connected(self, n_waiting: int) -> None:
         session = f"session {self._relay.session_id} of {self._options.user_id}"
         if not self._is_new:
             session = f"connected again, {session}"
-        elif self._found == self._relay.session_id:
+        elif self._resumed_session_id == self._relay.session_id:
             session = f"{session} goes on at sample {self._relay.next_position:,}"
         waiting = f"; {count(n_waiting, 'sample')} not known to be stored: sent first" if n_waiting else ""
         self._line.say(session + waiting)
         self._is_new = False
 
-    def _tell_dropped(self, start: int, end: int) -> None:
+    def _show_dropped(self, start: int, end: int) -> None:
         self._n_dropped += end - start
         self._line.say(f"the spool is full: dropped the samples {start:,} to {end - 1:,}")
 

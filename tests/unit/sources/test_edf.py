@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from pyedflib import EdfWriter
 
-from zander.sources.edf import Recording, RecordingError, sample
+from zander.sources.edf import Recording, RecordingError, example
 from zander.terminal.features import features
 
 STEP = 200 / 65_535  # of the 16 bits that an EDF has for -100 to 100; the writer rounds down
@@ -45,7 +45,7 @@ def _ramp(n: int) -> NDArray[np.float64]:
 
 
 def test_the_sample_is_698_s_of_one_channel_of_eeg() -> None:
-    with sample() as recording:
+    with example() as recording:
         assert recording.device_info == {
             "device_type": "test_subsecond.edf",
             "sampling_rate": 128.0,
@@ -149,7 +149,7 @@ def test_flat_and_broken_channels_are_left_out() -> None:
 
 
 def test_the_band_powers_of_real_eeg_are_shares() -> None:
-    with sample() as recording:
+    with example() as recording:
         for block in recording.blocks(12_800):
             found = features(block[:256], 128)
             assert found is not None
