@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 
 from zander.client.spool import Piece, Spool
 from zander.errors import BadMessage
-from zander.wire.chunk import MAX_CHUNK_BYTES, Samples, decode_binary, join_binary, read_header
+from zander.wire.chunk import MAX_CHUNK_BYTES, Samples, decode_binary, join_binary
 
 MAX_QUEUED = 256  # messages that wait for the network; when it is slower, samples are read from the spool again
 MAX_DRIFT_US = 1  # what joining may change a time by: less than it is rounded to anyway
@@ -127,9 +127,8 @@ def joined(pieces: Iterable[Piece], period_us: float) -> Iterator[_Message]:
 def _follows(run: list[Piece], piece: Piece, period_us: float) -> bool:
     first, last = run[0], run[-1]
     due_us = first.time_us + (piece.position - first.position) * period_us
-    has_same_channels = read_header(piece.frame).n_channels == read_header(first.frame).n_channels
     is_due = period_us > 0 and abs(piece.time_us - due_us) <= MAX_DRIFT_US
-    return piece.position == last.end and has_same_channels and is_due
+    return piece.position == last.end and piece.n_channels == first.n_channels and is_due
 
 
 def _join(run: list[Piece]) -> list[_Message]:

@@ -40,6 +40,7 @@ class Piece(NamedTuple):
     position: int
     end: int
     time_us: int
+    n_channels: int
     frame: bytes
 
 
@@ -134,7 +135,7 @@ class Spool:
         self._note(position, offset)
         self.end = self.next_position
         self._shrink()
-        return Piece(position, self.end, time_us, frame)
+        return Piece(position, self.end, time_us, samples.shape[1], frame)
 
     def forget(self, durable: int) -> None:
         """Note which samples are durable, and delete most of them; `since` may still return some."""
@@ -236,8 +237,8 @@ class Spool:
 
 
 def _piece(frame: bytes) -> Piece:
-    _, n_samples, position, time_us = read_header(frame)
-    return Piece(position, position + n_samples, time_us, frame)
+    n_channels, n_samples, position, time_us = read_header(frame)
+    return Piece(position, position + n_samples, time_us, n_channels, frame)
 
 
 def _index_bytes(max_bytes: int) -> int:

@@ -205,26 +205,17 @@ def decode_binary(data: bytes) -> RawIn:
     )
 
 
-class BinaryHeader(NamedTuple):
-    """The header of a binary chunk, without what is the same in all of them."""
-
-    n_channels: int
-    n_samples: int
-    position: int
-    time_us: int
-
-
-def read_header(data: bytes) -> BinaryHeader:
-    """Read the header of a chunk that `encode_binary` wrote; nothing is checked."""
-    return BinaryHeader(*_HEADER.unpack_from(data)[len(_KIND) :])
+def read_header(data: bytes) -> tuple[int, int, int, int]:
+    """Return n_channels, n_samples, position and time_us of a chunk that `encode_binary` wrote; nothing is checked."""
+    _, _, _, _, n_channels, n_samples, position, time_us = _HEADER.unpack_from(data)
+    return n_channels, n_samples, position, time_us
 
 
 def join_binary(frames: list[bytes]) -> bytes:
     """Make one binary chunk of several that follow each other and have the same channels."""
     n_channels, _, position, time_us = read_header(frames[0])
-    n_samples = sum(read_header(frame).n_samples for frame in frames)
-    header = _HEADER.pack(*_KIND, n_channels, n_samples, position, time_us)
-    return header + b"".join(frame[BINARY_HEADER_BYTES:] for frame in frames)
+    data = b"".join(frame[BINARY_HEADER_BYTES:] for frame in frames)
+    return _HEADER.pack(*_KIND, n_channels, len(data) // (4 * n_channels), position, time_us) + data
 
 
 def period_us(sampling_rate: object) -> float:
