@@ -10,8 +10,7 @@ from random import Random
 from chaos.history import Gap, Samples, Seen, Sent, Span
 from chaos.load import Link, Relay, Signal
 from zander import client
-from zander.client import connection as line
-from zander.client.spool import SPOOL_BYTES
+from zander.client import connection
 
 TICK_S = 0.02
 DRAIN_SECONDS = 40.0
@@ -21,12 +20,12 @@ SMALL_SPOOL_BYTES = 32 << 10
 @contextmanager
 def impatient() -> Iterator[None]:
     """Let the clients come back at once: a round is short."""
-    first_s, most_s = line.FIRST_PAUSE_S, line.MAX_PAUSE_S
-    line.FIRST_PAUSE_S, line.MAX_PAUSE_S = 0.05, 0.4
+    first_s, most_s = connection.FIRST_PAUSE_S, connection.MAX_PAUSE_S
+    connection.FIRST_PAUSE_S, connection.MAX_PAUSE_S = 0.05, 0.4
     try:
         yield
     finally:
-        line.FIRST_PAUSE_S, line.MAX_PAUSE_S = first_s, most_s
+        connection.FIRST_PAUSE_S, connection.MAX_PAUSE_S = first_s, most_s
 
 
 class TwinRelay(Relay):
@@ -98,7 +97,7 @@ class TwinConsumer:
             except client.Rejected as error:
                 self.complaints.append(f"{self} was rejected: {error}")
 
-    def _note(self, event: client.Raw | line.Message) -> None:
+    def _note(self, event: client.Raw | connection.Message) -> None:
         if isinstance(event, client.Raw):
             self.seen.events.append(Samples(event.session_id, event.position, event.samples))
         elif event["type"] == "gap":

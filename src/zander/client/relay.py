@@ -96,17 +96,17 @@ class Relay(Connection):
 
     @property
     def n_waiting(self) -> int:
-        """How many samples are kept because they are not durable yet."""
+        """Number of samples that are kept because they are not durable yet."""
         return self._spool.n_waiting
 
     @property
     def n_dropped(self) -> int:
-        """How many samples were dropped because the spool was full."""
+        """Number of samples that were dropped because the spool was full."""
         return self._spool.n_dropped
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a connection, as far as this end knows."""
+        """True while there is a connection, as far as this end knows."""
         return self._is_connected
 
     # Connecting and closing.
@@ -148,7 +148,10 @@ class Relay(Connection):
                 self._check()
                 await self.drain(CLOSE_S if wait_s is None else wait_s)
         finally:
-            await self._stop()
+            if self._task is not None:
+                task, self._task = self._task, None
+                task.cancel()
+                await asyncio.wait({task})
             n_left = self.n_waiting
             if end_session and not n_left:
                 self._spool.clear()
@@ -262,12 +265,6 @@ class Relay(Connection):
             if durable > self.durable:
                 self._spool.forget(durable)
                 self._notify()
-
-    async def _stop(self) -> None:
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
 
     def _check(self) -> None:
         if self._failure is not None:

@@ -92,7 +92,7 @@ class Spool:
 
     @property
     def is_closed(self) -> bool:
-        """Whether it has to be opened anew; one in memory never has."""
+        """True after `close`; a spool in memory is never closed."""
         return self._folder.is_closed
 
     @property
@@ -102,7 +102,7 @@ class Spool:
 
     @property
     def n_waiting(self) -> int:
-        """How many positions are here and not durable."""
+        """Number of positions that are here and not durable."""
         return max(0, self.end - self.start)
 
     @property
@@ -134,7 +134,8 @@ class Spool:
             self._first = position
         self._note(position, offset)
         self.end = self.next_position
-        self._shrink()
+        while self._log.n_bytes > self._max_bytes and self._drop_file():
+            pass
         return Piece(position, self.end, time_us, samples.shape[1], frame)
 
     def forget(self, durable: int) -> None:
@@ -216,10 +217,6 @@ class Spool:
                 self._is_refused = False
                 return True
         return False
-
-    def _shrink(self) -> None:
-        while self._log.n_bytes > self._max_bytes and self._drop_file():
-            pass
 
     def _drop_file(self) -> bool:
         """Drop the oldest file, never the last one; False if it is the only one."""
