@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 
-PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 8, 47, 2
+PR_SET_PDEATHSIG, PR_GET_SECUREBITS, PR_SET_SECUREBITS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 27, 28, 47, 2
+SECBIT_NO_SETUID_FIXUP = 1 << 2
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
@@ -17,12 +18,13 @@ LINUX_CAPABILITY_VERSION_3 = 0x20080522
 def launch(parent: int, orphan_signal: int, account: str, command: list[str]) -> None:
     """Become `command`, as `account` ("uid:gid", or "" for the one we are), bound to the life of `parent`.
 
-    Returns only when the parent is already gone.
+    Returns only when the parent is already gone. Exits with a sentence when the account cannot run the command.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded while we still may
     if account:
         uid, gid = map(int, account.split(":"))
-        _drop_root(uid, gid, paths=[word for word in command if word.startswith("/")], libc=libc)
+        _drop_root(uid, gid, libc)
+        _reach(command, uid, libc)
     if libc is not None:
         libc.prctl(PR_SET_PDEATHSIG, orphan_signal)  # last, since a change of uid clears it
         if os.getppid() != parent:  # it died before the line above
@@ -32,29 +34,55 @@ def launch(parent: int, orphan_signal: int, account: str, command: list[str]) ->
     os.execv(command[0], command)
 
 
-def _drop_root(uid: int, gid: int, *, paths: list[str], libc: ctypes.CDLL | None) -> None:
-    """Become another account, one that still gets to `paths`.
+def _drop_root(uid: int, gid: int, libc: ctypes.CDLL | None) -> None:
+    """Become another account; what root was capable of stays until exec, which leaves the ambient capabilities only.
 
-    Below a 0700 directory of root's (/root, with a virtualenv or the data in it) it would not. The data must
-    stay where it is, and opening the directory is not ours to do. So in that case only, the program keeps one
-    capability: to pass and read such directories or, in a container without it, the wider one Docker grants.
+    Without SECBIT_NO_SETUID_FIXUP, access(2) would disregard capabilities too, and PostgreSQL asks it about its
+    own programs. It takes CAP_SETPCAP, which containers have unless it was taken from them.
     """
     if libc is not None:
-        libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
-    os.setgroups([])
-    os.setgid(gid)
-    os.setuid(uid)
-    if libc is not None and not all(os.access(path, os.R_OK) for path in paths):  # asks without capabilities
-        any(_keep_capability(number, libc) for number in (CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE))
+        libc.prctl(PR_SET_SECUREBITS, libc.prctl(PR_GET_SECUREBITS, 0, 0, 0, 0) | SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
+    try:
+        os.setgroups([])
+        os.setgid(gid)
+        os.setuid(uid)
+    except OSError as error:  # the capability was taken from us, or the user namespace has no such account
+        sys.exit(f"root cannot become uid {uid} here ({error.strerror}): run Zander as an ordinary account")
 
 
-def _keep_capability(number: int, libc: ctypes.CDLL) -> bool:
-    """Keep one capability, and no other, across the coming exec; false when we do not have it."""
+def _reach(command: list[str], uid: int, libc: ctypes.CDLL | None) -> None:
+    """Make sure that the account gets to the program and to the paths among its arguments, or exit.
+
+    Below a 0700 directory of root's (/root, with a virtualenv or the data in it) it would not. They must stay
+    where they are, and opening the directory is not ours to do. So in that case only, the program keeps one
+    capability: to pass and read such directories or, where a container lacks it or the files themselves are
+    0700 (a umask of 077), the wider one.
+    """
+    for capability in (None, CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE):
+        if libc is not None and not _keep_only(capability, libc):
+            continue
+        if not (closed := _out_of_reach(command)):
+            return
+    sys.exit(f"uid {uid} cannot get to {closed}: open the directories above it, or run Zander as an ordinary account")
+
+
+def _keep_only(capability: int | None, libc: ctypes.CDLL) -> bool:
+    """Use and keep across exec one capability, or none; false when we do not have it."""
     header = (ctypes.c_uint32 * 2)(LINUX_CAPABILITY_VERSION_3, 0)
-    sets = (ctypes.c_uint32 * 6)(*[1 << number] * 3)  # effective, permitted, inheritable; then the high halves
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then the high halves
+    libc.capget(header, sets)
+    bit = 0 if capability is None else 1 << capability
+    sets[:] = [bit, sets[1], bit, 0, 0, 0]
     if libc.capset(header, sets) != 0:
         return False
-    return bool(libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0) == 0)
+    return capability is None or libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0) == 0
+
+
+def _out_of_reach(command: list[str]) -> str | None:
+    """Find the first path that the account, with the capability it has now, cannot use."""
+    if not os.access(command[0], os.R_OK | os.X_OK):
+        return command[0]
+    return next((word for word in command if word.startswith("/") and not os.access(word, os.R_OK)), None)
 
 
 if __name__ == "__main__":
