@@ -110,6 +110,12 @@ def _dsn(_: argparse.Namespace) -> None:
     print(_database())
 
 
+def _sql(options: argparse.Namespace) -> None:
+    from zander.database.sql import print_query  # noqa: PLC0415
+
+    _run(print_query(_database(), options.query, sys.stdout))
+
+
 def _migrate(_: argparse.Namespace) -> None:
     from zander.database.migrations import migrate_at  # noqa: PLC0415
 
@@ -122,12 +128,13 @@ def _migrate(_: argparse.Namespace) -> None:
 
 def _database() -> str:
     """Return where the database is: the one that is set, or the one that a node keeps in its data directory."""
+    from zander.database.connection import plain_dsn  # noqa: PLC0415
     from zander.embedded import postgres as embedded  # noqa: PLC0415
     from zander.settings import load  # noqa: PLC0415
 
     settings = load()
     if settings.database_url:
-        return settings.database_url.replace("+asyncpg", "", 1)
+        return plain_dsn(settings.database_url)
     if found := embedded.dsn(settings.data_dir):
         return found
     where = settings.data_dir.resolve()
@@ -167,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="run the server"))
     _add_relay(commands.add_parser("relay", help="stream an EDF or BDF recording, as a relay streams a headset"))
     _add_watch(commands.add_parser("watch", help="show a user's stream in the terminal"))
+    _add_sql(commands.add_parser("sql", help="show what a query finds in the database"))
     commands.add_parser("dsn", help="print the address of the database, for psql").set_defaults(command=_dsn)
     commands.add_parser("migrate", help="bring the database's tables up to date").set_defaults(command=_migrate)
     return parser
@@ -211,6 +219,14 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
     add("--types", type=_types, default=(), help=f"comma-separated, of {', '.join(TYPES)} (all)")
     add("--last", type=_above(int), default=0, metavar="N", help="show the last N buffered samples first")
     parser.set_defaults(command=_watch)
+
+
+def _add_sql(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Runs a query on the database that `zander dsn` names, read-only, and prints its rows as psql does."
+    )
+    parser.add_argument("query", metavar="QUERY", help="SELECT, VALUES, TABLE or WITH; name the user, it is quicker")
+    parser.set_defaults(command=_sql)
 
 
 def _add_connection(parser: argparse.ArgumentParser, variables: str) -> None:

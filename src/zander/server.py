@@ -167,7 +167,7 @@ def greeting(settings: Settings, listener: socket.socket) -> str:
   Path   {"native" if IS_NATIVE else f"all Python, two to ten times slower: {WHY_NOT}"}
   Try    zander relay --sample --user me{option}
          zander watch me{option}
-         psql "$(zander dsn)" -c 'SELECT * FROM raw_samples ORDER BY timestamp DESC LIMIT 5'
+         zander sql "SELECT * FROM raw_samples WHERE user_id = 'me' ORDER BY timestamp DESC LIMIT 5"
 """
 
 

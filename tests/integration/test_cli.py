@@ -25,6 +25,11 @@ from support.nodes import Node
 from support.programs import Program
 from support.services import PostgresServer, eventually
 from zander.client import Consumer
+from zander.database.sql import NO_ROWS
+from zander.embedded.child import ENVIRONMENT
+from zander.embedded.postgres import program
+from zander.server import greeting, listen
+from zander.settings import Settings
 
 RATE_HZ, N_SAMPLES = 128, 512
 STEP = 200 / 65_535  # of an EDF's 16 bits for -100 to 100
@@ -427,12 +432,12 @@ def test_watching_in_a_terminal_draws_every_channel_and_leaves_the_screen_as_it_
     assert "\n" not in screen.rpartition("\x1b[H")[2].rpartition("\x1b[J")[0].replace("\r\n", "")
 
 
-# dsn, migrate, serve
+# dsn, sql, migrate, serve
 
 
 def test_the_dsn_is_that_of_the_settings_as_psql_takes_it(zander: Zander) -> None:
-    ended = zander("dsn", DATABASE_URL="postgresql+asyncpg://me:secret@there:5432/eeg")
-    assert (ended.returncode, ended.stdout) == (0, "postgresql://me:secret@there:5432/eeg\n")
+    ended = zander("dsn", DATABASE_URL="postgresql+asyncpg://me:secret@there:5432/eeg?ssl=require")
+    assert (ended.returncode, ended.stdout) == (0, "postgresql://me:secret@there:5432/eeg?sslmode=require\n")
 
 
 def test_the_dsn_is_that_of_the_nodes_own_database(zander: Zander, postgres: PostgresServer) -> None:
@@ -441,13 +446,100 @@ def test_the_dsn_is_that_of_the_nodes_own_database(zander: Zander, postgres: Pos
 
 
 def test_without_a_database_there_is_no_dsn(zander: Zander) -> None:
-    for command in ("dsn", "migrate"):
-        ended = zander(command)
+    for command in (["dsn"], ["migrate"], ["sql", "SELECT 1"]):
+        ended = zander(*command)
         assert (ended.returncode, ended.stdout) == (1, "")
         where = zander.folder / "data"
         assert (
             ended.stderr == f"zander: no DATABASE_URL is set, and no `zander serve` keeps a database in {where} now\n"
         )
+
+
+VALUES = r"""
+SELECT * FROM (VALUES
+    (1, 'a'::text, timestamptz '2026-11-23 11:54:10.260848+00', gen_random_uuid() IS NULL, '{"b": [1, null]}'::jsonb,
+     ARRAY[-1.5, 'NaN', NULL]::real[], 12.50::numeric, '00000000-0000-4000-8000-00000000000a'::uuid),
+    (-20, NULL, 'infinity', NULL, '{"say": "\"µV\" \\ ✓"}', '{}', NULL, NULL),
+    (NULL, 'back\\slash, "quotes" | bars', '10000-01-01 00:00:00+00', true, 'null', ARRAY[0.1]::real[], 1e20, NULL)
+) AS rows (n, "Text and more", at, known, json, channels, numeric, uuid) ORDER BY n;
+"""
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        pytest.param(VALUES, id="values of many types"),
+        "SELECT 1 AS one",
+        "SELECT NULL -- a comment at the end",
+        "SELECT '\\x00ff'::bytea, interval '1 day 2 s', DATE '2026-11-24', now() IS NULL WHERE false",
+        "WITH twice AS (SELECT 1 AS a, 1 AS a) TABLE twice",
+    ],
+)
+def test_sql_prints_what_psql_prints(zander: Zander, postgres: PostgresServer, sql: str) -> None:
+    ended = zander("sql", sql, DATABASE_URL=postgres.dsn.replace("postgresql://", "postgresql+asyncpg://"))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    psql = [program("psql"), "--no-psqlrc", postgres.dsn, "-c", sql]
+    expected = subprocess.check_output(psql, env=ENVIRONMENT | {"PGCLIENTENCODING": "utf8"}, text=True)
+    assert ended.stdout.splitlines() == [line.rstrip() for line in expected.splitlines()][:-1]
+
+
+def test_sql_finds_the_database_that_a_node_keeps(zander: Zander, postgres: PostgresServer) -> None:
+    ended = zander("sql", "SELECT current_database() AS it", DATA_DIR=str(postgres.directory))
+    assert (ended.returncode, ended.stdout.splitlines()) == (0, ["   it", "--------", " zander", "(1 row)"])
+
+
+def test_sql_that_steers_a_terminal_is_shown_as_text(zander: Zander, postgres: PostgresServer) -> None:
+    ended = zander("sql", r"SELECT E'\x1b[2J\tand\nmore' AS text", DATABASE_URL=postgres.dsn)
+    assert ended.stdout.splitlines()[2] == r" \x1b[2J\tand\nmore"
+
+
+@pytest.mark.parametrize(
+    ("sql", "complaint"),
+    [
+        ("SELEC 1", 'the query failed: syntax error at or near "SELEC"'),
+        ("SELECT * FROM nowhere", 'the query failed: relation "nowhere" does not exist'),
+        ("SELECT 1 / 0", "the query failed: division by zero"),
+        ("SELECT $1::int", "the query failed: there is no parameter $1"),
+        ("SELECT 1; SELECT 2", "the query failed: cannot insert multiple commands into a prepared statement"),
+        (
+            "INSERT INTO kept VALUES (1) RETURNING 1",
+            "the query failed: cannot execute INSERT in a read-only transaction",
+        ),
+        ("DELETE FROM kept", NO_ROWS),
+        ("SHOW fsync", NO_ROWS),
+        ("", NO_ROWS),
+    ],
+)
+def test_sql_that_is_no_query_or_a_wrong_one_is_a_sentence(
+    zander: Zander, postgres: PostgresServer, sql: str, complaint: str
+) -> None:
+    url = postgres.create_database()
+    subprocess.run([program("psql"), url, "-c", "CREATE TABLE kept (n int)"], env=ENVIRONMENT, check=True)
+    ended = zander("sql", sql, DATABASE_URL=url)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"zander: {complaint}\n")
+
+
+def test_sql_of_a_database_that_is_away_is_a_sentence(zander: Zander, unused_tcp_port: int) -> None:
+    ended = zander("sql", "SELECT 1", DATABASE_URL=f"postgresql://me:secret@127.0.0.1:{unused_tcp_port}/eeg")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert re.fullmatch(r"zander: the query failed: .*Connect call failed.*\n", ended.stderr)
+    assert "secret" not in ended.stderr
+
+
+def test_the_query_that_the_greeting_proposes_names_the_user_and_finds_samples(
+    zander: Zander, postgres: PostgresServer, start_node: Callable[..., Node], recording: Path
+) -> None:
+    url = postgres.create_database()
+    node = start_node(database_url=url)
+    with listen("127.0.0.1", 0) as listener:
+        proposed = re.findall(r'zander sql "(.+)"', greeting(Settings(), listener))
+    assert len(proposed) == 1
+    assert "WHERE user_id = 'me'" in proposed[0]
+    assert zander("relay", recording, "--user", "me", "--url", node.ws, "--speed", 50).returncode == 0
+    ended = zander("sql", proposed[0], DATABASE_URL=url)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.endswith("(5 rows)\n")
+    assert '{"channels": [' in ended.stdout
 
 
 def test_migrations_are_applied_once(zander: Zander, postgres: PostgresServer) -> None:
@@ -465,8 +557,8 @@ def test_a_database_that_is_away_cannot_be_migrated(zander: Zander, unused_tcp_p
     assert "secret" not in ended.stderr
 
 
-@pytest.mark.parametrize("command", ["serve", "dsn", "migrate"])
-def test_a_wrong_setting_is_one_sentence(zander: Zander, command: str) -> None:
-    ended = zander(command, PORT="eighty")
+@pytest.mark.parametrize("command", [["serve"], ["dsn"], ["migrate"], ["sql", "SELECT 1"]])
+def test_a_wrong_setting_is_one_sentence(zander: Zander, command: list[str]) -> None:
+    ended = zander(*command, PORT="eighty")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert re.fullmatch(r"zander: PORT: expected .+\n", ended.stderr)
