@@ -110,8 +110,8 @@ class Postgres:
         new = Path(tempfile.mkdtemp(prefix="postgres.new-", dir=self._files.directory))
         _write_secret(self._files.password, secrets.token_urlsafe(24))
         if self._account is not None:  # initdb reads the one and fills the other
-            os.chown(new, *self._account)
-            os.chown(self._files.password, *self._account)
+            _hand_over(new, self._account)
+            _hand_over(self._files.password, self._account)
         self._run("initdb", *INITDB, "--pwfile", str(self._files.password), "-D", str(new))
         with tempfile.TemporaryFile() as sql:
             sql.write(f"CREATE DATABASE {NAME}\n".encode())
@@ -255,6 +255,14 @@ def _choose_account(files: _Files) -> Account | None:
     except KeyError:
         entry = pwd.getpwnam("nobody")
     return Account(entry.pw_uid, entry.pw_gid)
+
+
+def _hand_over(path: Path, account: Account) -> None:
+    try:
+        os.chown(path, *account)
+    except OSError as error:  # the capability was taken from us, or the user namespace has no such account
+        refusal = f"root cannot give {path} to uid {account.uid} here ({error.strerror})"
+        raise EmbeddedPostgresError(f"{refusal}: run Zander as an ordinary account, or set DATABASE_URL") from None
 
 
 def program(name: str) -> Path:
