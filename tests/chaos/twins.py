@@ -11,6 +11,7 @@ from chaos.history import Gap, Samples, Seen, Sent, Span
 from chaos.load import Link, Relay, Signal
 from zander import client
 from zander.client import connection
+from zander.client.spool import SPOOL_BYTES
 
 TICK_S = 0.02
 DRAIN_SECONDS = 40.0
