@@ -1,20 +1,37 @@
-"""A connection to PostgreSQL, whoever it is for: how it is opened, what can go wrong with it, how that is said."""
+"""Connections to PostgreSQL: one, the small pool of those that read, and the reasons of their failures."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from time import monotonic
 from typing import Any
 
 import asyncpg
 
-from zander.errors import StorageError
+from zander.errors import StorageError, Unavailable
 from zander.journal.pgcopy import EPOCH_US
 
 CONNECT_SECONDS = 5.0
 CLOSE_SECONDS = 1.0  # a stop may take 15 s in all
+ACQUIRE_SECONDS = 10.0  # until a connection of a pool is free
+QUERY_SECONDS = 10.0
+IDLE_SECONDS = 60.0  # a connection that rested for longer may have been cut on its way without a word
 
 Connection = Any  # asyncpg has no types of its own
+Row = Any
 FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+# A page has to be found by going along the index until it is full. A plan made for any values, or for a chunk without
+# statistics yet, might gather a whole session first: 100 ms instead of 0.1.
+READ_SETTINGS = """
+SET plan_cache_mode = force_custom_plan;
+SET enable_bitmapscan = off;
+SET statement_timeout = '15s'
+"""
 
 # What we call durable has to be, whatever the database is set to.
 DURABLE_COMMITS = (
@@ -23,6 +40,8 @@ DURABLE_COMMITS = (
 
 # What the data itself is to blame for: wrong values, broken constraints, limits such as the depth of JSON.
 BLAMES_DATA = ("22", "23", "54")
+
+log = logging.getLogger(__name__)
 
 
 async def connect(dsn: str, settings: str, command_seconds: float) -> Connection:
@@ -45,6 +64,91 @@ async def connect(dsn: str, settings: str, command_seconds: float) -> Connection
         connection.terminate()
         raise
     return connection
+
+
+class Pool:
+    """Up to `size` connections that read, opened when needed. Times come and go as µs since 1970.
+
+    A connection whose statement failed or was cancelled is never used again. asyncpg's own pool hands it out again, and
+    once closed cannot be opened any more.
+    """
+
+    def __init__(self, database_url: str, size: int) -> None:
+        self._dsn = plain_dsn(database_url)
+        self._free = asyncio.Semaphore(size)
+        self._idle: list[tuple[float, Connection]] = []  # since when (s); the last to come back is the first to be used
+        self._used: set[Connection] = set()
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._is_failing = False
+
+    async def fetch(self, statement: str, *values: object) -> list[Row]:
+        """Execute one statement and return its rows; Unavailable when the database is away or refuses."""
+        try:
+            async with self._connection() as connection:
+                rows: list[Row] = await connection.fetch(statement, *values)
+        except (StorageError, *FAILURES) as error:
+            self._log_change(reason(error))
+            raise Unavailable("the database does not answer") from None
+        self._log_change(None)
+        return rows
+
+    async def close(self) -> None:
+        """Close all connections, whatever they do; a later `fetch` opens new ones."""
+        idle, self._idle = self._idle, []
+        for connection in (*self._used, *(connection for _, connection in idle)):
+            self._retire(connection)
+        if self._retiring:
+            await asyncio.wait(self._retiring)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        async with asyncio.timeout(ACQUIRE_SECONDS):
+            await self._free.acquire()
+        try:
+            connection = self._take_idle() or await connect(self._dsn, READ_SETTINGS, QUERY_SECONDS)
+            self._used.add(connection)
+            try:
+                yield connection
+            except BaseException:
+                self._retire(connection)
+                raise
+            finally:
+                self._used.discard(connection)
+            self._idle.append((monotonic(), connection))
+        finally:
+            self._free.release()
+
+    def _take_idle(self) -> Connection | None:
+        while self._idle:
+            since_s, connection = self._idle.pop()
+            if not connection.is_closed() and monotonic() - since_s < IDLE_SECONDS:
+                return connection
+            self._retire(connection)
+        return None
+
+    def _retire(self, connection: Connection) -> None:
+        """Close a connection, and let nobody wait for it."""
+        task = asyncio.create_task(_close(connection))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    def _log_change(self, failure: str | None) -> None:
+        """Log a change from answers to failures, or back."""
+        if failure and not self._is_failing:
+            log.warning("the database cannot be read: %s", failure)
+        elif self._is_failing and not failure:
+            log.info("the database can be read again")
+        self._is_failing = failure is not None
+
+
+async def _close(connection: Connection) -> None:
+    """Close a connection; a statement that nobody waits for any more is cancelled first, if the server answers."""
+    with suppress(*FAILURES):
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await connection.close(timeout=CLOSE_SECONDS)
+        finally:
+            connection.terminate()
 
 
 def plain_dsn(database_url: str) -> str:

@@ -14,7 +14,7 @@ from uuid import UUID
 from msgspec import Meta, Struct
 
 from zander.database import rows
-from zander.database.pool import Pool, Row
+from zander.database.connection import Pool, Row
 from zander.wire.chunk import MAX_POSITION, Chunk, Origin
 from zander.wire.messages import Note
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from zander.database import rows
+from zander.database.connection import Pool, Row
 from zander.database.history import Past, in_windows
-from zander.database.pool import Pool, Row
 from zander.database.seek import Sight, seek
 from zander.errors import Forbidden
 from zander.streams.stored import StoredSession

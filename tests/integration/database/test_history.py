@@ -10,9 +10,9 @@ from uuid import UUID
 import pytest
 
 from support.stored_sessions import T0_US, PastSession, compress, every, prepare
+from zander.database.connection import Pool
 from zander.database.history import MAX_TIME_US, NoteMark, Past, RawMark
 from zander.database.pages import frames, notes_page, raw_page
-from zander.database.pool import Pool
 from zander.wire.messages import Note
 
 Key = tuple[int, UUID, int]

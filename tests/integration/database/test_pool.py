@@ -1,4 +1,4 @@
-"""Connections for questions: what ends badly is not used again, and never stands in the way of the next."""
+"""The pool: a connection whose statement ends badly is not used again, and keeps nobody else waiting."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from support.clock import Clock
 from support.databases import connected, until
 from support.services import PostgresServer
-from zander.database import pool as pool_module
-from zander.database.pool import Pool
+from zander.database import connection as connection_module
+from zander.database.connection import Pool
 from zander.errors import Unavailable
 
 BACKENDS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'zander'"
@@ -93,14 +93,14 @@ async def test_who_gives_up_while_it_waits_for_its_turn_takes_none(pool: Pool) -
 
 
 async def test_an_answer_that_takes_too_long_is_given_up(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "COMMAND_SECONDS", 0.05)
+    monkeypatch.setattr(connection_module, "QUERY_SECONDS", 0.05)
     with pytest.raises(Unavailable):
         await pool.fetch("SELECT pg_sleep(60)")
     assert (await pool.fetch("SELECT 7"))[0][0] == 7
 
 
 async def test_nobody_waits_for_ever_for_a_connection(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(connection_module, "ACQUIRE_SECONDS", 0.05)
     async with pool._connection(), pool._connection():
         with pytest.raises(Unavailable):
             await backend(pool)
@@ -117,7 +117,7 @@ async def test_one_that_the_server_has_closed_is_replaced(pool: Pool, database_u
 
 async def test_one_that_has_rested_for_long_is_replaced(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(pool_module, "monotonic", clock)
+    monkeypatch.setattr(connection_module, "monotonic", clock)
     first = await backend(pool)
     clock.now_s += 59
     assert await backend(pool) == first
@@ -131,7 +131,7 @@ async def test_an_outage_is_told_once_and_its_end_too(
     pool = Pool(fragile.create_database(), 2)
     await backend(pool)
     fragile.stop()
-    with caplog.at_level(logging.INFO, "zander.database.pool"):
+    with caplog.at_level(logging.INFO, "zander.database.connection"):
         for _ in range(3):
             with pytest.raises(Unavailable, match="the database does not answer"):
                 await backend(pool)
