@@ -10,7 +10,8 @@ from typing import Any
 import asyncpg
 
 from support.databases import connected
-from zander.database.migrations import migrate, tune
+from zander.database.migrations import migrate
+from zander.database.timescale import tune
 
 T0_US = 1_764_000_000_123_457
 DEVICE = {"sampling_rate": 100, "channel_names": ["C3", "C4"]}

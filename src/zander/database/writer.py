@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from time import monotonic
 
 from zander.database.connection import CLOSE_SECONDS, FAILURES, Connection, connect, plain_dsn, reason
-from zander.database.migrations import Tuning, delete_expired, migrate, tune
+from zander.database.migrations import migrate
+from zander.database.timescale import Tuning, delete_expired, tune
 from zander.database.transaction import END_SESSIONS, POSITION, write
 from zander.errors import Moved, StorageError
 from zander.journal.batch import Batch, Written

@@ -1,4 +1,4 @@
--- The tables of the original schema. TimescaleDB, where it is there, makes hypertables of two of them: see migrations.py.
+-- The tables of the original schema. TimescaleDB, where it is there, makes hypertables of two of them: see timescale.py.
 --
 -- No unique index, foreign key or trigger on `raw_eeg` and `predictions`: two users share a microsecond, so the time
 -- alone cannot be a key, and TimescaleDB compresses a COPY on its way in only without them.
