@@ -31,7 +31,7 @@ import numpy as np
 from options import at_least, run, save
 from parts import BenchError, machine, usage
 from report import lines
-from zander.database.writer import Postgres as Storage
+from zander.database.writer import DatabaseWriter
 from zander.embedded.postgres import Postgres, program
 from zander.journal.journals import Journals, raw_record
 from zander.journal.log import frame
@@ -112,7 +112,7 @@ class Samples:
 async def recording(folder: Path, dsn: str) -> AsyncIterator[tuple[Recorder, Journals]]:
     """Run a recorder as the service does."""
     settings, journals = Settings(), Journals(folder, 1 << 40)
-    storage = Storage(dsn, retention_days=None, columnstore_after_hours=settings.columnstore_after_hours)
+    storage = DatabaseWriter(dsn, retention_days=None, columnstore_after_hours=settings.columnstore_after_hours)
     recorder = Recorder(
         storage,
         journals,

@@ -19,8 +19,8 @@ from zander.cluster.link import RedisLink
 from zander.cluster.node import Node
 from zander.cluster.single import NoPeers
 from zander.database.sessions import Archive
-from zander.database.writer import Postgres
 from zander.delivery.subscribers import Subscribers
+from zander.database.writer import DatabaseWriter
 from zander.errors import ClientError
 from zander.hub.hub import Hub
 from zander.hub.ingest import Ingest
@@ -51,7 +51,7 @@ def create_app(settings: Settings) -> Starlette:
 @asynccontextmanager
 async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
     assert settings.database_url
-    storage = Postgres(
+    storage = DatabaseWriter(
         settings.database_url,
         retention_days=settings.retention_days,
         columnstore_after_hours=settings.columnstore_after_hours,

@@ -13,7 +13,7 @@ import pytest
 
 from support.services import PostgresServer
 from support.timescale_server import TimescaleUnavailable, fresh_schema, timescale_server
-from zander.database.writer import Postgres
+from zander.database.writer import DatabaseWriter
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +75,9 @@ async def connected(url: str) -> AsyncIterator[Any]:
 @asynccontextmanager
 async def opened(
     url: str, retention_days: float | None = None, columnstore_after_hours: float = 24.0
-) -> AsyncIterator[Postgres]:
+) -> AsyncIterator[DatabaseWriter]:
     """Open a storage, and close it at the end."""
-    storage = Postgres(url, retention_days=retention_days, columnstore_after_hours=columnstore_after_hours)
+    storage = DatabaseWriter(url, retention_days=retention_days, columnstore_after_hours=columnstore_after_hours)
     try:
         await storage.open()
         yield storage

@@ -17,12 +17,13 @@ from zander.journal.batch import Batch, Hold, Reach, Written
 from zander.journal.pgcopy import COPY_END, COPY_HEAD, RAW_COLUMNS
 from zander.journal.records import GapRecord, PredictionRecord, RawRecord, Record, SessionRecord
 
-LARGE_BYTES = 1 << 20  # joined in 0.5 ms; then the event loop gets its turn
+LARGE_BYTES = 1 << 20  # joined in 0.5 ms; then other tasks of the event loop run
 
-# The first statement, sent together with BEGIN: a round trip is a turn of a busy event loop, and several statements in
-# one take no parameters. So numbers and a UUID are written into it. A row is counted: the batch is ours to write. No
-# row: somebody wrote it, if only we ourselves before the answer to our COMMIT was lost. It takes the lock of the row,
-# so it waits for an older backend that is still inside such a COMMIT; one that lost its client earlier never commits.
+# The first statement, sent together with BEGIN: a round trip costs an iteration of a busy event loop, and several
+# statements in one take no parameters. So numbers and a UUID are written into it. One row: the batch is ours to write.
+# No row: it is written already, if only by ourselves before the answer to our COMMIT was lost. It takes the lock of the
+# row, so it waits for an older backend that is still inside such a COMMIT; one that lost its client earlier never
+# commits.
 CLAIM = """
 INSERT INTO writers (writer_id, position, written_at) VALUES ('{writer_id}', {end:d}, now())
 ON CONFLICT (writer_id) DO UPDATE SET position = excluded.position, written_at = excluded.written_at
@@ -50,7 +51,7 @@ ON CONFLICT (session_id) DO UPDATE SET
 WHERE sessions.fence <= excluded.fence
 """
 
-# Takes the locks of the rows: whoever would raise a fence waits for our COMMIT, and then sees how far we came.
+# Takes the locks of the rows: a resume that raises the fence waits for our COMMIT, and then reads what it made durable.
 ADVANCE = """
 UPDATE sessions SET
     durable_position = greatest(sessions.durable_position, given.position),
@@ -60,11 +61,10 @@ WHERE sessions.session_id = given.session_id AND sessions.fence <= given.fence
 RETURNING sessions.session_id::text, given.fence, sessions.durable_position
 """
 
-# CLAIM and ADVANCE in one, with their locks and in their order, for a batch with nothing special. While the claim
-# waits for an older backend its view of the tables ages: it misses a session inserted meanwhile, but of one that was
-# updated it weighs the latest version, so no fence is overlooked. Only if it counts every session of the batch did it
-# do everything, and is it known what; else it is rolled back, and the statements go one by one.
-MOVE_ON = f"""
+# CLAIM and ADVANCE in one statement, with their locks and in their order. While the claim waits for an older backend,
+# its snapshot ages: it misses a session inserted meanwhile, but of an updated one it checks the latest version, so no
+# fence is overlooked. It did everything only if it counts every session of the batch; else it has to be rolled back.
+CLAIM_AND_ADVANCE = f"""
 WITH claim AS ({CLAIM} RETURNING 1)
 UPDATE sessions SET
     durable_position = given.position,
@@ -89,7 +89,9 @@ FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[]) AS
 ON CONFLICT (session_id, from_position) DO UPDATE SET to_position = greatest(gaps.to_position, excluded.to_position)
 """
 
-BURY = "INSERT INTO dead_letters (table_name, session_id, position, error, record) VALUES ($1, $2, $3, $4, $5)"
+INSERT_DEAD_LETTER = """
+INSERT INTO dead_letters (table_name, session_id, position, error, record) VALUES ($1, $2, $3, $4, $5)
+"""
 
 PREDICTION_COLUMNS = (
     "session_id",
@@ -108,8 +110,8 @@ R = TypeVar("R", SessionRecord, RawRecord, GapRecord, PredictionRecord)
 async def write(connection: Connection, batch: Batch) -> Written:
     """Write a batch once; Moved when the journal is committed up to another offset than the batch starts from.
 
-    When the database refuses something for itself, all is written again with more care: what it refuses goes to
-    `dead_letters`, the rest to its table.
+    When the database refuses a record for itself, the batch is written again with a savepoint before each step: what it
+    refuses goes to `dead_letters`, the rest to its table.
     """
     try:
         return await _Transaction(connection, batch, careful=False).run()
@@ -121,7 +123,7 @@ async def write(connection: Connection, batch: Batch) -> Written:
 
 
 class _Transaction:
-    """One attempt. `careful`: one savepoint per step, and what is refused is halved until it stands alone."""
+    """One attempt. `careful`: a savepoint before each step, and what is refused is halved until it stands alone."""
 
     def __init__(self, connection: Connection, batch: Batch, *, careful: bool) -> None:
         self._connection = connection
@@ -130,42 +132,34 @@ class _Transaction:
         self._written = Written()
 
     async def run(self) -> Written:
+        """Write the batch and commit; without a claim on it, return what an earlier attempt wrote."""
         batch, connection = self._batch, self._connection
         reaches = batch.reaches()
-        fenced: set[Hold] = set()
-        if not await self._moved_on(reaches):
-            begin = "ROLLBACK; BEGIN" if connection.is_in_transaction() else "BEGIN"
-            if await connection.execute(f"{begin}; {self._filled(CLAIM)}") != "INSERT 0 1":
+        has_only_rows = reaches and not batch.sessions and not self._careful
+        if has_only_rows and await _claim_and_advance(connection, batch, reaches):
+            self._written.durable = {session_id: reach.end for (session_id, _), reach in reaches.items()}
+        else:
+            if not await _claim(connection, batch):
                 return await self._written_before(reaches)
             await self._each("sessions", list(batch.sessions.values()), self._upsert_sessions)
-            fenced = await self._advance(reaches) if reaches else set()
+            if reaches:
+                await self._advance(reaches)
+        await self._write_rows()
+        if await connection.execute("COMMIT") != "COMMIT":
+            raise StorageError("the transaction was rolled back")
+        return self._written
+
+    async def _write_rows(self) -> None:
+        """Write samples, gaps and predictions, without those of sessions whose fence was raised."""
+        batch, fenced = self._batch, self._written.fenced
         raw = [record for hold, records in batch.raw.items() if hold not in fenced for record in records]
         gaps = [gap for gap in batch.gaps if (gap.session_id, gap.fence) not in fenced]
         await self._each("raw_eeg", raw, self._copy_raw)
         await self._each("gaps", gaps, self._insert_gaps)
         await self._each("predictions", batch.predictions, self._copy_predictions)
-        if await connection.execute("COMMIT") != "COMMIT":
-            raise StorageError("the transaction was rolled back")
-        return self._written
-
-    def _filled(self, statement: str, **others: str) -> str:
-        batch = self._batch
-        return statement.format(writer_id=batch.writer_id, start=batch.start, end=batch.end, **others)
-
-    async def _moved_on(self, reaches: dict[Hold, Reach]) -> bool:
-        """Begin, claim the batch and advance all its sessions, in one round trip; False when that takes more."""
-        if self._careful or self._batch.sessions or not reaches:  # a statement does not see what a mate of it inserts
-            return False
-        given = ",".join(
-            f"('{UUID(session_id)}'::uuid, {fence:d}, {end:d}, {'NULL' if last_us is None else int(last_us)}::bigint)"
-            for (session_id, fence), (end, last_us) in reaches.items()
-        )
-        if await self._connection.execute(f"BEGIN; {self._filled(MOVE_ON, given=given)}") != f"UPDATE {len(reaches)}":
-            return False
-        self._written.durable = {session_id: reach.end for (session_id, _), reach in reaches.items()}
-        return True
 
     async def _written_before(self, reaches: dict[Hold, Reach]) -> Written:
+        """Return what the commit of this very batch made durable; Moved when the journal is at another offset."""
         position = await self._connection.fetchval(POSITION, self._batch.writer_id)
         rows = await self._connection.fetch(DURABLE, *_columns(list(reaches), 2))
         await self._connection.execute("ROLLBACK")
@@ -174,21 +168,20 @@ class _Transaction:
         durable = {session_id: position for session_id, _, position, is_fenced in rows if not is_fenced}
         return Written(durable, {(session_id, fence) for session_id, fence, _, is_fenced in rows if is_fenced})
 
-    async def _advance(self, reaches: dict[Hold, Reach]) -> set[Hold]:
-        """Move the durable positions on, and return the sessions that are not ours any more."""
+    async def _advance(self, reaches: dict[Hold, Reach]) -> None:
+        """Advance the durable positions, and note the sessions whose fence was raised since."""
         rows = [(*hold, *reach) for hold, reach in reaches.items()]
         moved = await self._connection.fetch(ADVANCE, *_columns(rows, 4))
         self._written.durable = {session_id: durable for session_id, _, durable in moved}
         ours = {(session_id, fence) for session_id, fence, _ in moved}
         if len(ours) == len(reaches):
-            return set()
+            return
         others = reaches.keys() - ours
         known = {row[0] for row in await self._connection.fetch(KNOWN, [session_id for session_id, _ in others])}
         self._written.fenced = {hold for hold in others if hold[0] in known}  # else its row was deleted
-        return self._written.fenced
 
     async def _each(self, table: str, records: list[R], write: Callable[[list[R]], Awaitable[None]]) -> None:
-        """Write records; what the database refuses for itself is buried, if we are careful."""
+        """Write records; when careful, dead-letter those that the database refuses for themselves."""
         if not records:
             return
         if not self._careful:
@@ -206,19 +199,18 @@ class _Transaction:
                 for half in halves:
                     await self._each(table, half, write)
             else:
-                await self._bury(table, records[0], error)
+                await self._dead_letter(table, records[0], error)
 
-    async def _bury(self, table: str, record: Record, error: Exception) -> None:
-        """Keep what was refused where somebody can look at it."""
+    async def _dead_letter(self, table: str, record: Record, error: Exception) -> None:
+        """Keep a refused record with its error; a sample leaves a gap, a session is written without `device_info`."""
         position = record.position if isinstance(record, RawRecord) else None
         data = record.rows if isinstance(record, RawRecord) else json.encode(record)
-        what = (table, record.session_id, position, str(error), data)
-        await self._connection.execute(BURY, *what)
+        await self._connection.execute(INSERT_DEAD_LETTER, table, record.session_id, position, str(error), data)
         self._written.n_dead_letters += 1
         if isinstance(record, RawRecord):
             gap = (record.session_id, record.fence, record.position, record.end, "lost", int(time() * 1e6))
             await self._insert_gaps([GapRecord(*gap)])
-        if isinstance(record, SessionRecord) and record.device_info != "{}":  # that is to blame; its samples need it
+        if isinstance(record, SessionRecord) and record.device_info != "{}":  # to blame; the samples need the row
             await self._each("sessions", [structs.replace(record, device_info="{}")], self._upsert_sessions)
 
     async def _upsert_sessions(self, records: list[SessionRecord]) -> None:
@@ -226,8 +218,8 @@ class _Transaction:
         await self._connection.execute(UPSERT_SESSIONS, *_columns(rows, 6), self._batch.writer_id)
 
     async def _copy_raw(self, records: list[RawRecord]) -> None:
-        # In one piece: before each of several asyncpg waits until the one before it is gone, a turn of a busy loop or
-        # more. Not bytes, which it would take for the name of a file.
+        # In one piece: before each of several asyncpg waits until the one before it is sent, an iteration or more of a
+        # busy event loop. Not bytes, which it would take for the name of a file.
         rows = bytearray().join([COPY_HEAD, *(record.rows for record in records), COPY_END])
         if len(rows) > LARGE_BYTES:
             await asyncio.sleep(0)
@@ -242,12 +234,34 @@ class _Transaction:
         await self._connection.copy_records_to_table("predictions", records=rows, columns=PREDICTION_COLUMNS)
 
 
+async def _claim(connection: Connection, batch: Batch) -> bool:
+    """Begin a transaction and claim the batch; False when the journal is committed up to another offset."""
+    begin = "ROLLBACK; BEGIN" if connection.is_in_transaction() else "BEGIN"
+    claim = CLAIM.format(writer_id=batch.writer_id, start=batch.start, end=batch.end)
+    return bool(await connection.execute(f"{begin}; {claim}") == "INSERT 0 1")
+
+
+async def _claim_and_advance(connection: Connection, batch: Batch, reaches: dict[Hold, Reach]) -> bool:
+    """Begin a transaction, claim the batch and advance all its sessions, in one round trip instead of two.
+
+    Most batches are nothing but rows of known sessions, and each answer that a batch waits for costs an iteration of a
+    busy event loop. A batch with sessions takes the other way: an UPDATE does not see rows that another part of its
+    statement inserts. False when a session was not advanced; the open transaction has to be rolled back then.
+    """
+    given = ",".join(
+        f"('{UUID(session_id)}'::uuid, {fence:d}, {end:d}, {'NULL' if last_us is None else int(last_us)}::bigint)"
+        for (session_id, fence), (end, last_us) in reaches.items()
+    )
+    statement = CLAIM_AND_ADVANCE.format(writer_id=batch.writer_id, start=batch.start, end=batch.end, given=given)
+    return bool(await connection.execute(f"BEGIN; {statement}") == f"UPDATE {len(reaches)}")
+
+
 def _columns(rows: Sequence[Sequence[object]], n_columns: int) -> list[list[object]]:
     return [[row[i] for row in rows] for i in range(n_columns)]
 
 
 def _halves(records: list[R]) -> list[list[R]]:
-    """Divide records; none when there is but one sample, session, gap or prediction."""
+    """Divide records in two; return none for a single sample, session, gap or prediction."""
     if len(records) > 1:
         middle = len(records) // 2
         return [records[:middle], records[middle:]]

@@ -1,4 +1,4 @@
-"""PostgreSQL or TimescaleDB: the one connection that writes batches, each once however often it is tried."""
+"""The connection that writes: batches, each once however often it is tried, and the hourly deletes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ COMMAND_SECONDS = 30.0
 PING_SECONDS = 5.0
 EXPIRE_EVERY_SECONDS = 3600.0
 
-# A server that lost us must not keep our row of `writers` locked for the two hours of a usual TCP keepalive.
-LET_GO = """
+# A server that lost its client must not keep the row of `writers` locked for the two hours of a usual TCP keepalive.
+SETTINGS = """
 SET idle_in_transaction_session_timeout = '60s';
 SET tcp_keepalives_idle = 10;
 SET tcp_keepalives_interval = 5;
@@ -31,8 +31,8 @@ SET tcp_keepalives_count = 4
 log = logging.getLogger(__name__)
 
 
-class Postgres:
-    """A Storage in PostgreSQL, with what TimescaleDB adds where it is there."""
+class DatabaseWriter:
+    """The one connection to PostgreSQL that writes batches (`journal.batch.Storage`)."""
 
     def __init__(self, database_url: str, *, retention_days: float | None, columnstore_after_hours: float) -> None:
         self._dsn = plain_dsn(database_url)
@@ -41,13 +41,13 @@ class Postgres:
         self._connection: Connection = None
         self._tuning: Tuning | None = None
         self._expiry: asyncio.Task[None] | None = None
-        self._expire_s = 0.0  # when it is due
+        self._expire_s = 0.0  # when the next deletes are due
 
     async def open(self) -> None:
         """Connect, migrate, tune; StorageError when that is not possible now."""
-        self._let_go()
-        with self._letting_go():
-            self._connection = connection = await connect(self._dsn, LET_GO, COMMAND_SECONDS)
+        self._drop()
+        with self._dropping_on_error():
+            self._connection = connection = await connect(self._dsn, SETTINGS, COMMAND_SECONDS)
             await migrate(connection)
             tuning = await tune(connection, self._retention_days, self._columnstore_after_hours)
         if tuning != self._tuning:
@@ -56,22 +56,22 @@ class Postgres:
 
     async def position(self, writer_id: uuid.UUID) -> int:
         """Return the offset up to which a journal is committed; 0 for an unknown one."""
-        with self._letting_go():
+        with self._dropping_on_error():
             return await self._connected().fetchval(POSITION, writer_id) or 0
 
     async def finish(self, writer_id: uuid.UUID) -> None:
         """End the sessions that a dead process had open, with its last sample."""
-        with self._letting_go():
+        with self._dropping_on_error():
             await self._connected().execute(END_SESSIONS, writer_id)
 
     async def write(self, batch: Batch) -> Written:
         """Write all of the batch or nothing, once; StorageError, of which Moved is one."""
-        with self._letting_go():
+        with self._dropping_on_error():
             return await write(self._connected(), batch)
 
     async def ping(self) -> None:
-        """Ask for a sign of life; StorageError when there is none. Starts the hourly deletes when due."""
-        with self._letting_go():
+        """Check the connection, and start the hourly deletes when due; StorageError when there is no answer."""
+        with self._dropping_on_error():
             await self._connected().execute("SELECT 1", timeout=PING_SECONDS)
         self._expire_when_due()
 
@@ -91,23 +91,23 @@ class Postgres:
         return self._connection
 
     @contextmanager
-    def _letting_go(self) -> Iterator[None]:
-        """Give the connection up after any error.
+    def _dropping_on_error(self) -> Iterator[None]:
+        """Drop the connection after any error.
 
-        A connection in doubt is never used again. Dropping it makes the server roll back, unless it had the
-        COMMIT: the retry will tell.
+        A connection in doubt is never used again. Dropping it makes the server roll back, unless it had the COMMIT
+        already: the retry finds out.
         """
         try:
             yield
         except Moved:  # all is rolled back, and well
             raise
         except BaseException as error:
-            self._let_go()
+            self._drop()
             if isinstance(error, FAILURES):
                 raise StorageError(reason(error)) from None
             raise
 
-    def _let_go(self) -> None:
+    def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection:
             connection.terminate()
@@ -120,10 +120,10 @@ class Postgres:
             self._expiry = asyncio.create_task(self._expire(self._retention_days))
 
     async def _expire(self, retention_days: float) -> None:
-        """Delete what is too old, on a connection of its own, so that no batch waits for it."""
+        """Delete what is too old, on a connection of its own: no batch waits for it."""
         connection = None
         try:
-            connection = await connect(self._dsn, LET_GO, COMMAND_SECONDS)
+            connection = await connect(self._dsn, SETTINGS, COMMAND_SECONDS)
             if n_deleted := await delete_expired(connection, retention_days):
                 log.info("retention: %d rows or chunks older than %g days deleted", n_deleted, retention_days)
         except (StorageError, *FAILURES) as error:

@@ -16,7 +16,7 @@ from msgspec import structs
 from support.databases import connected, opened
 from support.samples import ORIGIN, OTHER, PREDICTION, SESSION, T0_US, WRITER_ID, batch, chunk, gap
 from zander.database.sessions import RESUME
-from zander.database.writer import Postgres
+from zander.database.writer import DatabaseWriter
 from zander.errors import Moved
 from zander.journal.batch import Batch
 from zander.journal.pgcopy import decode_rows
@@ -410,7 +410,7 @@ async def test_a_batch_with_poison_is_written_once_like_any_other(any_database_u
         assert await positions(connection) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
 
 
-async def test_much_that_is_refused_is_buried_piece_by_piece(any_database_url: str) -> None:
+async def test_many_refused_samples_are_dead_lettered_piece_by_piece(any_database_url: str) -> None:
     async with opened(any_database_url) as storage, connected(any_database_url) as connection:
         await connection.execute("ALTER TABLE raw_eeg ADD CONSTRAINT by_hand CHECK (position % 2 = 0)")
         written = await storage.write(batch(0, 9, SESSION, *[chunk(position, 10) for position in range(0, 100, 10)]))
@@ -440,7 +440,7 @@ POISON: dict[str, tuple[str, Record | Chunk]] = {
 
 
 @pytest.mark.parametrize("kind", POISON)
-async def test_bad_data_is_buried_and_its_mates_are_kept(
+async def test_bad_data_is_dead_lettered_and_its_mates_are_kept(
     any_database_url: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     table, poison = POISON[kind]
@@ -461,7 +461,7 @@ async def test_bad_data_is_buried_and_its_mates_are_kept(
     assert "secret" not in caplog.text
 
 
-async def test_json_that_is_too_deep_is_buried(database_url: str) -> None:
+async def test_json_that_is_too_deep_is_dead_lettered(database_url: str) -> None:
     """Not on TimescaleDB: the stack of the one here is WebAssembly's, and ends with the server."""
     async with opened(database_url) as storage, connected(database_url) as connection:
         deep = prediction(data="[" * 100_000 + "]" * 100_000)
@@ -493,7 +493,7 @@ async def test_a_session_that_is_refused_with_any_device_stops_nothing(
         assert await positions(connection) == await positions(connection, OTHER.session_id) == [0, 1, 2]
 
 
-async def test_what_is_fenced_is_not_buried(any_database_url: str) -> None:
+async def test_what_is_fenced_is_not_dead_lettered(any_database_url: str) -> None:
     async with opened(any_database_url) as storage, connected(any_database_url) as connection:
         await storage.write(batch(0, 9, SESSION))
         await resume(connection)
@@ -504,7 +504,7 @@ async def test_what_is_fenced_is_not_buried(any_database_url: str) -> None:
         assert await positions(connection) == []
 
 
-async def test_poison_in_columns_of_timescaledb_is_buried_too(timescale_url: str) -> None:
+async def test_poison_in_columns_of_timescaledb_is_dead_lettered_too(timescale_url: str) -> None:
     """A chunk of the hypertable that is compressed already takes part in the savepoints."""
     async with opened(timescale_url) as storage, connected(timescale_url) as connection:
         await storage.write(batch(0, 9, SESSION, chunk(0, 100)))
@@ -514,5 +514,5 @@ async def test_poison_in_columns_of_timescaledb_is_buried_too(timescale_url: str
         written = await storage.write(batch(9, 20, chunk(100, 100), chunk(0, 1, user_too_long), bad, PREDICTION))
         assert written.n_dead_letters == 2
         assert await positions(connection) == list(range(200))
-        assert isinstance(storage, Postgres)
+        assert isinstance(storage, DatabaseWriter)
         assert len(await dead_letters(connection)) == 2

@@ -23,9 +23,9 @@ from support.samples import ORIGIN, PREDICTION, SESSION, T0_US, WRITER_ID, batch
 from support.services import PostgresServer
 from zander.database import connection as connection_module
 from zander.database import transaction as transaction_module
-from zander.database import writer as storage_module
+from zander.database import writer as writer_module
 from zander.database.connection import Connection, blames_data, plain_dsn
-from zander.database.writer import Postgres
+from zander.database.writer import DatabaseWriter
 from zander.errors import StorageError
 from zander.journal import outage as outage_module
 from zander.journal import recorder as recorder_module
@@ -213,12 +213,12 @@ async def test_a_wrong_password_is_not_repeated(database_url: str) -> None:
     user, _, rest = database_url.partition("@")
     wrong = f"{user.rpartition(':')[0]}:sesame@{rest}"
     with pytest.raises(StorageError, match="password authentication failed") as caught:
-        await Postgres(wrong, retention_days=None, columnstore_after_hours=24).open()
+        await DatabaseWriter(wrong, retention_days=None, columnstore_after_hours=24).open()
     assert "sesame" not in str(caught.value)
 
 
 async def test_a_password_that_breaks_the_url_is_not_repeated() -> None:
-    storage = Postgres("postgresql://u:sesame/x@h:1/d", retention_days=None, columnstore_after_hours=24)
+    storage = DatabaseWriter("postgresql://u:sesame/x@h:1/d", retention_days=None, columnstore_after_hours=24)
     with pytest.raises(StorageError, match="DATABASE_URL cannot be read") as caught:
         await storage.open()
     assert "sesame" not in str(caught.value)
@@ -229,7 +229,7 @@ async def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.Monke
     with socket.create_server(("127.0.0.1", 0)) as server:  # the kernel takes the connection, nobody reads it
         url = f"postgresql://u:p@127.0.0.1:{server.getsockname()[1]}/d"
         with pytest.raises(StorageError, match="no answer in time"):
-            await Postgres(url, retention_days=None, columnstore_after_hours=24).open()
+            await DatabaseWriter(url, retention_days=None, columnstore_after_hours=24).open()
 
 
 # Once each.
@@ -314,8 +314,8 @@ async def test_a_write_that_is_cancelled_leaves_nothing_behind(database_url: str
 
 
 async def test_a_silent_network_is_given_up(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "COMMAND_SECONDS", 0.2)
-    monkeypatch.setattr(storage_module, "PING_SECONDS", 0.2)
+    monkeypatch.setattr(writer_module, "COMMAND_SECONDS", 0.2)
+    monkeypatch.setattr(writer_module, "PING_SECONDS", 0.2)
     async with Proxy(database_url).listening() as proxy, opened(proxy.url) as storage:
         proxy.silent = True
         with pytest.raises(StorageError, match="no answer in time"):
@@ -332,7 +332,7 @@ async def test_a_silent_network_is_given_up(database_url: str, monkeypatch: pyte
 
 
 async def test_a_closed_storage_says_so() -> None:
-    storage = Postgres("postgresql://h/d", retention_days=None, columnstore_after_hours=24)
+    storage = DatabaseWriter("postgresql://h/d", retention_days=None, columnstore_after_hours=24)
     await storage.close()
     for call in (storage.ping(), storage.write(batch(0, 9, chunk(0))), storage.position(WRITER_ID)):
         with pytest.raises(StorageError, match="closed"):
@@ -358,7 +358,9 @@ async def test_a_journal_nobody_knows_stands_at_its_beginning(any_database_url: 
     ],
     ids=["a table is missing", "permission revoked", "read-only"],
 )
-async def test_a_database_that_refuses_everything_buries_nothing(database_url: str, before: str, after: str) -> None:
+async def test_a_database_that_refuses_everything_leaves_no_dead_letters(
+    database_url: str, before: str, after: str
+) -> None:
     role = f"role_{uuid.uuid4().hex}"
     async with opened(database_url) as storage, connected(database_url) as connection:
         await storage._connection.execute(before.format(role))
@@ -386,7 +388,7 @@ def test_a_full_disk_is_no_refusal() -> None:
 
 
 @asynccontextmanager
-async def recording(storage: Postgres, folder: Path) -> AsyncIterator[Recorder]:
+async def recording(storage: DatabaseWriter, folder: Path) -> AsyncIterator[Recorder]:
     journals = Journals(folder, 1 << 30)
     recorder = Recorder(
         storage, journals, max_records=50, max_seconds=0.05, linger_seconds=0.005, journal_max_bytes=1 << 30
@@ -401,8 +403,8 @@ async def recording(storage: Postgres, folder: Path) -> AsyncIterator[Recorder]:
         journals.close()
 
 
-def postgres(database_url: str) -> Postgres:
-    return Postgres(database_url, retention_days=None, columnstore_after_hours=24)
+def postgres(database_url: str) -> DatabaseWriter:
+    return DatabaseWriter(database_url, retention_days=None, columnstore_after_hours=24)
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
