@@ -18,7 +18,9 @@ from zander.cluster.cluster import Cluster
 from zander.cluster.link import RedisLink
 from zander.cluster.node import Node
 from zander.cluster.single import NoPeers
-from zander.database.sessions import Archive
+from zander.database.connection import Pool
+from zander.database.history import History
+from zander.database.sessions import DatabaseSessions
 from zander.delivery.subscribers import Subscribers
 from zander.database.writer import DatabaseWriter
 from zander.errors import ClientError
@@ -34,6 +36,8 @@ from zander.settings import Settings
 from zander.streams.stream import Streams
 
 CANCEL_SECONDS = 1.0
+READING_CONNECTIONS = 4
+RESUMING_CONNECTIONS = 2  # apart, so that no relay waits for somebody's history
 DRAIN_SECONDS = 5.0  # for the database, of the 15 s that a stop may take
 
 log = logging.getLogger(__name__)
@@ -65,15 +69,17 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
         linger_seconds=settings.batch_linger_seconds,
         journal_max_bytes=settings.journal_max_bytes,
     )
-    archive = Archive(settings.database_url)
+    reading = Pool(settings.database_url, READING_CONNECTIONS)
+    resuming = Pool(settings.database_url, RESUMING_CONNECTIONS)
+    sessions = DatabaseSessions(reading, resuming)
     streams, subscribers = Streams(), Subscribers()
     cluster = Cluster(RedisLink(settings.redis_url), streams, subscribers) if settings.redis_url else None
     peers = cluster or NoPeers(subscribers)
-    ingest = Ingest(streams, subscribers, recorder, archive, peers, buffer_samples=settings.buffer_samples)
+    ingest = Ingest(streams, subscribers, recorder, sessions, peers, buffer_samples=settings.buffer_samples)
     hub = Hub(ingest, subscribers, peers, buffer_keep_seconds=settings.buffer_keep_seconds)
-    replays = Replays(hub, subscribers, archive, recorder)
+    replays = Replays(hub, subscribers, sessions, recorder)
     recorder.on_written = ingest.on_written
-    app.state.service = Service(settings, hub, recorder, archive, replays, monotonic())
+    app.state.service = Service(settings, hub, recorder, sessions, History(reading), replays, monotonic())
     syncing = journals.keep_synced(settings.journal_fsync_seconds)
     async with _running(recorder.run()), _running(_tick(hub)), _running(syncing), _running(replays.run()):
         if cluster:
@@ -85,7 +91,8 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
         await recorder.drain(DRAIN_SECONDS)
     recorder.take_leave()
     await storage.close()
-    await archive.close()
+    await reading.close()
+    await resuming.close()
     journals.close()
 
 

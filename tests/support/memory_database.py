@@ -77,7 +77,7 @@ class Database:
         return written
 
     def resume(self, session_id: str) -> StoredSession:
-        """Raise the fence, as `Archive.resume` does."""
+        """Raise the fence, as `SessionStore.resume` does."""
         session = self.sessions.setdefault(session_id, StoredSession())
         session.fence += 1
         session.end_us = None

@@ -1,17 +1,21 @@
-"""A past for tests: rows in the database that no node has written, sample by sample as a test wants them."""
+"""Sessions in the database that no node has written, sample by sample as a test wants them."""
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 
 from support.databases import connected
+from zander.database.connection import Pool
 from zander.database.migrations import migrate
+from zander.database.sessions import DatabaseSessions
 from zander.database.timescale import tune
+from zander.streams.stored import StoredSession
 
 T0_US = 1_764_000_000_123_457
 DEVICE = {"sampling_rate": 100, "channel_names": ["C3", "C4"]}
@@ -33,6 +37,15 @@ async def compress(url: str) -> None:
             return
         for table in ("raw_eeg", "predictions"):
             await connection.fetch(f"SELECT compress_chunk(c, true) FROM show_chunks('{table}') AS c")
+
+
+@asynccontextmanager
+async def opened_sessions(url: str) -> AsyncIterator[DatabaseSessions]:
+    """Read sessions as a node does, with as many connections."""
+    pools = Pool(url, 4), Pool(url, 2)
+    yield DatabaseSessions(*pools)
+    for pool in pools:
+        await pool.close()
 
 
 class PastSession:
@@ -98,3 +111,10 @@ class PastSession:
 def every(step_us: int, positions: Iterable[int], start_us: int = T0_US) -> dict[int, int]:
     """Give each position its time, of samples that come regularly."""
     return {position: start_us + step_us * position for position in positions}
+
+
+async def stored(store: DatabaseSessions, session: PastSession) -> StoredSession:
+    """Return what the database has of a session."""
+    found = await store.session(session.session_id)
+    assert found
+    return found

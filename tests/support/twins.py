@@ -238,7 +238,7 @@ class World:
         if not native:
             self.ingest.fast_path.interceptor = lambda stream, relay: None  # type: ignore[method-assign]
         settings = Settings(outbox_max_bytes=story.outbox_bytes, buffer_samples=capacity)
-        stage.app.state.service = Service(settings, self.hub, self.recorder, self.archive, replays, 0.0)  # type: ignore[arg-type]
+        stage.app.state.service = Service(settings, self.hub, self.recorder, self.archive, None, replays, 0.0)  # type: ignore[arg-type]
         self._server, self._config = stage.server, stage.config
         self.relays: list[Pipe] = []
         self.consumers: dict[str, Pipe] = {}

@@ -23,8 +23,9 @@ from zander.delivery.outbox import Outbox
 from zander.delivery.subscribers import Subscribers
 from zander.errors import NotFound
 from zander.streams.clock import now_us
-from zander.streams.query import Answer, Query
+from zander.streams.query import Query
 from zander.streams.stream import Stream, Streams, StreamSummary
+from zander.wire.bodies import Answer
 from zander.wire.messages import Status
 
 

@@ -8,8 +8,9 @@ from msgspec import Struct
 
 from zander.cluster.directory import Holding
 from zander.errors import ClientError
-from zander.streams.query import Answer, Query
+from zander.streams.query import Query
 from zander.streams.stream import StreamSummary
+from zander.wire.bodies import Answer
 from zander.wire.chunk import Chunk, Origin
 from zander.wire.messages import Gap, Item, Kind, Note, Reason
 

@@ -7,8 +7,9 @@ from typing import Literal
 from zander.delivery.outbox import Outbox
 from zander.delivery.subscribers import Subscribers
 from zander.errors import NotFound
-from zander.streams.query import Answer, Query
+from zander.streams.query import Query
 from zander.streams.stream import Stream, StreamSummary
+from zander.wire.bodies import Answer
 from zander.wire.messages import Status
 
 

@@ -1,1 +1,1 @@
-"""All that speaks SQL: `writer.py` writes batches, `sessions.py` and `history.py` answer, `migrations.py` prepares."""
+"""SQL: connections, migrations, the transaction that writes a batch, and reading by session, position or time."""

@@ -1,7 +1,7 @@
-"""What the database holds of a user from a time to another, in order, read piece by piece.
+"""Reading by time: the samples, features and predictions of a user, page by page.
 
-It is read in windows of time: where the server keeps rows in columns it has to sort what it finds, and without an end
-it might find years.
+A page is read in windows of time: where the server keeps rows in columns it has to sort what it finds, and without an
+end it might find years. It is read in pieces, too: nothing else on the event loop has to wait for a whole page.
 """
 
 from __future__ import annotations
@@ -15,10 +15,19 @@ from msgspec import Meta, Struct
 
 from zander.database import rows
 from zander.database.connection import Pool, Row
+from zander.journal.records import EDGE_CLASSIFIER, EDGE_PREDICTION_TYPE
 from zander.wire.chunk import MAX_POSITION, Chunk, Origin
 from zander.wire.messages import Note
 
-RAW_STEP_US = 10_000  # a row, as a guess: 100 Hz
+PIECE_SAMPLES = 256
+PIECE_NOTES = 64
+
+# A page ends early rather than grow beyond this: there may be 1,024 channels, and a prediction may have a megabyte.
+MAX_RAW_BYTES = 1 << 20
+MAX_TEXT_CHARACTERS = 4 << 20
+MAX_RUNS = 256  # they are listed in a header
+
+RAW_STEP_US = 10_000  # from sample to sample, as a guess: 100 Hz
 NOTE_STEP_US = 1_000_000
 MAX_TIME_US = 10**18  # in the year 33658; a timestamptz goes further
 
@@ -30,84 +39,119 @@ ORDER BY timestamp, session_id, position LIMIT $7
 """
 
 # Features are stored as predictions of the relay.
-NOTES_OF_USER = """
+NOTES_OF_USER = f"""
 FROM predictions WHERE user_id = $1 AND timestamp >= $2 AND timestamp < $3
-AND (prediction_type = 'workload_edge' AND classifier_name = 'edge_relay') = $4
+AND (prediction_type = '{EDGE_PREDICTION_TYPE}' AND classifier_name = '{EDGE_CLASSIFIER}') = $4
 """
 FIRST_NOTE = f"SELECT timestamp {NOTES_OF_USER} ORDER BY timestamp LIMIT 1"
 NOTES = f"""
 SELECT {rows.NOTE_FIELDS} {NOTES_OF_USER}
 ORDER BY timestamp, session_id, prediction_type, classifier_name, classifier_version, data LIMIT $5 OFFSET $6
 """
-KNOWN = "SELECT 1 FROM sessions WHERE user_id = $1 LIMIT 1"
+HAS_USER = "SELECT 1 FROM sessions WHERE user_id = $1 LIMIT 1"
 
 TimeUs = Annotated[int, Meta(ge=0, le=MAX_TIME_US)]
 
 
-class RawMark(Struct, array_like=True, frozen=True):
-    """Behind which sample a reading goes on."""
+class RawPageToken(Struct, array_like=True, frozen=True):
+    """The sample after which a page of raw begins."""
 
     time_us: TimeUs
     session_id: UUID = UUID(int=0)
     position: Annotated[int, Meta(ge=-1, le=MAX_POSITION)] = -1
 
 
-class NoteMark(Struct, array_like=True, frozen=True):
-    """Behind how many of those at a time a reading goes on: neither features nor predictions have a number."""
+class NotePageToken(Struct, array_like=True, frozen=True):
+    """The time at which a page of notes begins, after the first `n` of that time: notes have no number of their own."""
 
     time_us: TimeUs
     n: Annotated[int, Meta(ge=0, le=1 << 32)] = 0
 
-    def behind(self, notes: list[Note]) -> NoteMark:
-        """Return the mark behind notes that were read from this one on."""
+    def after(self, notes: list[Note]) -> NotePageToken:
+        """Return the token of what follows notes that were read from this one on."""
         if not notes:
             return self
         time_us = notes[-1].time_us
         n = sum(note.time_us == time_us for note in notes)
-        return NoteMark(time_us, n + (self.n if time_us == self.time_us else 0))
+        return NotePageToken(time_us, n + (self.n if time_us == self.time_us else 0))
 
 
-class Past:
-    """The raw, features and predictions of users; everything raises Unavailable when the database is away."""
+class History:
+    """The raw, features and predictions of users, by time; all methods raise Unavailable without the database."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def knows(self, user_id: str) -> bool:
+    async def has_user(self, user_id: str) -> bool:
         """Say whether the user ever had a session."""
-        return bool(await self._pool.fetch(KNOWN, user_id))
+        return bool(await self._pool.fetch(HAS_USER, user_id))
 
-    async def raw(self, user_id: str, mark: RawMark, end_us: int, n: int) -> list[Chunk]:
-        """Return the `n` samples behind the mark, by time, session and position; all have times below `end_us`."""
+    async def raw_page(
+        self, user_id: str, token: RawPageToken, end_us: int, *, limit: int
+    ) -> tuple[list[Chunk], RawPageToken | None]:
+        """Read up to `limit` samples after the token, with times below `end_us`, by time, session and position.
 
+        Return them and the token of the next page, None at the end.
+        """
+        chunks: list[Chunk] = []
+        n, nbytes = 0, 0
+        while n < limit and nbytes < MAX_RAW_BYTES and len(chunks) < MAX_RUNS:
+            found = await self._raw(user_id, token, end_us, min(PIECE_SAMPLES, limit - n))
+            if not found:
+                return chunks, None
+            chunks += found
+            n += sum(map(len, found))
+            nbytes += sum(chunk.samples.nbytes for chunk in found)
+            last = found[-1]
+            token = RawPageToken(int(last.times_us[-1]), UUID(last.origin.session_id), last.end - 1)
+        return chunks, token if await self._raw(user_id, token, end_us, 1) else None
+
+    async def notes_page(
+        self, user_id: str, kind: Literal["features", "prediction"], token: NotePageToken, end_us: int, *, limit: int
+    ) -> tuple[list[Note], NotePageToken | None]:
+        """Read up to `limit` features or predictions after the token, with times below `end_us`, by time.
+
+        Return them and the token of the next page, None at the end.
+        """
+        notes: list[Note] = []
+        n_characters = 0
+        while len(notes) < limit and n_characters < MAX_TEXT_CHARACTERS:
+            found = await self._notes(user_id, kind, token, end_us, min(PIECE_NOTES, limit - len(notes)))
+            if not found:
+                return notes, None
+            notes += found
+            n_characters += sum(len(note.text) for note in found)
+            token = token.after(found)
+        return notes, token if await self._notes(user_id, kind, token, end_us, 1) else None
+
+    async def _raw(self, user_id: str, token: RawPageToken, end_us: int, n: int) -> list[Chunk]:
         async def first(start_us: int, end_us: int) -> int | None:
             return _time(await self._pool.fetch(FIRST_RAW, user_id, start_us, end_us))
 
         async def read(start_us: int, end_us: int, n: int) -> list[Row]:
-            behind = (mark.time_us, mark.session_id, mark.position)
-            return await self._pool.fetch(RAW, user_id, start_us, end_us, *behind, n)
+            after = (token.time_us, token.session_id, token.position)
+            return await self._pool.fetch(RAW, user_id, start_us, end_us, *after, n)
 
-        found = await in_windows(first, read, mark.time_us, end_us, step_us=n * RAW_STEP_US, n=n)
+        found = await read_in_windows(first, read, token.time_us, end_us, step_us=n * RAW_STEP_US, n=n)
         return rows.chunks(found, cache(lambda session_id: Origin(user_id, session_id, 0.0)))
 
-    async def notes(
-        self, user_id: str, kind: Literal["features", "prediction"], mark: NoteMark, end_us: int, n: int
+    async def _notes(
+        self, user_id: str, kind: Literal["features", "prediction"], token: NotePageToken, end_us: int, n: int
     ) -> list[Note]:
-        """Return the `n` features or predictions behind the mark, by time; all have times below `end_us`."""
         is_features = kind == "features"
 
         async def first(start_us: int, end_us: int) -> int | None:
             return _time(await self._pool.fetch(FIRST_NOTE, user_id, start_us, end_us, is_features))
 
         async def read(start_us: int, end_us: int, n: int) -> list[Row]:
-            n_read = mark.n if start_us == mark.time_us else 0
+            n_read = token.n if start_us == token.time_us else 0
             return await self._pool.fetch(NOTES, user_id, start_us, end_us, is_features, n, n_read)
 
-        found = await in_windows(first, read, mark.time_us, end_us, step_us=n * NOTE_STEP_US, n=n)
+        found = await read_in_windows(first, read, token.time_us, end_us, step_us=n * NOTE_STEP_US, n=n)
         return [rows.features(row) if is_features else rows.prediction(row) for row in found]
 
 
-async def in_windows(
+async def read_in_windows(
     first: Callable[[int, int], Awaitable[int | None]],
     read: Callable[[int, int, int], Awaitable[list[Row]]],
     start_us: int,

@@ -10,14 +10,13 @@ import msgspec
 import numpy as np
 from msgspec import Raw
 
+from zander.database.connection import Row
 from zander.wire.chunk import Chunk, Origin, Samples
 from zander.wire.codec import dumps
 from zander.wire.messages import Note
 
-Row = Any
-
 # `array_send` gives an array as it is stored: its bytes are cut faster than a list of floats is made, and no bit of
-# them changes on the way. Zander writes no NULL into an array; whoever else writes might.
+# them changes on the way. Zander writes no NULL into an array; another program might.
 RAW_FIELDS = "timestamp, session_id, position, array_send(array_replace(channels, NULL, 'NaN')) AS channels"
 NOTE_FIELDS = "timestamp, session_id, user_id, prediction_type, classifier_name, classifier_version, data"
 
@@ -55,13 +54,13 @@ def _samples(arrays: tuple[bytes, ...]) -> Samples:
 
 
 def features(row: Row) -> Note:
-    """Make of a row of NOTE_FIELDS what the relay sent, and whose it is."""
+    """Make the message that the relay sent, and whose it is, of a row of NOTE_FIELDS."""
     who = {"user_id": row["user_id"], "session_id": str(row["session_id"]), "timestamp": row["timestamp"] / 1e6}
     return Note("features", row["timestamp"], dumps({"type": "features"} | _fields.decode(row["data"]) | who))
 
 
 def prediction(row: Row) -> Note:
-    """Make of a row of NOTE_FIELDS what the consumer sent, but for its `id`, and whom it is about."""
+    """Make the message that the consumer sent, without its `id`, and whom it is about, of a row of NOTE_FIELDS."""
     message = {
         "type": "prediction",
         "prediction_type": row["prediction_type"],

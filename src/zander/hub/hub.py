@@ -11,8 +11,9 @@ from zander.delivery.subscribers import Subscribers
 from zander.errors import CloseCode
 from zander.hub.ingest import Ingest
 from zander.hub.interfaces import Peers
-from zander.streams.query import Answer, Query, answer
+from zander.streams.query import Query, answer
 from zander.streams.stream import Stream, StreamSummary
+from zander.wire.bodies import Answer
 from zander.wire.codec import PredictionIn
 from zander.wire.messages import Status
 

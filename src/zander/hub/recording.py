@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from zander.hub.interfaces import RecordSink
-from zander.journal.records import GapRecord, PredictionRecord, SessionRecord
+from zander.journal.records import (
+    EDGE_CLASSIFIER,
+    EDGE_PREDICTION_TYPE,
+    GapRecord,
+    PredictionRecord,
+    SessionRecord,
+)
 from zander.streams.session import Session
 from zander.streams.stream import Stream
 from zander.wire.chunk import Chunk
 from zander.wire.codec import dumps
 from zander.wire.messages import Gap, Prediction
-
-EDGE_PREDICTION_TYPE = "workload_edge"
-EDGE_CLASSIFIER = "edge_relay"
 
 
 class Recording:

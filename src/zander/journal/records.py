@@ -10,6 +10,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+# Features are recorded as predictions of the relay.
+EDGE_PREDICTION_TYPE = "workload_edge"
+EDGE_CLASSIFIER = "edge_relay"
+
 
 class _Record(Struct, tag=True, array_like=True, gc=False):  # nothing in it that could lead back to it
     session_id: str

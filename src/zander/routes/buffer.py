@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 from starlette.requests import Request
 from starlette.responses import Response
 
-from zander.errors import BadMessage
-from zander.routes.context import require_consumer
-from zander.routes.parameters import choice, moment_us, number, user_id
-from zander.streams.query import AnswerFormat, Query, What
-from zander.streams.stream import SampleType
+from zander.routes.context import require_consumer, response
+from zander.routes.parameters import moment_us, number, sample_query
+from zander.streams.query import Query, What
 
 
 async def latest(request: Request) -> Response:
@@ -31,8 +27,7 @@ async def range_(request: Request) -> Response:
     query = _query(request, "range")
     query.start_us = moment_us(request.query_params, "start")
     query.end_us = moment_us(request.query_params, "end")
-    if query.end_us < query.start_us:
-        raise BadMessage("bad_parameter", "end: expected a time that is not before start")
+    query.check_range()
     return await _answer(request, query)
 
 
@@ -43,15 +38,8 @@ async def stats(request: Request) -> Response:
 
 def _query(request: Request, what: What) -> Query:
     require_consumer(request)
-    parameters = request.query_params
-    return Query(
-        user_id(request.path_params),
-        what,
-        choice(parameters, "sample_type", get_args(SampleType), "features"),
-        format=choice(parameters, "format", get_args(AnswerFormat), "json"),
-    )
+    return sample_query(request.path_params, request.query_params, what)
 
 
 async def _answer(request: Request, query: Query) -> Response:
-    answer = await require_consumer(request).hub.answer(query)
-    return Response(answer.body, headers=answer.headers, media_type=answer.content_type)
+    return response(await require_consumer(request).hub.answer(query))

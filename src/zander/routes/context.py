@@ -1,17 +1,21 @@
-"""Context of the endpoints: the built service, and who may use it."""
+"""The parts that endpoints share: the built service, who may use it, and the form of a response."""
 
 from __future__ import annotations
 
 from typing import NamedTuple, cast
 
 from starlette.requests import HTTPConnection
+from starlette.responses import Response
 
 from zander import auth
-from zander.database.sessions import Archive
+from zander.database.history import History
+from zander.database.sessions import DatabaseSessions
 from zander.hub.hub import Hub
 from zander.hub.replay import Replays
 from zander.journal.recorder import Recorder
 from zander.settings import Settings
+from zander.wire.bodies import JSON_TYPE, Answer
+from zander.wire.codec import dumps
 
 
 class Service(NamedTuple):
@@ -20,7 +24,8 @@ class Service(NamedTuple):
     settings: Settings
     hub: Hub
     recorder: Recorder
-    archive: Archive
+    sessions: DatabaseSessions
+    history: History
     replays: Replays
     started_at: float
 
@@ -42,3 +47,13 @@ def require_consumer(connection: HTTPConnection) -> Service:
     check_origin(connection)
     auth.require(found.settings.consumer_keys, auth.given_key(connection.headers))
     return found
+
+
+def json_response(message: object, status: int = 200) -> Response:
+    """Write a message as JSON."""
+    return Response(dumps(message), status, media_type=JSON_TYPE)
+
+
+def response(answer: Answer) -> Response:
+    """Send a body that is written already."""
+    return Response(answer.body, headers=answer.headers, media_type=answer.content_type)

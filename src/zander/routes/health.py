@@ -12,9 +12,8 @@ from starlette.responses import Response
 from zander.hub.fastpath import PathStats
 from zander.hub.interfaces import LinkState
 from zander.journal.counts import RecorderStats
-from zander.routes.context import require_consumer, service
+from zander.routes.context import json_response, require_consumer, service
 from zander.streams.stream import StreamSummary
-from zander.wire.codec import dumps
 
 
 class Health(Struct):
@@ -56,7 +55,7 @@ class ServerStats(Struct):
 
 async def health(_: Request) -> Response:
     """Answer while the process runs."""
-    return _json(Health("ok"))
+    return json_response(Health("ok"))
 
 
 async def ready(request: Request) -> Response:
@@ -65,12 +64,12 @@ async def ready(request: Request) -> Response:
     database, redis = context.recorder.online, context.hub.peers.state
     is_ready = database and redis != "down"
     state = Readiness("ready" if is_ready else "degraded", "up" if database else "down", redis)
-    return _json(state, 200 if is_ready else 503)
+    return json_response(state, 200 if is_ready else 503)
 
 
 async def streams(request: Request) -> Response:
     """List who is online, with device and rate."""
-    return _json(Streams(await require_consumer(request).hub.streams()))
+    return json_response(Streams(await require_consumer(request).hub.streams()))
 
 
 async def stats(request: Request) -> Response:
@@ -91,8 +90,4 @@ async def stats(request: Request) -> Response:
         path=hub.ingest.fast_path.stats(),
         database=context.recorder.stats(),
     )
-    return _json(found)
-
-
-def _json(message: object, status: int = 200) -> Response:
-    return Response(dumps(message), status, media_type="application/json")
+    return json_response(found)

@@ -1,38 +1,23 @@
-"""`/history/{user_id}`: what the database holds of a user, for whoever wants more than the last moments."""
+"""`/history/{user_id}`: the samples of a user that are in the database, page by page."""
 
 from __future__ import annotations
 
 import json
 from itertools import groupby
-from typing import NamedTuple, get_args
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from zander.database.history import NoteMark, RawMark
-from zander.database.pages import frames, notes_page, raw_page
-from zander.database.sessions import Archive
+from zander.database.history import NotePageToken, RawPageToken
 from zander.errors import BadMessage, NotFound
-from zander.routes.context import require_consumer
-from zander.routes.parameters import as_text, choice, mark, moment_us, number, user_id
-from zander.streams.query import AnswerFormat
-from zander.streams.stream import SampleType
-from zander.wire.bodies import NPY_TYPE, npy, npy_headers, samples_json
+from zander.routes.context import Service, require_consumer, response
+from zander.routes.parameters import moment_us, number, page_token, page_token_text, sample_query
+from zander.streams.query import Query
+from zander.wire.bodies import Answer, json_answer, json_frames, npy_answer
 from zander.wire.chunk import Chunk
 
 MAX_LIMIT = 10_000
 DEFAULT_LIMIT = 1000
-
-
-class Question(NamedTuple):
-    """What of a user's past is asked for."""
-
-    user_id: str
-    sample_type: SampleType
-    format: AnswerFormat
-    start_us: int
-    end_us: int
-    limit: int
 
 
 async def history(request: Request) -> Response:
@@ -40,58 +25,52 @@ async def history(request: Request) -> Response:
 
     They come by time, in pages; `next` leads to the next one. A page may be shorter than `limit`.
     """
-    archive = require_consumer(request).archive
-    question = _question(request)
-    if question.sample_type != "raw":
-        return await _notes(request, archive, question)
-    begin = mark(request.query_params, "cursor", RawMark) or RawMark(question.start_us)
-    chunks, following = await raw_page(archive.past, question.user_id, begin, question.end_us, limit=question.limit)
-    next_ = as_text(following) if following else None
+    service = require_consumer(request)
+    query = _query(request)
+    if query.sample_type == "raw":
+        return response(await _raw(request, service, query))
+    return response(await _notes(request, service, query))
+
+
+def _query(request: Request) -> Query:
+    parameters = request.query_params
+    query = sample_query(request.path_params, parameters, "range")
+    query.start_us = max(0, moment_us(parameters, "start"))  # there is nothing before 1970
+    query.end_us = max(0, moment_us(parameters, "end"))
+    query.n = number(parameters, "limit", 1, MAX_LIMIT, DEFAULT_LIMIT)
+    query.check_range()
+    query.check_format()
+    return query
+
+
+async def _raw(request: Request, service: Service, query: Query) -> Answer:
+    token = page_token(request.query_params, "cursor", RawPageToken) or RawPageToken(query.start_us)
+    chunks, next_token = await service.history.raw_page(query.user_id, token, query.end_us, limit=query.n)
+    next_ = page_token_text(next_token) if next_token else None
     if not chunks:
-        await _refuse_unknown(archive, question)
-    if question.format == "npy":
-        return await _npy(archive, chunks, next_)
-    return _json(question, await frames(chunks), next_)
+        await _refuse_unknown(service, query)
+    if query.format == "npy":
+        return await _npy(service, chunks, next_)
+    return json_answer(query.user_id, query.sample_type, await json_frames(chunks), next=next_)
 
 
-def _question(request: Request) -> Question:
-    query = request.query_params
-    question = Question(
-        user_id(request.path_params),
-        choice(query, "sample_type", get_args(SampleType), "features"),
-        choice(query, "format", get_args(AnswerFormat), "json"),
-        max(0, moment_us(query, "start")),  # there is nothing before 1970
-        max(0, moment_us(query, "end")),
-        number(query, "limit", 1, MAX_LIMIT, DEFAULT_LIMIT),
-    )
-    if question.end_us < question.start_us:
-        raise BadMessage("bad_parameter", "end: expected a time that is not before start")
-    if question.format == "npy" and question.sample_type != "raw":
-        raise BadMessage("bad_format", f"expected sample_type raw for format npy, got {question.sample_type}")
-    return question
-
-
-async def _notes(request: Request, archive: Archive, question: Question) -> Response:
-    assert question.sample_type != "raw"
-    begin = mark(request.query_params, "cursor", NoteMark) or NoteMark(question.start_us)
-    asked = (question.user_id, question.sample_type, begin, question.end_us)
-    notes, following = await notes_page(archive.past, *asked, limit=question.limit)
+async def _notes(request: Request, service: Service, query: Query) -> Answer:
+    assert query.sample_type != "raw"
+    token = page_token(request.query_params, "cursor", NotePageToken) or NotePageToken(query.start_us)
+    asked = (query.user_id, query.sample_type, token, query.end_us)
+    notes, next_token = await service.history.notes_page(*asked, limit=query.n)
+    next_ = page_token_text(next_token) if next_token else None
     if not notes:
-        await _refuse_unknown(archive, question)
-    return _json(question, [note.text for note in notes], as_text(following) if following else None)
+        await _refuse_unknown(service, query)
+    return json_answer(query.user_id, query.sample_type, [note.text for note in notes], next=next_)
 
 
-async def _refuse_unknown(archive: Archive, question: Question) -> None:
-    if not await archive.past.knows(question.user_id):
-        raise NotFound(f"no session of user {question.user_id} in the database")
+async def _refuse_unknown(service: Service, query: Query) -> None:
+    if not await service.history.has_user(query.user_id):
+        raise NotFound(f"no session of user {query.user_id} in the database")
 
 
-def _json(question: Question, texts: list[str], next_: str | None) -> Response:
-    head = {"user_id": question.user_id, "sample_type": question.sample_type, "n": len(texts), "next": next_}
-    return Response(samples_json(head, texts), media_type="application/json")
-
-
-async def _npy(archive: Archive, chunks: list[Chunk], next_: str | None) -> Response:
+async def _npy(service: Service, chunks: list[Chunk], next_: str | None) -> Answer:
     shapes = sorted({chunk.samples.shape[1] for chunk in chunks})
     if len(shapes) > 1:
         found = " and ".join(map(str, shapes))
@@ -100,16 +79,17 @@ async def _npy(archive: Archive, chunks: list[Chunk], next_: str | None) -> Resp
         (session_id, sum(map(len, of_session)))
         for session_id, of_session in groupby(chunks, lambda chunk: chunk.origin.session_id)
     ]
-    headers = npy_headers(chunks, await _channel_names(archive, {session_id for session_id, _ in sessions}))
+    headers: dict[str, str] = {}
     if sessions:
         headers |= {"X-Session-Id": sessions[0][0], "X-Sessions": json.dumps(sessions)}
     if next_:
         headers["X-Next"] = next_
-    return Response(npy(chunks, shapes[0] if shapes else 0), headers=headers, media_type=NPY_TYPE)
+    names = await _channel_names(service, {session_id for session_id, _ in sessions})
+    return npy_answer(chunks, shapes[0] if shapes else 0, names, headers)
 
 
-async def _channel_names(archive: Archive, session_ids: set[str]) -> list[str] | None:
+async def _channel_names(service: Service, session_ids: set[str]) -> list[str] | None:
     """Return the names of the channels where all of the sessions have the same."""
-    stored = [await archive.session(session_id) for session_id in session_ids]
+    stored = [await service.sessions.session(session_id) for session_id in session_ids]
     names = [session.device_info.get("channel_names") if session else None for session in stored]
     return names[0] if names and all(it == names[0] for it in names) else None

@@ -5,13 +5,15 @@ from __future__ import annotations
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 from uuid import UUID
 
 import msgspec
 from msgspec import Struct
 
 from zander.errors import BadMessage
+from zander.streams.query import AnswerFormat, Query, What
+from zander.streams.stream import SampleType
 from zander.wire.codec import to_us
 from zander.wire.messages import USER_ID_IS, UserId
 
@@ -35,8 +37,18 @@ def session_id(values: Mapping[str, Any], name: str = "session_id") -> str:
         raise _bad(name, "a UUID", values[name]) from None
 
 
-def mark(query: Mapping[str, str], name: str, kind: type[S]) -> S | None:
-    """Read a place in a longer answer, as `as_text` has written it; None where none is given."""
+def sample_query(path: Mapping[str, Any], query: Mapping[str, str], what: What) -> Query:
+    """Read what every question about samples has: the user, `sample_type` and `format`."""
+    return Query(
+        user_id(path),
+        what,
+        choice(query, "sample_type", get_args(SampleType), "features"),
+        format=choice(query, "format", get_args(AnswerFormat), "json"),
+    )
+
+
+def page_token(query: Mapping[str, str], name: str, kind: type[S]) -> S | None:
+    """Read where a page goes on, as `page_token_text` has written it; None where none is given."""
     given = query.get(name)
     if given is None:
         return None
@@ -46,9 +58,9 @@ def mark(query: Mapping[str, str], name: str, kind: type[S]) -> S | None:
         raise _bad(name, "the `next` of an answer to the same question", given) from None
 
 
-def as_text(place: Struct) -> str:
-    """Write a place in a longer answer, for the next question."""
-    return urlsafe_b64encode(msgspec.msgpack.encode(place)).decode()
+def page_token_text(token: Struct) -> str:
+    """Write a page token as the `cursor` of the next question."""
+    return urlsafe_b64encode(msgspec.msgpack.encode(token)).decode()
 
 
 def choice(query: Mapping[str, str], name: str, known: tuple[T, ...], default: T) -> T:

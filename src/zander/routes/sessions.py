@@ -8,13 +8,13 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from zander.database.sessions import Lack, StoredGap
+from zander.database.samples import StoredGap
+from zander.database.sessions import Missing
 from zander.errors import NotFound
-from zander.routes.context import require_consumer
+from zander.routes.context import json_response, require_consumer
 from zander.routes.parameters import number, session_id, user_id
 from zander.streams.stored import StoredSession
 from zander.wire.chunk import MAX_POSITION, Chunk
-from zander.wire.codec import dumps
 from zander.wire.messages import Reason
 
 MAX_LIMIT = 200
@@ -65,43 +65,43 @@ async def sessions(request: Request) -> Response:
 
     A session without an `end_time` may be online or may have ended with its server: `/streams` says who is online.
     """
-    archive = require_consumer(request).archive
+    stored_sessions = require_consumer(request).sessions
     query = request.query_params
     before = session_id(query, "before") if "before" in query else None
-    if before and not await archive.session(before):
+    if before and not await stored_sessions.session(before):
         raise NotFound(f"no session {before} in the database")
     limit = number(query, "limit", 1, MAX_LIMIT, DEFAULT_LIMIT)
     of_user = user_id(query) if "user_id" in query else None
-    found = await archive.sessions(of_user, before, limit + 1)
+    found = await stored_sessions.sessions(of_user, before, limit + 1)
     page = found[:limit]
-    lacks = await archive.lacks(session.session_id for session in page)
-    summaries = [SessionSummary(**_summary(it, lacks.get(it.session_id, Lack(0, 0)))) for it in page]
-    return _json(Sessions(summaries, page[-1].session_id if len(found) > limit else None))
+    missing = await stored_sessions.missing(session.session_id for session in page)
+    summaries = [SessionSummary(**_summary(it, missing.get(it.session_id, Missing(0, 0)))) for it in page]
+    return json_response(Sessions(summaries, page[-1].session_id if len(found) > limit else None))
 
 
 async def session(request: Request) -> Response:
     """What was recorded in a session, and what it lacks."""
-    archive = require_consumer(request).archive
+    stored_sessions = require_consumer(request).sessions
     asked = session_id(request.path_params)
     first_gap = number(request.query_params, "from", 0, MAX_POSITION, 0)
-    stored = await archive.session(asked)
+    stored = await stored_sessions.session(asked)
     if not stored:
         raise NotFound(f"no session {asked} in the database")
-    lacks = await archive.lacks([asked])
-    gaps = await archive.stored_gaps(asked, first_gap, MAX_POSITION, MAX_GAPS)
-    items = await archive.samples(stored, 0, 1)
+    missing = await stored_sessions.missing([asked])
+    gaps = await stored_sessions.gaps(asked, first_gap, MAX_POSITION, MAX_GAPS)
+    items = await stored_sessions.samples(stored, 0, 1)
     first_us = next((int(item.times_us[0]) for item in items if isinstance(item, Chunk)), None)
     lasted_us = None if first_us is None or stored.durable_us is None else stored.durable_us - first_us
     detail = SessionDetail(
-        **_summary(stored, lacks.get(asked, Lack(0, 0))),
+        **_summary(stored, missing.get(asked, Missing(0, 0))),
         first_time=_seconds(first_us),
         duration_seconds=_seconds(lasted_us),
         gaps=[_gap(gap) for gap in gaps],
     )
-    return _json(detail)
+    return json_response(detail)
 
 
-def _summary(stored: StoredSession, lack: Lack) -> dict[str, Any]:
+def _summary(stored: StoredSession, missing: Missing) -> dict[str, Any]:
     return {
         "session_id": stored.session_id,
         "user_id": stored.user_id,
@@ -110,8 +110,8 @@ def _summary(stored: StoredSession, lack: Lack) -> dict[str, Any]:
         "device_info": stored.device_info,
         "next_position": stored.durable_position,
         "last_time": _seconds(stored.durable_us),
-        "n_samples": max(0, stored.durable_position - lack.n_missing),
-        "n_gaps": lack.n_gaps,
+        "n_samples": max(0, stored.durable_position - missing.n_samples),
+        "n_gaps": missing.n_gaps,
     }
 
 
@@ -121,7 +121,3 @@ def _gap(gap: StoredGap) -> SessionGap:
 
 def _seconds(time_us: int | None) -> float | None:
     return None if time_us is None else time_us / 1e6
-
-
-def _json(message: Struct) -> Response:
-    return Response(dumps(message), media_type="application/json")

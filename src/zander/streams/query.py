@@ -1,4 +1,7 @@
-"""What a dashboard asks of a stream, and the whole answer, ready for HTTP: the same on whichever node it lands."""
+"""Questions about the samples of a user, and the answers from a stream's buffers.
+
+The answer is ready for HTTP: it is the same on whichever node the question comes in.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,7 @@ from msgspec import Struct
 
 from zander.errors import BadMessage, NotFound
 from zander.streams.stream import SampleType, Stream
-from zander.wire.bodies import NPY_TYPE, npy, npy_headers, samples_json
-from zander.wire.chunk import Chunk
+from zander.wire.bodies import Answer, json_answer, npy_answer
 from zander.wire.codec import dumps
 
 What = Literal["latest", "last", "range", "stats"]
@@ -17,7 +19,10 @@ AnswerFormat = Literal["json", "npy"]
 
 
 class Query(Struct):
-    """One question about the buffer of one user."""
+    """One question about a user; `range` is from `start_us` (included) to `end_us` (not included).
+
+    The buffer answers it, and a range the database too: at most `n` samples of it.
+    """
 
     user_id: str
     what: What
@@ -27,23 +32,24 @@ class Query(Struct):
     end_us: int = 0
     format: AnswerFormat = "json"
 
+    def check_range(self) -> None:
+        """Raise BadMessage when the range ends before it starts."""
+        if self.end_us < self.start_us:
+            raise BadMessage("bad_parameter", "end: expected a time that is not before start")
 
-class Answer(Struct):
-    """A response body and its headers."""
-
-    body: bytes
-    content_type: str = "application/json"
-    headers: dict[str, str] = {}
+    def check_format(self) -> None:
+        """Raise BadMessage for features or predictions as npy."""
+        if self.format == "npy" and self.sample_type != "raw":
+            raise BadMessage("bad_format", f"expected sample_type raw for format npy, got {self.sample_type}")
 
 
 def answer(stream: Stream, query: Query) -> Answer:
     """Answer from the stream's buffers; NotFound when there is nothing, BadMessage for features as npy."""
     if query.what == "stats":
         return Answer(dumps(stream.stats()).encode())
+    query.check_format()
     if query.sample_type == "raw":
         return _raw(stream, query)
-    if query.format == "npy":
-        raise BadMessage("bad_format", f"expected sample_type raw for format npy, got {query.sample_type}")
     history = stream.features if query.sample_type == "features" else stream.predictions
     notes = history.between(query.start_us, query.end_us) if query.what == "range" else history.last(query.n)
     _refuse_empty(len(history), query)
@@ -51,12 +57,13 @@ def answer(stream: Stream, query: Query) -> Answer:
 
 
 def _raw(stream: Stream, query: Query) -> Answer:
-    ring = stream.ring
+    ring, session = stream.ring, stream.session
     _refuse_empty(len(ring), query)
     runs = ring.between(query.start_us, query.end_us) if query.what == "range" else ring.last(query.n)
     chunks = stream.chunks(runs)
     if query.format == "npy":
-        return _npy(stream, chunks)
+        of_session = {"X-Session-Id": session.session_id}
+        return npy_answer(chunks, session.n_channels or 0, session.channel_names, of_session)
     return _json(query, [frame for chunk in chunks for frame in chunk.json_frames])
 
 
@@ -68,11 +75,4 @@ def _refuse_empty(n_held: int, query: Query) -> None:
 def _json(query: Query, texts: list[str]) -> Answer:
     if query.what == "latest":
         return Answer(texts[-1].encode())
-    head = {"user_id": query.user_id, "sample_type": query.sample_type, "n": len(texts)}
-    return Answer(samples_json(head, texts))
-
-
-def _npy(stream: Stream, chunks: list[Chunk]) -> Answer:
-    session = stream.session
-    headers = {"X-Session-Id": session.session_id} | npy_headers(chunks, session.channel_names)
-    return Answer(npy(chunks, session.n_channels or 0), NPY_TYPE, headers)
+    return json_answer(query.user_id, query.sample_type, texts)

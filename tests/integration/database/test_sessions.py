@@ -1,351 +1,113 @@
-"""Reading sessions back by position, and taking them over."""
+"""Sessions as the database has them: one, many, what they lack, and the resume."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
-import numpy as np
 import pytest
 
 from support.databases import connected
-from support.stored_sessions import DEVICE, T0_US, PastSession, compress, every, prepare
-from zander.database.sessions import Archive
+from support.stored_sessions import DEVICE, T0_US, PastSession, opened_sessions, prepare, stored
+from zander.database.sessions import DatabaseSessions
 from zander.errors import CloseCode, Forbidden, Unavailable
 from zander.streams.stored import StoredSession
-from zander.wire.chunk import Chunk
-from zander.wire.messages import Gap
 
 Begin = Callable[..., Awaitable[PastSession]]
 
 
-@pytest.fixture
-async def archive(any_database_url: str) -> AsyncIterator[Archive]:
-    await prepare(any_database_url)
-    archive = Archive(any_database_url)
-    yield archive
-    await archive.close()
-
-
-@pytest.fixture
-def begin(any_database_url: str, archive: Archive) -> Begin:
-    """Begin a session; all are of the user `me` unless said otherwise."""
-
-    async def begin(user_id: str = "me", start_us: int = T0_US) -> PastSession:
-        return await PastSession(any_database_url, user_id, start_us).begin()
-
-    return begin
-
-
-async def stored(archive: Archive, session: PastSession) -> StoredSession:
-    found = await archive.session(session.session_id)
-    assert found
-    return found
-
-
-async def read(archive: Archive, session: PastSession, position: int, n: int) -> list[Chunk | Gap]:
-    """Read samples and gaps; fails where a sample is not that of its position, or of its session."""
-    items = await archive.samples(await stored(archive, session), position, n)
-    for item in items:
-        if isinstance(item, Chunk):
-            assert item.samples[:, 0].tolist() == list(range(item.position, item.end))
-            assert item.origin.session_id == session.session_id
-        else:
-            assert (item.session_id, item.reason) == (session.session_id, "relay")
-    return items
-
-
-def spans(items: list[Chunk | Gap]) -> list[tuple[int, int] | tuple[int, int, str]]:
-    """Put samples and gaps in short."""
-    return [(it.position, it.end) if isinstance(it, Chunk) else (it.start, it.end, it.reason) for it in items]
-
-
-async def positions(archive: Archive, session: PastSession, position: int, n: int) -> list[int]:
-    chunks = [it for it in await read(archive, session, position, n) if isinstance(it, Chunk)]
-    return [at for chunk in chunks for at in range(chunk.position, chunk.end)]
-
-
-async def everything(archive: Archive, session: PastSession, position: int = 0, n: int = 256) -> list[int]:
-    """Read to the end in pages of `n`."""
-    found: list[int] = []
-    while page := await positions(archive, session, position, n):
-        assert len(page) <= n
-        found += page
-        position = page[-1] + 1
-    return found
-
-
-class TestSamples:
-    async def test_they_come_back_as_they_were_to_the_bit(self, archive: Archive, begin: Begin) -> None:
+class TestSessions:
+    async def test_one_by_its_id(self, store: DatabaseSessions, begin: Begin) -> None:
         session = await begin()
-        await session.write(every(10_000, range(100)), n_channels=3)
-        (chunk,) = await read(archive, session, 40, 20)
-        assert isinstance(chunk, Chunk)
-        assert (chunk.position, chunk.end) == (40, 60)
-        assert chunk.times_us.tolist() == [T0_US + 10_000 * i for i in range(40, 60)]
-        assert (chunk.samples.dtype, chunk.samples.shape) == (np.dtype(np.float32), (20, 3))
-        assert np.isnan(chunk.samples[:, 1:]).all()
-        assert (chunk.origin.user_id, chunk.origin.period_us) == ("me", 10_000)
-        assert json.loads(chunk.json_frames[0])["channels"] == [40, None, None]
+        await session.write({0: T0_US, 1: T0_US + 5})
+        expected = StoredSession(session.session_id, "me", T0_US, None, DEVICE, 2, T0_US + 5, 0)
+        assert await store.session(session.session_id) == expected
+        assert await store.session(session.session_id.upper()) == expected
+        assert await store.session(str(uuid.uuid4())) is None
 
-    async def test_all_values_of_a_float32_survive(self, archive: Archive, begin: Begin, any_database_url: str) -> None:
-        session = await begin()
-        await session.write({0: T0_US})
-        values = [0.1, -0.0, 1e-45, 3.4028235e38, 16777217.0]
-        async with connected(any_database_url) as connection:
-            await connection.execute("UPDATE raw_eeg SET channels = $1", values)
-        (chunk,) = await archive.samples(await stored(archive, session), 0, 1)
-        assert isinstance(chunk, Chunk)
-        assert chunk.samples.tobytes() == np.array([values], np.float32).tobytes()
+    async def test_those_after_one(self, store: DatabaseSessions, begin: Begin) -> None:
+        sessions = [await begin("me", T0_US + i) for i in (0, 1, 1, 2)]
+        await begin("you", T0_US + 1)
+        by_start = sorted((it.start_us, it.session_id) for it in sessions)
+        later = await store.later_sessions("me", by_start[1][1])
+        assert [(it.start_us, it.session_id) for it in later] == by_start[2:]
+        assert await store.later_sessions("me", str(uuid.uuid4())) == []
 
-    async def test_a_null_that_somebody_else_wrote_is_a_missing_value(
-        self, archive: Archive, begin: Begin, any_database_url: str
-    ) -> None:
-        session = await begin()
-        await session.write({0: T0_US, 1: T0_US})
-        async with connected(any_database_url) as connection:
-            await connection.execute("UPDATE raw_eeg SET channels = '{1,NULL}' WHERE position = 1")
-        (chunk,) = await archive.samples(await stored(archive, session), 0, 9)
-        assert isinstance(chunk, Chunk)
-        assert json.loads(chunk.chunk_frame)["samples"] == [[0, None], [1, None]]
+    async def test_pages_of_the_newest(self, store: DatabaseSessions, begin: Begin) -> None:
+        sessions = [await begin("me" if i % 2 else "you", T0_US + i // 3) for i in range(9)]
+        newest = sorted(((it.start_us, it.session_id) for it in sessions), reverse=True)
+        found, before = [], None
+        while page := await store.sessions(None, before, 2):
+            found += [(it.start_us, it.session_id) for it in page]
+            before = page[-1].session_id
+        assert found == newest
+        assert len(await store.sessions("me", None, 99)) == 4
 
-    @pytest.mark.parametrize("n", [1, 7, 256, 5000])
-    async def test_pages_of_any_size_miss_nothing(self, archive: Archive, begin: Begin, n: int) -> None:
-        session = await begin()
-        await session.write(every(7812, range(50 if n == 1 else 2000)))
-        assert await everything(archive, session, 0, n) == list(range(50 if n == 1 else 2000))
-
-    async def test_any_position_is_found_without_having_read_up_to_it(
-        self, archive: Archive, any_database_url: str, begin: Begin
-    ) -> None:
-        session = await begin()
-        await session.write(every(7812, range(5000)))
-        for position in (0, 1, 511, 512, 513, 2500, 4998, 4999):
-            fresh = Archive(any_database_url)
-            assert (await positions(fresh, session, position, 3)) == list(range(position, min(5000, position + 3)))
-            await fresh.close()
-
-    async def test_a_recording_with_long_breaks(self, archive: Archive, begin: Begin) -> None:
-        session = await begin()
-        day_us = 86_400_000_000
-        await session.write({i: T0_US + 10_000 * i + day_us * (i // 300) for i in range(1500)})
-        assert await positions(archive, session, 0, 1) == [0]
-        assert await positions(archive, session, 1234, 2) == [1234, 1235]
-        assert await positions(archive, session, 299, 3) == [299, 300, 301]
-        assert await everything(archive, session) == list(range(1500))
-
-    async def test_thousands_at_one_time(self, archive: Archive, begin: Begin) -> None:
-        session, other = await begin(), await begin()
-        times_us = {i: T0_US + (0 if i < 3000 else 1) for i in range(4000)}
-        await session.write(times_us)
-        await other.write(times_us)
-        assert await positions(archive, session, 2998, 4) == [2998, 2999, 3000, 3001]
-        assert await positions(archive, session, 3500, 1) == [3500]
-        assert await everything(archive, session, 0, 700) == list(range(4000))
-
-    async def test_all_at_one_time(self, archive: Archive, begin: Begin) -> None:
-        session = await begin()
-        await session.write(dict.fromkeys(range(2000), T0_US))
-        assert await positions(archive, session, 1999, 4) == [1999]
-        assert await everything(archive, session, 0, 900) == list(range(2000))
-
-    async def test_other_sessions_and_users_at_the_same_time(self, archive: Archive, begin: Begin) -> None:
-        sessions = [await begin(), await begin(), await begin("you")]
-        for session in sessions:
-            await session.write(every(10_000, range(300)))
-        for session in sessions:
-            assert await everything(archive, session, 0, 100) == list(range(300))
-
-    async def test_a_session_between_others_of_its_user(self, archive: Archive, begin: Begin) -> None:
-        hour_us = 3_600_000_000
-        sessions = [await begin("me", T0_US + i * hour_us) for i in range(3)]
-        for session in sessions:
-            await session.write(every(10_000, range(600), session.start_us))
-        for session in sessions:
-            assert await everything(archive, session) == list(range(600))
-            assert await positions(archive, session, 590, 100) == list(range(590, 600))
-
-    async def test_in_columns_as_in_rows(self, archive: Archive, begin: Begin, any_database_url: str) -> None:
-        sessions = [await begin(), await begin(), await begin("you")]
-        for session in sessions:
-            await session.write(every(40_000_000, range(3000)))  # over a day and a half
-        await compress(any_database_url)
-        for session in sessions:
-            await session.write(every(40_000_000, range(3000, 3100)))
-            assert await positions(archive, session, 1700, 3) == [1700, 1701, 1702]
-            assert await everything(archive, session, 0, 1000) == list(range(3100))
-
-    async def test_nothing_at_the_end_of_a_session_or_before_its_first_sample(
-        self, archive: Archive, begin: Begin
-    ) -> None:
-        session = await begin()
-        assert await positions(archive, session, 0, 9) == []
-        await session.write(every(10_000, range(5)))
-        assert await positions(archive, session, 5, 9) == []
-        assert await positions(archive, session, 1 << 52, 9) == []
-
-    async def test_a_session_that_was_read_before_it_grew(self, archive: Archive, begin: Begin) -> None:
-        session = await begin()
-        await session.write(every(10_000, range(5)))
-        old = await stored(archive, session)
-        await session.write(every(10_000, range(5, 9)))
-        assert spans(await archive.samples(old, 3, 99)) == [(3, 9)]
-
-    async def test_what_is_older_than_the_retention_is_not_there(
-        self, archive: Archive, begin: Begin, any_database_url: str
-    ) -> None:
-        session = await begin()
-        await session.write(every(10_000, range(2000)))
-        async with connected(any_database_url) as connection:
-            await connection.execute("DELETE FROM raw_eeg WHERE position < 1500")
-        assert spans(await read(archive, session, 10, 20)) == [(1500, 1520)]
-
-
-class TestHoles:
-    async def test_a_chunk_begins_behind_each_and_tells_what_its_relay_skipped(
-        self, archive: Archive, begin: Begin
-    ) -> None:
-        session = await begin()
-        there = [*range(100), *range(150, 200), *range(260, 300), *range(310, 320)]
-        await session.write(every(10_000, there))
-        await session.gap(100, 150, "relay")
-        await session.gap(200, 230, "lost")
-        await session.gap(230, 250, "relay")
-        await session.gap(250, 260, "relay")
-        await session.gap(300, 310, "lost")
-        assert spans(await read(archive, session, 50, 999)) == [
-            (50, 100),
-            (100, 150, "relay"),
-            (150, 200),
-            (230, 250, "relay"),
-            (250, 260, "relay"),
-            (260, 300),
-            (310, 320),
-        ]
-
-    async def test_a_reading_may_begin_in_one(self, archive: Archive, begin: Begin) -> None:
-        session = await begin()
-        await session.write(every(10_000, [*range(100, 200), *range(10_000, 10_100)]))
-        await session.gap(0, 60, "lost")
-        await session.gap(60, 100, "relay")
-        await session.gap(200, 10_000, "relay")
-        found = [spans(await read(archive, session, at, 5)) for at in (0, 70, 150, 5000)]
-        assert found == [
-            [(60, 100, "relay"), (100, 105)],
-            [(70, 100, "relay"), (100, 105)],
-            [(150, 155)],
-            [(5000, 10_000, "relay"), (10_000, 10_005)],
-        ]
-
-    async def test_holes_that_nobody_noted_are_found_too(self, archive: Archive, begin: Begin) -> None:
-        session = await begin()
-        await session.write(every(10_000, range(3000, 9000, 3)))
-        assert await positions(archive, session, 0, 2) == [3000, 3003]
-        assert await positions(archive, session, 6001, 2) == [6003, 6006]
-        assert await everything(archive, session, 0, 500) == list(range(3000, 9000, 3))
-
-    async def test_hundreds_one_after_the_other(self, archive: Archive, begin: Begin) -> None:
-        session = await begin()
-        for start in range(200):
-            await session.gap(start, start + 1)
-        await session.write(every(10_000, range(200, 210)))
-        gaps = [(start, start + 1, "relay") for start in range(3, 200)]
-        assert spans(await read(archive, session, 3, 5)) == [*gaps, (200, 205)]
-
-    async def test_stored_gaps_are_those_of_the_session(self, archive: Archive, begin: Begin) -> None:
+    async def test_gaps_are_those_of_the_session(self, store: DatabaseSessions, begin: Begin) -> None:
         session, other = await begin(), await begin()
         await session.gap(10, 20, "relay")
         await session.gap(30, 40, "lost")
         await other.gap(0, 99)
         of = session.session_id
-        assert await archive.stored_gaps(of, 20, 30) == []
-        assert (await archive.stored_gaps(of, 0, 99))[1] == (30, 40, "lost", T0_US)
-        lacks = await archive.lacks([of, other.session_id, str(uuid.uuid4())])
-        assert lacks == {of: (2, 20), other.session_id: (1, 99)}
-
-
-class TestSessions:
-    async def test_one_by_its_id(self, archive: Archive, begin: Begin) -> None:
-        session = await begin()
-        await session.write({0: T0_US, 1: T0_US + 5})
-        expected = StoredSession(session.session_id, "me", T0_US, None, DEVICE, 2, T0_US + 5, 0)
-        assert await archive.session(session.session_id) == expected
-        assert await archive.session(session.session_id.upper()) == expected
-        assert await archive.session(str(uuid.uuid4())) is None
-
-    async def test_those_after_one(self, archive: Archive, begin: Begin) -> None:
-        sessions = [await begin("me", T0_US + i) for i in (0, 1, 1, 2)]
-        await begin("you", T0_US + 1)
-        by_start = sorted((it.start_us, it.session_id) for it in sessions)
-        later = await archive.later_sessions("me", by_start[1][1])
-        assert [(it.start_us, it.session_id) for it in later] == by_start[2:]
-        assert await archive.later_sessions("me", str(uuid.uuid4())) == []
-
-    async def test_pages_of_the_newest(self, archive: Archive, begin: Begin) -> None:
-        sessions = [await begin("me" if i % 2 else "you", T0_US + i // 3) for i in range(9)]
-        newest = sorted(((it.start_us, it.session_id) for it in sessions), reverse=True)
-        found, before = [], None
-        while page := await archive.sessions(None, before, 2):
-            found += [(it.start_us, it.session_id) for it in page]
-            before = page[-1].session_id
-        assert found == newest
-        assert len(await archive.sessions("me", None, 99)) == 4
+        assert await store.gaps(of, 20, 30) == []
+        assert (await store.gaps(of, 0, 99))[1] == (30, 40, "lost", T0_US)
+        missing = await store.missing([of, other.session_id, str(uuid.uuid4())])
+        assert missing == {of: (2, 20), other.session_id: (1, 99)}
 
 
 class TestResume:
     async def test_it_raises_the_fence_and_opens_the_session_again(
-        self, archive: Archive, begin: Begin, any_database_url: str
+        self, store: DatabaseSessions, begin: Begin, any_database_url: str
     ) -> None:
         session = await begin()
         await session.write({0: T0_US, 1: T0_US + 5})
         async with connected(any_database_url) as connection:
             await connection.execute("UPDATE sessions SET end_time = now()")
         for fence in (1, 2):
-            found = await archive.resume("me", session.session_id, T0_US + 99, '{"other": 1}')
+            found = await store.resume("me", session.session_id, T0_US + 99, '{"other": 1}')
             assert found == StoredSession(session.session_id, "me", T0_US, None, DEVICE, 2, T0_US + 5, fence)
-        assert await archive.session(session.session_id) == found
+        assert await store.session(session.session_id) == found
 
-    async def test_an_unknown_session_begins(self, archive: Archive) -> None:
+    async def test_an_unknown_session_begins(self, store: DatabaseSessions) -> None:
         session_id = str(uuid.uuid4())
-        found = await archive.resume("me", session_id, T0_US, '{"sampling_rate": 250}')
+        found = await store.resume("me", session_id, T0_US, '{"sampling_rate": 250}')
         assert found == StoredSession(session_id, "me", T0_US, None, {"sampling_rate": 250}, 0, None, 1)
 
-    async def test_somebody_elses_session_is_refused_and_stays_as_it_is(self, archive: Archive, begin: Begin) -> None:
+    async def test_somebody_elses_session_is_refused_and_stays_as_it_is(
+        self, store: DatabaseSessions, begin: Begin
+    ) -> None:
         session = await begin("you")
         with pytest.raises(Forbidden) as refusal:
-            await archive.resume("me", session.session_id, T0_US, "{}")
+            await store.resume("me", session.session_id, T0_US, "{}")
         assert (refusal.value.code, refusal.value.status, refusal.value.close) == (
             "forbidden",
             403,
             CloseCode.FORBIDDEN,
         )
-        assert (await stored(archive, session)).fence == 0
+        assert (await stored(store, session)).fence == 0
 
-    async def test_of_many_at_once_each_gets_a_fence_of_its_own(self, archive: Archive) -> None:
+    async def test_of_many_at_once_each_gets_a_fence_of_its_own(self, store: DatabaseSessions) -> None:
         session_id = str(uuid.uuid4())
-        found = await asyncio.gather(*(archive.resume("me", session_id, T0_US, "{}") for _ in range(20)))
+        found = await asyncio.gather(*(store.resume("me", session_id, T0_US, "{}") for _ in range(20)))
         assert sorted(it.fence for it in found) == list(range(1, 21))
 
 
 async def test_a_relay_that_resumes_does_not_wait_for_those_who_read(database_url: str) -> None:
     await prepare(database_url)
-    archive = Archive(database_url)
     session = await PastSession(database_url, "me").begin()
     await session.write({0: T0_US})
-    found = await stored(archive, session)
-    async with connected(database_url) as connection, connection.transaction():
-        await connection.execute("LOCK TABLE raw_eeg")
-        readers = [asyncio.create_task(archive.samples(found, 0, 1)) for _ in range(9)]
-        assert (await archive.resume("me", session.session_id, T0_US, "{}")).fence == 1
-    assert all(map(len, await asyncio.gather(*readers)))
-    await archive.close()
+    async with opened_sessions(database_url) as store:
+        found = await stored(store, session)
+        async with connected(database_url) as connection, connection.transaction():
+            await connection.execute("LOCK TABLE raw_eeg")
+            readers = [asyncio.create_task(store.samples(found, 0, 1)) for _ in range(9)]
+            assert (await store.resume("me", session.session_id, T0_US, "{}")).fence == 1
+        assert all(map(len, await asyncio.gather(*readers)))
 
 
 async def test_without_a_database_it_is_unavailable() -> None:
-    archive = Archive("postgresql://zander:geheim@127.0.0.1:1/zander")
-    with pytest.raises(Unavailable) as away:
-        await archive.session(str(uuid.uuid4()))
-    assert "geheim" not in str(away.value)
-    await archive.close()
+    async with opened_sessions("postgresql://zander:geheim@127.0.0.1:1/zander") as store:
+        with pytest.raises(Unavailable) as away:
+            await store.session(str(uuid.uuid4()))
+        assert "geheim" not in str(away.value)

@@ -28,8 +28,8 @@ from zander.routes.docs import endpoints as docs
 from zander.routes.docs import meanings, page, reference
 from zander.routes.docs.openapi import BINARY_TYPES, document
 from zander.routes.docs.reference import REFERENCE
-from zander.streams.query import Answer
 from zander.wire import messages
+from zander.wire.bodies import Answer
 from zander.wire.chunk import Chunk, Origin, RawIn, encode_binary
 
 SOURCE = Path(errors.__file__).parent

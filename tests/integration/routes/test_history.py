@@ -16,7 +16,7 @@ from support.clients import consumer, relay
 from support.nodes import Node
 from support.services import PostgresServer, eventually
 from support.stored_sessions import DEVICE, T0_US, PastSession, every
-from zander.database import pages as pages_module
+from zander.database import history as history_module
 
 T0 = T0_US / 1e6
 ALL = f"start={T0 - 10}&end={T0 + 100_000}"
@@ -112,8 +112,8 @@ class TestRaw:
     async def test_a_page_of_very_many_channels_ends_early(
         self, past: Node, user: str, begin: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(pages_module, "MAX_RAW_BYTES", 1)
-        monkeypatch.setattr(pages_module, "PIECE_SAMPLES", 10)
+        monkeypatch.setattr(history_module, "MAX_RAW_BYTES", 1)
+        monkeypatch.setattr(history_module, "PIECE_SAMPLES", 10)
         await (await begin()).write(every(10_000, range(25)), n_channels=64)
         found = pages(past, f"/history/{user}?{ALL}&sample_type=raw")
         assert [len(page) for page in found] == [10, 10, 5]
@@ -223,8 +223,8 @@ class TestNotes:
     async def test_a_page_of_very_long_ones_ends_early(
         self, past: Node, user: str, begin: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(pages_module, "MAX_TEXT_CHARACTERS", 1000)
-        monkeypatch.setattr(pages_module, "PIECE_NOTES", 2)
+        monkeypatch.setattr(history_module, "MAX_TEXT_CHARACTERS", 1000)
+        monkeypatch.setattr(history_module, "PIECE_NOTES", 2)
         session = await begin()
         for i in range(5):
             await session.note(T0_US + i, {"i": i, "x": "x" * 1000})

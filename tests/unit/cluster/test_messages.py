@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from zander.cluster import messages as peers
 from zander.cluster.directory import Holding
 from zander.errors import BadMessage, NotFound, Unavailable
-from zander.streams.query import Answer, Query
+from zander.streams.query import Query
 from zander.streams.stream import StreamSummary
+from zander.wire.bodies import Answer
 from zander.wire.chunk import Chunk, Origin
 from zander.wire.codec import decode_auth
 from zander.wire.messages import Gap, Note

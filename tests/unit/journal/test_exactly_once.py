@@ -1,8 +1,8 @@
 """The promise itself: relays, two nodes and a database through crashes at any step, against a simple model.
 
 Real: `Session`, `Ring`, `Recording`, `Recorder`, `Journals` on a real disk. In memory: the relays, and a database that
-keeps the contract of `Storage` and `Archive.resume`, that fails before and after its commits, and whose transactions
-may commit long after whoever sent them has given up.
+keeps the contract of `Storage` and `SessionStore.resume`, that fails before and after its commits, and whose
+transactions may commit long after whoever sent them has given up.
 """
 
 from __future__ import annotations

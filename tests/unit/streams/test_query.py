@@ -13,9 +13,10 @@ import pytest
 from support.clock import Clock
 from zander.delivery.outbox import Outbox
 from zander.errors import BadMessage, NotFound
-from zander.streams.query import Answer, Query, answer
+from zander.streams.query import Query, answer
 from zander.streams.session import Session
 from zander.streams.stream import RECENT_NOTES, Rates, Stream
+from zander.wire.bodies import Answer
 from zander.wire.chunk import RawIn, decode_binary
 from zander.wire.codec import dumps
 from zander.wire.messages import DeviceInfo, Item, Kind, Note, Status

@@ -1,4 +1,4 @@
-"""The time of a position, found in few looks."""
+"""The search for the time of a position, in few probes."""
 
 from __future__ import annotations
 
@@ -7,47 +7,47 @@ from bisect import bisect_left
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zander.database.seek import NEAR_SAMPLES, Sight, seek
+from zander.database.samples import NEAR_SAMPLES, Probe, seek
 
 HOUR_US = 3_600_000_000
 
 
 class Session:
-    """Samples (time, position), and how often somebody looked."""
+    """Samples (time, position), and the number of probes."""
 
     def __init__(self, samples: list[tuple[int, int]]) -> None:
         self.samples = samples
-        self.n_looks = 0
+        self.n_probes = 0
 
-    async def look(self, start_us: int, end_us: int) -> Sight | None:
-        self.n_looks += 1
+    async def find_first(self, start_us: int, end_us: int) -> Probe | None:
+        self.n_probes += 1
         assert start_us < end_us
         i = bisect_left(self.samples, (start_us, -1))
-        return Sight(*self.samples[i]) if i < len(self.samples) and self.samples[i][0] < end_us else None
+        return Probe(*self.samples[i]) if i < len(self.samples) and self.samples[i][0] < end_us else None
 
     async def seek(self, position: int, step_us: int) -> int:
-        return await seek(self.look, position, self.samples[-1][0], step_us)
+        return await seek(self.find_first, position, self.samples[-1][0], step_us)
 
     def n_read_over(self, time_us: int, position: int) -> int:
         """How many samples lie between a time and a position."""
         return sum(time_us <= at and it < position for at, it in self.samples)
 
 
-async def test_a_regular_session_takes_one_look() -> None:
+async def test_seek_in_a_regular_session_takes_one_probe() -> None:
     session = Session([(HOUR_US + 7812 * i, i) for i in range(100_000)])
     for position in (0, 50_000, 99_999):
-        session.n_looks = 0
+        session.n_probes = 0
         found = await session.seek(position, 7812 * (100_000 - position) + 100_000)
         assert found <= HOUR_US + 7812 * position
         assert session.n_read_over(found, position) <= NEAR_SAMPLES
-        assert session.n_looks == 1
+        assert session.n_probes == 1
 
 
-async def test_a_session_that_paused_for_a_day_takes_some_dozens() -> None:
+async def test_seek_in_a_session_that_paused_for_a_day_takes_some_dozens_of_probes() -> None:
     session = Session([(HOUR_US + 7812 * i + 24 * HOUR_US * (i > 60_000), i) for i in range(100_000)])
     found = await session.seek(30_000, 7812 * 70_000)
     assert session.n_read_over(found, 30_000) <= NEAR_SAMPLES
-    assert session.n_looks < 40
+    assert session.n_probes < 40
 
 
 @st.composite
@@ -64,7 +64,7 @@ def sessions(draw: st.DrawFn) -> Session:
 
 
 @given(sessions(), st.data())
-async def test_nothing_at_or_behind_the_position_is_before_the_time_found(
+async def test_seek_finds_a_time_before_which_nothing_at_or_after_the_position_lies(
     session: Session, data: st.DataObject
 ) -> None:
     last = session.samples[-1][1]
@@ -74,4 +74,4 @@ async def test_nothing_at_or_behind_the_position_is_before_the_time_found(
     if position in {it for _, it in session.samples}:  # and of those before it few are not, but for those of one time
         later = [(at, it) for at, it in session.samples if at > found and it < position]
         assert len(later) <= NEAR_SAMPLES
-    assert session.n_looks < 120
+    assert session.n_probes < 120
