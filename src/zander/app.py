@@ -21,8 +21,8 @@ from zander.cluster.single import NoPeers
 from zander.database.connection import Pool
 from zander.database.history import History
 from zander.database.sessions import DatabaseSessions
-from zander.delivery.subscribers import Subscribers
 from zander.database.writer import DatabaseWriter
+from zander.delivery.subscribers import Subscribers
 from zander.errors import ClientError
 from zander.hub.hub import Hub
 from zander.hub.ingest import Ingest

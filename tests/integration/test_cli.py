@@ -478,7 +478,7 @@ SELECT * FROM (VALUES
 def test_sql_prints_what_psql_prints(zander: Zander, postgres: PostgresServer, sql: str) -> None:
     ended = zander("sql", sql, DATABASE_URL=postgres.dsn.replace("postgresql://", "postgresql+asyncpg://"))
     assert (ended.returncode, ended.stderr) == (0, "")
-    psql = [program("psql"), "--no-psqlrc", postgres.dsn, "-c", sql]
+    psql = [str(program("psql")), "--no-psqlrc", postgres.dsn, "-c", sql]
     expected = subprocess.check_output(psql, env=ENVIRONMENT | {"PGCLIENTENCODING": "utf8"}, text=True)
     assert ended.stdout.splitlines() == [line.rstrip() for line in expected.splitlines()][:-1]
 

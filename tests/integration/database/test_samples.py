@@ -57,7 +57,7 @@ class TestRead:
         assert isinstance(chunk, Chunk)
         assert (chunk.position, chunk.end) == (40, 60)
         assert chunk.times_us.tolist() == [T0_US + 10_000 * i for i in range(40, 60)]
-        assert (chunk.samples.dtype, chunk.samples.shape) == (np.float32, (20, 3))
+        assert (chunk.samples.dtype, chunk.samples.shape) == (np.dtype(np.float32), (20, 3))
         assert np.isnan(chunk.samples[:, 1:]).all()
         assert (chunk.origin.user_id, chunk.origin.period_us) == ("me", 10_000)
         assert json.loads(chunk.json_frames[0])["channels"] == [40, None, None]

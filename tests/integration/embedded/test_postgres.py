@@ -53,7 +53,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 def keep(directory: Path, capabilities: Sequence[int]) -> list[str | Path]:
     """Return the command of a Python process that runs PostgreSQL; as root it has no more than these capabilities."""
-    command = [sys.executable, "-c", KEEPER, directory]
+    command: list[str | Path] = [sys.executable, "-c", KEEPER, directory]
     if os.geteuid() != 0 or sys.platform != "linux":
         return command
     return [sys.executable, "-c", LIMIT, " ".join(map(str, capabilities)), *command]
