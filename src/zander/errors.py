@@ -1,10 +1,10 @@
-"""What can go wrong, and what a peer is told of it.
+"""Errors of this package, and the close codes that tell a client of them.
 
     ZanderError
     ├── SettingsError        a setting is wrong; the start stops with its sentence
     ├── StorageError         the database cannot take a batch now; it is tried again
     │   └── Moved            another process has written from the same journal
-    └── ClientError          a peer did something wrong, or asked for what is not here
+    └── ClientError          a client did something wrong, or asked for what is not here
         ├── BadMessage       422   dropped and counted; the connection goes on
         ├── Unauthorized     401   the key is wrong or missing
         ├── Forbidden        403   not allowed for this user: a session that is somebody else's
@@ -12,26 +12,42 @@
         ├── NotFound         404   no such user, or nothing buffered
         └── Unavailable      503   the part that would answer is away
 
-A ClientError is raised where it is noticed and translated once, at the door: into an `error` message on a
+A ClientError is raised where it is noticed and translated once, at the edge: into an `error` message on a
 WebSocket, into `{"error": {…}}` over REST.
 """
+
+from __future__ import annotations
 
 from enum import IntEnum
 
 
 class CloseCode(IntEnum):
-    """Why a WebSocket is closed. 1012, 1013, 4000–4499: come back. 1009, 4500–4999: the client has to change first."""
+    """Reasons for which the server closes a WebSocket; the numbers in `meaning` are held against the code by a test."""
 
-    TOO_BIG = 1009
-    RESTART = 1012
-    TRY_LATER = 1013
-    AUTH_TIMEOUT = 4408
-    TOO_SLOW = 4413
-    TOO_MANY = 4429
-    BAD_MESSAGES = 4500
-    UNAUTHORIZED = 4501
-    FORBIDDEN = 4503
-    TAKEN_OVER = 4509
+    meaning: str
+
+    TOO_BIG = 1009, "a message over 1 MiB"
+    RESTART = 1012, "the server restarts"
+    TRY_LATER = 1013, "the server cannot keep what you would send, or not reach what it needs, now"
+    AUTH_TIMEOUT = 4408, "no first message within 10 s"
+    TOO_SLOW = 4413, "read too slowly for too long"
+    TOO_MANY = 4429, "more connections than this node serves"
+    BAD_MESSAGES = 4500, "a first message or a query that is wrong, or 100 bad messages"
+    UNAUTHORIZED = 4501, "the key is wrong or missing"
+    FORBIDDEN = 4503, "not allowed for this user: the `session_id` is another user's"
+    TAKEN_OVER = 4509, "a newer relay streams for this user: do not fight it"
+
+    def __new__(cls, code: int, meaning: str) -> CloseCode:
+        """Make a member of a code and what it means for the client."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    @property
+    def invites_return(self) -> bool:
+        """Whether the client may come back as it is; else it has to change first."""
+        return self in (CloseCode.RESTART, CloseCode.TRY_LATER) or 4000 <= self < 4500
 
 
 class ZanderError(Exception):
@@ -55,7 +71,7 @@ class Moved(StorageError):
 
 
 class ClientError(ZanderError):
-    """A peer's mistake: `code` for programs, the message for people, `status` for REST, `close` for WebSockets."""
+    """A client's mistake: `code` for programs, the message for people, `status` for REST, `close` for WebSockets."""
 
     status = 400
     close = CloseCode.BAD_MESSAGES

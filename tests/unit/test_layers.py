@@ -47,6 +47,8 @@ KNOWN_TO = {
     "uvicorn": ("server", "wire.websocket"),
     "websockets": ("client", "wire.websocket"),
     "dotenv": ("settings",),
+    "jinja2": ("routes.docs",),
+    "markupsafe": ("routes.docs",),
     "pyedflib": ("sources.edf",),
 }
 

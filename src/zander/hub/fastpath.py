@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
-from msgspec import Struct, structs
+from msgspec import Meta, Struct, structs
 
 from zander.delivery.outbox import Outbox
 from zander.delivery.subscribers import Subscriber, Subscribers
@@ -32,11 +33,18 @@ log = logging.getLogger(__name__)
 class PathStats(Struct):
     """How many messages took the native path, and why the other frames did not."""
 
-    native: bool = IS_NATIVE
-    intercepted: int = 0
-    passed_frames: int = 0
-    passed_messages: int = 0
-    passed_sessions: int = 0
+    native: Annotated[bool, Meta(description="whether the native path is there")] = IS_NATIVE
+    intercepted: Annotated[int, Meta(description="raw messages that took it")] = 0
+    passed_frames: Annotated[
+        int, Meta(description="frames that did not, for what they are: control frames, fragments, errors")
+    ] = 0
+    passed_messages: Annotated[
+        int,
+        Meta(description="messages that did not: features, pings, and raw that is wrong or in an unusual form"),
+    ] = 0
+    passed_sessions: Annotated[
+        int, Meta(description="raw that did not, since it does not simply follow: the first, gaps, repeats")
+    ] = 0
 
 
 class Interceptor:

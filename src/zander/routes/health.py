@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from time import monotonic
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,42 +16,44 @@ from zander.journal.counts import RecorderStats
 from zander.routes.context import json_response, require_consumer, service
 from zander.streams.stream import StreamSummary
 
+REDIS_IS = "`up` or `down`; `off` where no REDIS_URL is set"
+
 
 class Health(Struct):
     """The process runs."""
 
-    status: str
+    status: Annotated[str, Meta(description="`ok`")]
 
 
 class Readiness(Struct):
     """`ready` when the database, and Redis where one is set, are there; else `degraded`: ingest and delivery go on."""
 
-    status: str
-    database: str
-    redis: LinkState
+    status: Annotated[str, Meta(description="`ready` or `degraded`")]
+    database: Annotated[str, Meta(description="`up` or `down`")]
+    redis: Annotated[LinkState, Meta(description=REDIS_IS)]
 
 
 class Streams(Struct):
-    """Who is online, on all nodes."""
+    """The streams that are online, on all nodes."""
 
-    streams: list[StreamSummary]
+    streams: Annotated[list[StreamSummary], Meta(description="by user")]
 
 
 class ServerStats(Struct):
     """This node, since it started."""
 
-    version: str
-    uptime_seconds: float
-    connections: int
-    relays: int
-    consumers: int
-    samples_in: int
-    samples_out: int
-    bad_messages: int
-    redis: LinkState
-    peers: int
-    path: PathStats
-    database: RecorderStats
+    version: Annotated[str, Meta(description="of Zander")]
+    uptime_seconds: Annotated[float, Meta(description="since the start")]
+    connections: Annotated[int, Meta(description="open WebSockets")]
+    relays: Annotated[int, Meta(description="users whose relay is connected to this node")]
+    consumers: Annotated[int, Meta(description="consumers connected to this node")]
+    samples_in: Annotated[int, Meta(description="samples received")]
+    samples_out: Annotated[int, Meta(description="samples given to consumers")]
+    bad_messages: Annotated[int, Meta(description="messages that broke a rule and were dropped")]
+    redis: Annotated[LinkState, Meta(description=REDIS_IS)]
+    peers: Annotated[int, Meta(description="other nodes that this one hears")]
+    path: Annotated[PathStats, Meta(description="how the relays' messages came in")]
+    database: Annotated[RecorderStats, Meta(description="what is written, and what waits to be")]
 
 
 async def health(_: Request) -> Response:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,7 +15,7 @@ from zander.routes.context import json_response, require_consumer
 from zander.routes.parameters import number, session_id, user_id
 from zander.streams.stored import StoredSession
 from zander.wire.chunk import MAX_POSITION, Chunk
-from zander.wire.messages import Reason
+from zander.wire.messages import DEVICE_IS, Reason, SessionId, User
 
 MAX_LIMIT = 200
 DEFAULT_LIMIT = 50
@@ -25,39 +25,42 @@ MAX_GAPS = 10_000
 class SessionSummary(Struct):
     """A session as the database has it."""
 
-    session_id: str
-    user_id: str
-    start_time: float
-    end_time: float | None
-    device_info: dict[str, Any]
-    next_position: int
-    last_time: float | None
-    n_samples: int
-    n_gaps: int
+    session_id: SessionId
+    user_id: User
+    start_time: Annotated[float, Meta(description="when the session began, Unix seconds")]
+    end_time: Annotated[
+        float | None,
+        Meta(description="when its relay left, Unix seconds; null until that is known (`/streams` says who is online)"),
+    ]
+    device_info: Annotated[dict[str, Any], Meta(description=DEVICE_IS)]
+    next_position: Annotated[int, Meta(description="position below which every sample is in the database, or in a gap")]
+    last_time: Annotated[float | None, Meta(description="time of its last sample in the database, Unix seconds")]
+    n_samples: Annotated[int, Meta(description="how many samples the database has")]
+    n_gaps: Annotated[int, Meta(description="how many gaps there are")]
 
 
 class Sessions(Struct):
     """Sessions, newest first."""
 
-    sessions: list[SessionSummary]
-    next: str | None
+    sessions: Annotated[list[SessionSummary], Meta(description="newest first")]
+    next: Annotated[str | None, Meta(description="`before` of the next page, null at the end")]
 
 
 class SessionGap(Struct, rename={"start": "from", "end": "to"}):
     """Positions from `from` to `to` (not included) that are not in the database, and never will be."""
 
-    start: int
-    end: int
-    reason: Reason
-    noticed_at: float
+    start: Annotated[int, Meta(description="first missing position")]
+    end: Annotated[int, Meta(description="position after the last missing one")]
+    reason: Annotated[Reason, Meta(description="`relay`: it sent past them; `lost`: the server had to give them up")]
+    noticed_at: Annotated[float, Meta(description="when that was known, Unix seconds")]
 
 
 class SessionDetail(SessionSummary):
     """A session as the database has it, with what it lacks."""
 
-    first_time: float | None
-    duration_seconds: float | None
-    gaps: list[SessionGap]
+    first_time: Annotated[float | None, Meta(description="time of its first sample in the database, Unix seconds")]
+    duration_seconds: Annotated[float | None, Meta(description="from its first sample to its last")]
+    gaps: Annotated[list[SessionGap], Meta(description="what it lacks, by position")]
 
 
 async def sessions(request: Request) -> Response:

@@ -6,9 +6,9 @@ from array import array
 from collections import deque
 from collections.abc import Iterator
 from time import monotonic
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import msgspec
+from msgspec import Meta, Struct
 
 from zander.delivery.outbox import Outbox
 from zander.errors import CloseCode
@@ -17,7 +17,7 @@ from zander.streams.ring import Ring, Run
 from zander.streams.session import Session
 from zander.wire.chunk import Chunk
 from zander.wire.codec import dumps
-from zander.wire.messages import Ack, DeviceInfo, Gap, Item, Note, Status
+from zander.wire.messages import DEVICE_IS, Ack, DeviceInfo, Gap, Item, Note, SessionId, Status, User
 
 SampleType = Literal["features", "raw", "prediction"]
 RATE_SECONDS = 5  # over which a rate is taken
@@ -45,41 +45,45 @@ class Rates:
         ]
 
 
-class BufferStats(msgspec.Struct):
-    """What one buffer holds; times in Unix seconds, the rate per second over the last 5 s."""
-
-    held: int
-    capacity: int
-    rate: float
-    first_time: float | None
-    last_time: float | None
-    bytes: int
-    gaps: int = 0
-    duplicates: int = 0
+RATE_IS = f"how many a second, over the last {RATE_SECONDS} s"
+NEXT_POSITION_IS = "position after the last sample"
 
 
-class StreamStats(msgspec.Struct):
+class BufferStats(Struct):
+    """The content of one buffer."""
+
+    held: Annotated[int, Meta(description="how many are buffered")]
+    capacity: Annotated[int, Meta(description="how many there is room for")]
+    rate: Annotated[float, Meta(description=RATE_IS)]
+    first_time: Annotated[float | None, Meta(description="time of the oldest, Unix seconds")]
+    last_time: Annotated[float | None, Meta(description="time of the newest, Unix seconds")]
+    bytes: Annotated[int, Meta(description="memory taken")]
+    gaps: Annotated[int, Meta(description="of raw: holes in the positions since the session began")] = 0
+    duplicates: Annotated[int, Meta(description="of raw: samples dropped because they were there already")] = 0
+
+
+class StreamStats(Struct):
     """A stream's buffers, by sample type."""
 
-    user_id: str
-    session_id: str
-    online: bool
-    next_position: int
-    bad_messages: int
-    raw: BufferStats
-    features: BufferStats
-    prediction: BufferStats
+    user_id: User
+    session_id: SessionId
+    online: Annotated[bool, Meta(description="whether the relay is connected")]
+    next_position: Annotated[int, Meta(description=NEXT_POSITION_IS)]
+    bad_messages: Annotated[int, Meta(description="messages of this session that broke a rule and were dropped")]
+    raw: Annotated[BufferStats, Meta(description="the buffer of samples")]
+    features: Annotated[BufferStats, Meta(description="the buffer of features")]
+    prediction: Annotated[BufferStats, Meta(description="the buffer of predictions")]
 
 
-class StreamSummary(msgspec.Struct):
+class StreamSummary(Struct):
     """A stream in the list of those online."""
 
-    user_id: str
-    session_id: str
-    start_time: float
-    rate: float
-    next_position: int
-    device_info: dict[str, Any]
+    user_id: User
+    session_id: SessionId
+    start_time: Annotated[float, Meta(description="when the session began, Unix seconds")]
+    rate: Annotated[float, Meta(description=f"samples: {RATE_IS}")]
+    next_position: Annotated[int, Meta(description=NEXT_POSITION_IS)]
+    device_info: Annotated[dict[str, Any], Meta(description=DEVICE_IS)]
 
 
 class Stream:

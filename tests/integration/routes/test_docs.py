@@ -23,11 +23,13 @@ from support.clients import consumer, relay
 from support.nodes import Node
 from zander import errors
 from zander.errors import CloseCode
-from zander.routes import ROUTES, health, sessions
+from zander.routes import ROUTES, health, sessions, websocket
 from zander.routes.docs import endpoints as docs
-from zander.routes.docs import meanings, page, reference
+from zander.routes.docs import page, reference
+from zander.routes.docs.examples import EXAMPLES, PROGRAM
 from zander.routes.docs.openapi import BINARY_TYPES, document
 from zander.routes.docs.reference import REFERENCE
+from zander.streams import stream
 from zander.wire import messages
 from zander.wire.bodies import Answer
 from zander.wire.chunk import Chunk, Origin, RawIn, encode_binary
@@ -61,6 +63,10 @@ def structs(module: Any) -> list[type[Struct]]:
     return [it for it in found if it.__module__ == module.__name__ and not it.__name__.startswith("_")]
 
 
+MODULES = (messages, health, sessions, reference)
+KINDS = [kind for module in MODULES for kind in structs(module)]
+
+
 def references(value: Any) -> set[str]:
     """Every `$ref` anywhere inside."""
     if isinstance(value, list):
@@ -80,9 +86,7 @@ class TestDocument:
         with pytest.raises(KeyError, match="/new"):
             document([Route("/new", docs.page)], REFERENCE)
 
-    @pytest.mark.parametrize(
-        "kind", structs(messages) + structs(health) + structs(sessions) + structs(reference), ids=lambda it: it.__name__
-    )
+    @pytest.mark.parametrize("kind", KINDS, ids=lambda it: it.__name__)
     def test_it_has_every_struct_of_the_wire_and_of_the_endpoints(self, api: dict[str, Any], kind: type) -> None:
         assert kind.__name__ in api["components"]["schemas"]
 
@@ -91,22 +95,19 @@ class TestDocument:
             it for channel in reference.CHANNELS.values() for it in (channel.first, *channel.receives, *channel.sends)
         }
         tagged = {it for it in structs(messages) if it.__struct_config__.tag}
-        # Features and Prediction go on with fields added: FeaturesEvent and PredictionEvent.
         assert tagged <= said
 
     def test_every_reference_leads_to_a_schema(self, api: dict[str, Any]) -> None:
         known = {f"#/components/schemas/{name}" for name in api["components"]["schemas"]}
         assert references(api) <= known
 
-    def test_every_field_has_a_meaning_from_its_struct_or_from_meanings_py(self, api: dict[str, Any]) -> None:
+    def test_every_field_has_a_meaning_from_its_struct(self, api: dict[str, Any]) -> None:
         schemas = api["components"]["schemas"].items()
         fields = [(name, field, it) for name, schema in schemas for field, it in schema["properties"].items()]
         assert [f"{name}.{field}" for name, field, it in fields if field != "type" and not it.get("description")] == []
 
-    def test_no_meaning_is_left_over_from_a_field_that_is_gone(self, api: dict[str, Any]) -> None:
-        schemas = api["components"]["schemas"].items()
-        known = {it for name, schema in schemas for field in schema["properties"] for it in (field, f"{name}.{field}")}
-        assert set(meanings.FIELDS) - known == set()
+    def test_no_example_is_left_over_from_a_struct_that_is_gone(self, api: dict[str, Any]) -> None:
+        assert set(EXAMPLES) - set(api["components"]["schemas"]) == set()
 
     def test_path_parameters_are_those_of_the_path(self, api: dict[str, Any]) -> None:
         for path, item in api["paths"].items():
@@ -132,42 +133,50 @@ class TestDocument:
         assert sorted(listed) == sorted(CloseCode)
         assert [code for code, come_back in listed.items() if come_back] == [1012, 1013, 4408, 4413, 4429]
 
+    def test_the_numbers_in_a_close_codes_meaning_are_those_of_the_code(self) -> None:
+        numbers = {code: re.findall(r"\d+", code.meaning) for code in CloseCode}
+        assert {code: found for code, found in numbers.items() if found} == {
+            CloseCode.TOO_BIG: [f"{messages.MAX_MESSAGE_BYTES >> 20}"],
+            CloseCode.AUTH_TIMEOUT: [f"{websocket.AUTH_SECONDS:g}"],
+            CloseCode.BAD_MESSAGES: [f"{websocket.MAX_BAD_MESSAGES}"],
+        }
+
     def test_every_error_code_of_the_source_has_a_meaning(self, api: dict[str, Any]) -> None:
         text = "".join(path.read_text() for path in SOURCE.rglob("*.py"))
         raised = set(re.findall(r'(?:BadMessage|super\(\).__init__)\(\s*"([a-z_]+)"', text))
         assert raised == set(api["x-error-codes"])
 
     def test_it_is_built_once(self) -> None:
-        assert docs.api() is docs.api()
+        app = Starlette(routes=ROUTES)
+        assert docs.api(app) is docs.api(app)
 
 
 class TestTruth:
     """What the reference says by hand, held against what the code does."""
 
-    @pytest.mark.parametrize("name", meanings.EXAMPLES)
+    @pytest.mark.parametrize("name", EXAMPLES)
     def test_an_example_is_what_its_struct_reads(self, name: str) -> None:
-        known = {it.__name__: it for module in (messages, health, sessions, reference) for it in structs(module)}
-        kind = known.get(name) or vars(reference)[name]
-        msgspec.json.decode(json.dumps(meanings.EXAMPLES[name]), type=kind)
-        assert set(meanings.EXAMPLES[name]) - {"type"} <= set(kind.__struct_encode_fields__)
+        kind = {it.__name__: it for it in [*KINDS, stream.StreamStats]}[name]
+        msgspec.json.decode(json.dumps(EXAMPLES[name]), type=kind)
+        assert set(EXAMPLES[name]) - {"type"} <= set(kind.__struct_encode_fields__)
 
     def test_raw_leaves_as_raw_sample_and_raw_chunk_say(self) -> None:
         samples = np.array([[1, np.nan], [2, 3]], np.float32)
         chunk = Chunk(Origin("u", "s", 0.0), 7, np.array([10, 20], np.int64), samples)
-        sample = msgspec.json.decode(chunk.json_frames[0], type=reference.RawSample)
-        assert sample == reference.RawSample("u", "s", 7, 1e-05, [1.0, None])
-        assert set(json.loads(chunk.json_frames[0])) == {"type", *reference.RawSample.__struct_fields__}
-        assert set(json.loads(chunk.chunk_frame)) == {"type", *reference.RawChunk.__struct_fields__}
+        sample = msgspec.json.decode(chunk.json_frames[0], type=messages.RawSample)
+        assert sample == messages.RawSample("u", "s", 7, 1e-05, [1.0, None])
+        assert set(json.loads(chunk.json_frames[0])) == {"type", *messages.RawSample.__struct_fields__}
+        assert set(json.loads(chunk.chunk_frame)) == {"type", *messages.RawChunk.__struct_fields__}
 
     async def test_features_and_predictions_arrive_as_their_events_say(self, node: Node, user: str) -> None:
         async with relay(node.ws, user) as sender, consumer(node.ws, user) as reader, consumer(node.ws, user) as other:
-            await sender.send(meanings.EXAMPLES["Features"])
-            await other.send(meanings.EXAMPLES["Prediction"])
+            await sender.send(EXAMPLES["Features"])
+            await other.send(EXAMPLES["Prediction"])
             features, prediction = await reader.until("features"), await reader.until("prediction")
-        assert set(features) == set(meanings.EXAMPLES["FeaturesEvent"])
-        assert set(prediction) == set(meanings.EXAMPLES["PredictionEvent"])
-        msgspec.convert(features, reference.FeaturesEvent)
-        msgspec.convert(prediction, reference.PredictionEvent)
+        assert set(features) == set(EXAMPLES["FeaturesEvent"])
+        assert set(prediction) == set(EXAMPLES["PredictionEvent"])
+        msgspec.convert(features, messages.FeaturesEvent)
+        msgspec.convert(prediction, messages.PredictionEvent)
 
     def test_the_layout_is_where_the_encoder_writes(self, api: dict[str, Any]) -> None:
         data = encode_binary(RawIn(5, 1_000_000, np.arange(6, dtype=np.float32).reshape(3, 2)))
@@ -187,7 +196,7 @@ class TestTruth:
         assert typing.get_type_hints(Answer)["headers"] == dict[str, str]
 
     def test_the_python_example_runs_as_it_is_printed(self, node: Node, capsys: pytest.CaptureFixture[str]) -> None:
-        exec(meanings.EXAMPLE.replace("ws://localhost:8000", node.ws), {})
+        exec(PROGRAM.replace("ws://localhost:8000", node.ws), {})
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].startswith('relay:    {"type":"auth_ok"')
         assert len([line for line in lines if '"type":"raw"' in line]) == 128
@@ -268,15 +277,20 @@ class TestPage:
         assert "@media (max-width:" in html
 
     def test_text_that_looks_like_markup_stays_text(self) -> None:
-        evil = "<script>alert('1')</script> & `<b>`"
+        evil = "<script>alert('1')</script> & `<b>` [<i>](#<u>) [a](javascript:b) [c](#d\"e)"
         changed = REFERENCE._replace(
             description=evil,
-            fields=dict.fromkeys(REFERENCE.fields, evil) | {"peers": evil},
             examples={**REFERENCE.examples, "Raw": {"type": evil}},
             error_codes={evil: evil},
-            close_codes=dict.fromkeys(CloseCode, evil),
+            terms={evil: evil},
+            rules={evil: (evil,)},
         )
-        html = page.render(document(ROUTES, changed))
+        described = document(ROUTES, changed)
+        for schema in described["components"]["schemas"].values():
+            for property_ in schema["properties"].values():
+                property_["description"] = evil
+        for code in described["x-close-codes"]:
+            code["meaning"] = evil
+        html = page.render(described)
         assert "&lt;script&gt;" in html
-        assert "<script" not in html
-        assert "<b>" not in html
+        assert not re.search(r"<script|<b>|<i>|<u>|href=.javascript|href=.#d", html)

@@ -1,1 +1,1 @@
-"""`/docs` and `/openapi.json`, generated from the messages, parameters and settings."""
+"""The API reference, generated from the routes and the Structs: `/docs`, `/openapi.json` and `protocol.md`."""

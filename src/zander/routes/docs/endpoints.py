@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,30 +16,28 @@ from zander.wire.codec import dumps
 SECURITY = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
-async def page(_: Request) -> Response:
+async def page(request: Request) -> Response:
     """This API, for people."""
-    html, policy = _rendered()
+    html, policy = _rendered(request.app)
     return Response(html, headers=SECURITY | {"Content-Security-Policy": policy}, media_type="text/html")
 
 
-async def openapi(_: Request) -> Response:
+async def openapi(request: Request) -> Response:
     """This API, for programs."""
-    return Response(_encoded(), headers=SECURITY, media_type="application/json")
+    return Response(_encoded(request.app), headers=SECURITY, media_type="application/json")
 
 
-@cache
-def api() -> Json:
-    """Describe the API: the OpenAPI document."""
-    from zander.routes import ROUTES  # noqa: PLC0415 - they lead here
-
-    return document(ROUTES, REFERENCE)
+@lru_cache(maxsize=1)  # a process has one app
+def api(app: Starlette) -> Json:
+    """Describe the routes of an app: the OpenAPI document."""
+    return document(app.routes, REFERENCE)
 
 
-@cache
-def _encoded() -> str:
-    return dumps(api())
+@lru_cache(maxsize=1)
+def _encoded(app: Starlette) -> str:
+    return dumps(api(app))
 
 
-@cache
-def _rendered() -> tuple[str, str]:
-    return _page.render(api()), _page.content_security_policy()
+@lru_cache(maxsize=1)
+def _rendered(app: Starlette) -> tuple[str, str]:
+    return _page.render(api(app)), _page.content_security_policy()

@@ -1,8 +1,9 @@
 """The OpenAPI document, built from the routes and the Structs themselves, so that it cannot promise anything else.
 
 What neither a route nor a Struct can say is given as a `Reference`. OpenAPI has no place for WebSockets: they are under
-`x-websockets`, the layout of a binary message under `x-binary-chunk`, the close codes under `x-close-codes`, and the
-codes of errors under `x-error-codes`. Every message is a schema like any other.
+`x-websockets`, terms and rules under `x-terms` and `x-rules`, the layout of a binary message under `x-binary-chunk`,
+the close codes under `x-close-codes`, and the codes of errors under `x-error-codes`. Every message is a schema like any
+other.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from zander.errors import ClientError, CloseCode
 
 Json = dict[str, Any]
 REF = "#/components/schemas/{name}"
-COME_BACK = (CloseCode.RESTART, CloseCode.TRY_LATER, *range(4000, 4500))
 BINARY_TYPES = {"u8": "B", "u16": "H", "i64": "q"}  # of the layout, as `struct` writes them
 
 
@@ -36,7 +36,7 @@ class Parameter(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """What an HTTP endpoint answers: the type of its 200, and of other statuses where that is not the error object."""
+    """Answers of an HTTP endpoint: the type of its 200, and of other statuses where that is not the error object."""
 
     answer: Any
     errors: tuple[int, ...] = ()
@@ -49,8 +49,9 @@ class Endpoint(NamedTuple):
 
 
 class Channel(NamedTuple):
-    """What a WebSocket endpoint speaks: types of messages, the first one apart."""
+    """Messages of a WebSocket endpoint, the first one apart; `rules` are sentences about them."""
 
+    summary: str
     key: str
     rules: tuple[str, ...]
     first: Any
@@ -62,18 +63,18 @@ class Channel(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """All that is known only to people: endpoints by path, and the meaning of names."""
+    """Everything that neither a route nor a Struct says: endpoints by path, rules, examples."""
 
     endpoints: Mapping[str, Endpoint]
     channels: Mapping[str, Channel]
     path_parameters: Mapping[str, Parameter]
     error: type[Struct]
     structs: tuple[type[Struct], ...]  # to describe besides those that the endpoints name
-    fields: Mapping[str, str]  # by `Struct.field`, or by `field` alone
     examples: Mapping[str, Any]  # by name of the Struct
-    close_codes: Mapping[CloseCode, str]
     error_codes: Mapping[str, str]
     binary_chunk: tuple[tuple[str, str, str], ...]  # type, field, meaning
+    terms: Mapping[str, str]
+    rules: Mapping[str, tuple[str, ...]]  # sentences by subject
     description: str
 
 
@@ -94,8 +95,10 @@ def document(routes: Iterable[BaseRoute], reference: Reference) -> Json:
             },
         },
         "x-websockets": {route.path: _channel(route, reference) for route in channels},
+        "x-terms": dict(reference.terms),
+        "x-rules": {subject: list(sentences) for subject, sentences in reference.rules.items()},
         "x-binary-chunk": _layout(reference.binary_chunk),
-        "x-close-codes": [_close_code(code, reference.close_codes[code]) for code in CloseCode],
+        "x-close-codes": [_close_code(code) for code in CloseCode],
         "x-error-codes": dict(reference.error_codes),
     }
 
@@ -160,7 +163,8 @@ def _error_meanings() -> dict[int, str]:
 
 def _channel(route: WebSocketRoute, reference: Reference) -> Json:
     channel = reference.channels[route.path]
-    return _names(route.endpoint) | {
+    return {
+        "summary": channel.summary,
         "key": channel.key,
         "rules": list(channel.rules),
         "parameters": _parameters(route.path, channel.query, reference),
@@ -172,8 +176,8 @@ def _channel(route: WebSocketRoute, reference: Reference) -> Json:
     }
 
 
-def _close_code(code: CloseCode, meaning: str) -> Json:
-    return {"code": int(code), "name": code.name.lower(), "meaning": meaning, "comeBack": code in COME_BACK}
+def _close_code(code: CloseCode) -> Json:
+    return {"code": int(code), "name": code.name.lower(), "meaning": code.meaning, "comeBack": code.invites_return}
 
 
 def _layout(fields: Iterable[tuple[str, str, str]]) -> list[Json]:
@@ -201,17 +205,8 @@ def _schemas(reference: Reference) -> Json:
     for channel in reference.channels.values():
         kinds += [channel.first, *channel.receives, *channel.sends]
     _, components = msgspec.json.schema_components(kinds, ref_template=REF)
-    return {name: _described(name, components[name], reference) for name in sorted(components)}
+    return {name: components[name] | _examples(name, reference) for name in sorted(components)}
 
 
-def _described(name: str, schema: Json, reference: Reference) -> Json:
-    """Give every field its meaning: the Struct's own, else the reference's."""
-    for field, property_ in schema["properties"].items():
-        inner = [option["description"] for option in property_.get("anyOf", ()) if "description" in option]
-        known = reference.fields.get(f"{name}.{field}") or reference.fields.get(field)
-        meaning = known or property_.get("description") or "".join(inner)
-        if meaning and field != "type":
-            property_["description"] = meaning
-    if name in reference.examples:
-        schema["examples"] = [reference.examples[name]]
-    return schema
+def _examples(name: str, reference: Reference) -> Json:
+    return {"examples": [reference.examples[name]]} if name in reference.examples else {}

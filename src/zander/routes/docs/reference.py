@@ -1,7 +1,7 @@
-"""What the API reference says beyond the code: which endpoint speaks which Struct, and what names mean.
+"""The part of the API reference that the code does not say: the Structs of each endpoint, terms, rules, error codes.
 
-Tests hold it against the routes, the Structs, the close codes and the codes of errors: whoever adds one is told to
-describe it here.
+Tests hold it against the routes, the Structs and the codes of errors: one that is not described here fails. The meaning
+of a field stands on its Struct, that of a close code in `errors.py`.
 """
 
 from __future__ import annotations
@@ -14,79 +14,45 @@ from msgspec import Meta, Struct
 from zander.delivery.queue import Format
 from zander.errors import CloseCode
 from zander.routes import health, history, sessions
-from zander.routes.docs import meanings
+from zander.routes.docs.examples import EXAMPLES
 from zander.routes.docs.openapi import Channel, Endpoint, Parameter, Reference
 from zander.routes.websocket import AUTH_SECONDS, MAX_BAD_MESSAGES
 from zander.streams.query import AnswerFormat
 from zander.streams.stream import SampleType, StreamStats
 from zander.wire import messages
 from zander.wire.chunk import BINARY_LAYOUT
-from zander.wire.messages import Features, Kind, Microvolts, Position, Prediction, Seconds
-
-# What the server writes by hand or merges from what came, as Structs. Tests hold them against the real messages.
-
-
-class RawSample(Struct, tag="raw"):
-    """One sample of all channels."""
-
-    user_id: str
-    session_id: str
-    position: Position
-    timestamp: Seconds
-    channels: list[Microvolts | None]
-
-
-class RawChunk(Struct, tag="raw"):
-    """Consecutive samples: as many as are at hand."""
-
-    user_id: str
-    session_id: str
-    position: Position
-    timestamp: Seconds
-    samples: list[list[Microvolts | None]]
-
-
-class FeaturesEvent(Features, tag="features", kw_only=True):
-    """Features as the relay sent them, with all their fields, and whose they are."""
-
-    user_id: str
-    session_id: str
-    timestamp: Seconds
-
-
-class PredictionEvent(Prediction, tag="prediction", kw_only=True):
-    """A prediction as the consumer sent it, and whom it is about."""
-
-    user_id: str
-    timestamp: Seconds
+from zander.wire.messages import FeaturesEvent, Kind, Position, PredictionEvent, RawChunk, RawSample, User
 
 
 class Samples(Struct):
     """Buffered samples, oldest first."""
 
-    user_id: str
-    sample_type: SampleType
-    n: int
-    samples: list[RawSample | FeaturesEvent | PredictionEvent]
+    user_id: User
+    sample_type: Annotated[SampleType, Meta(description="the type that was asked for")]
+    n: Annotated[int, Meta(description="number of samples")]
+    samples: Annotated[
+        list[RawSample | FeaturesEvent | PredictionEvent],
+        Meta(description="the samples, as a consumer would have got them"),
+    ]
 
 
 class HistoryPage(Samples):
-    """What the database holds, by time: a page of it. Predictions have a `session_id` there, and no `id`."""
+    """A page of samples in the database, by time. Predictions have a `session_id` there, and no `id`."""
 
-    next: str | None
+    next: Annotated[str | None, Meta(description="`cursor` of the next page, null at the end")]
 
 
 class ErrorDetail(Struct):
-    """What was expected and what came."""
+    """A refusal, with its code."""
 
-    code: str
-    message: str
+    code: Annotated[str, Meta(description="for programs (see error codes)")]
+    message: Annotated[str, Meta(description="for people: what was expected and what came")]
 
 
 class ErrorAnswer(Struct):
-    """What every REST error looks like."""
+    """The form of every REST error."""
 
-    error: ErrorDetail
+    error: Annotated[ErrorDetail, Meta(description="what went wrong")]
 
 
 SAMPLE_TYPE = Parameter("sample_type", SampleType, "what to read", "features")
@@ -172,13 +138,14 @@ PATH_PARAMETERS = {
 
 CHANNELS = {
     "/stream": Channel(
+        summary="A relay sends samples and features, and gets the predictions about its user.",
         key="`api_key` in the first message, or `Authorization: Bearer …`, or `X-API-Key`",
         rules=(
             f"First comes an Auth, within {AUTH_SECONDS:g} s; the answer is an AuthOk, or an Error and a close.",
-            "The newest relay of a user wins: the one before it is closed with 4509.",
-            "With `ack` Acks follow: keep what you send until it is durable. After a cut send its `session_id` in the "
-            "next Auth, and go on at the `next_position` of the AuthOk: what is there already is dropped.",
-            f"A bad message is answered with an Error and dropped; after {MAX_BAD_MESSAGES} the connection is closed.",
+            f"The newest relay of a user wins: the one before it is closed with {CloseCode.TAKEN_OVER}.",
+            "With `ack` Acks follow: keep what you send until it is durable. After a disconnect send its `session_id` "
+            "in the next Auth, and go on at the `next_position` of the AuthOk: what is there already is dropped.",
+            "Instead of a Raw, a binary chunk may be sent.",
         ),
         first=messages.Auth,
         receives=(messages.Raw, messages.Features, messages.Ping),
@@ -187,13 +154,14 @@ CHANNELS = {
         close_codes=tuple(CloseCode),
     ),
     "/subscribe/{user_id}": Channel(
+        summary="A consumer gets everything about a user as it comes, and may send predictions.",
         key="`Authorization: Bearer …`, or `X-API-Key`, or a first message; never in the URL",
         rules=(
             "The first message is a ConsumerAuth only where no header carried the key and the server wants one.",
             "Raw comes as RawSample, as RawChunk or as a binary chunk, by `format`; everything else is JSON always.",
-            "What you get first: a Status, then the `last` samples, then everything live, without a hole or a repeat.",
-            "With `session_id` and `from` you go on there instead: from memory, or the database, and then live.",
-            "When you read too slowly the oldest raw is dropped, and the hole announced as a Gap.",
+            "A Status comes first, then the `last` samples, then everything live, without a hole or a repeat.",
+            "With `session_id` and `from` it goes on there instead: from memory or the database, and then live.",
+            "For a consumer that reads too slowly the oldest raw is dropped, and the hole announced as a Gap.",
             "A Prediction is stored and goes to the user's relay and other consumers, as a PredictionEvent.",
         ),
         first=messages.ConsumerAuth,
@@ -214,17 +182,73 @@ CHANNELS = {
     ),
 }
 
-CLOSE_CODES = {
-    CloseCode.TOO_BIG: f"a message over {messages.MAX_MESSAGE_BYTES >> 20} MiB",
-    CloseCode.RESTART: "the server restarts",
-    CloseCode.TRY_LATER: "the server cannot keep what you would send, or not reach what it needs, now",
-    CloseCode.AUTH_TIMEOUT: f"no first message within {AUTH_SECONDS:g} s",
-    CloseCode.TOO_SLOW: "read too slowly for too long",
-    CloseCode.TOO_MANY: "more connections than this node serves",
-    CloseCode.BAD_MESSAGES: f"a first message or a query that is wrong, or {MAX_BAD_MESSAGES} bad messages",
-    CloseCode.UNAUTHORIZED: "the key is wrong or missing",
-    CloseCode.FORBIDDEN: "not allowed for this user: the `session_id` is another user's",
-    CloseCode.TAKEN_OVER: "a newer relay streams for this user: do not fight it",
+ERROR_CODES = {
+    "bad_json": "not JSON",
+    "bad_message": "not a message of this protocol: an unknown type, a missing field, a value of the wrong type",
+    "bad_value": "a value out of its range: infinity, U+0000, a device_info that is too large",
+    "bad_length": "samples of different lengths, none at all, or a binary message that is too short or too long",
+    "bad_header": "a binary message of another version, kind or dtype",
+    "bad_channels": "not the session's number of channels",
+    "bad_rate": "not the session's sampling rate",
+    "bad_position": "a position out of its range",
+    "bad_timestamp": "a time before 1970, or more than a day from now",
+    "no_sampling_rate": "a chunk of several samples, of a device that did not tell its sampling rate",
+    "bad_parameter": "a parameter of a path or a query that is missing or out of its range",
+    "bad_format": "as npy: features, predictions, or sessions that differ in their number of channels",
+    "unauthorized": "the key is wrong or missing, or the first message did not come or was no auth",
+    "forbidden": "not allowed for this user: the session is another user's",
+    "too_many": "more connections than this node serves",
+    "not_found": "no such user or session, or nothing buffered",
+    "unavailable": "the database, or the node that holds the user, does not answer now",
+}
+
+DESCRIPTION = (
+    "Zander takes raw EEG and features from edge relays over WebSocket, gives them at once to every consumer that has "
+    "subscribed, and writes every sample to TimescaleDB. Predictions go the other way: from a consumer to the user's "
+    "relay."
+)
+
+TERMS = {
+    "relay": "the program beside the headset; it sends to `/stream`",
+    "consumer": "a client of `/subscribe/{user_id}`; it receives, and may send predictions",
+    "session": "one relay's life on one device layout; a UUID; a relay may resume it after a disconnect",
+    "sample": "all channels at one instant, in µV",
+    "chunk": "several consecutive samples: float32, shape `(n_samples, n_channels)`",
+    "position": "index of a sample in its session, from 0; the same number at the relay, in the buffer, at every "
+    "consumer and in the database",
+    "gap": "positions that the relay skipped, or that the server had to give up",
+    "durable": "position below which every sample of a session is committed in the database, or part of a gap",
+}
+
+RULES = {
+    "Positions": (
+        "Without a `position` the server counts.",
+        "A position ahead of the next one leaves a gap.",
+        "Samples at positions that are there already are dropped and counted as duplicates; the rest is taken.",
+        "The number of channels never changes within a session.",
+    ),
+    "Times": (
+        "Times are Unix seconds as a JSON number, and int64 microseconds in binary.",
+        "Without a `timestamp` the server's clock counts: a chunk that arrives now ends now.",
+        "The sampling rate spaces the samples of a chunk. A device that gives none sends one sample per message.",
+        "Times within a session never run backwards: a sample that would is given the time of the one before it.",
+        "Times are accepted from 1970 to a day after the server's clock.",
+    ),
+    "Values": (
+        "A missing value is `null` in JSON and NaN in binary. Infinity is refused.",
+        "A field that is not named here is ignored; in features, in a prediction and in `device_info` it is kept.",
+    ),
+    "Gaps": (
+        "A gap is never filled. It is announced to every consumer between the samples around it.",
+        "Its reason is `relay` (the relay sent past these positions), `slow` (this consumer read too slowly) or `lost` "
+        "(the server had to give them up, or cannot have them for this consumer now).",
+        "The gaps of a session are stored, and listed by `GET /sessions/{session_id}`; `slow` is a consumer's own.",
+    ),
+    "Bad messages": (
+        "A bad message is answered with one `error`, dropped and counted; the connection goes on.",
+        f"After {MAX_BAD_MESSAGES} of them it is closed with {CloseCode.BAD_MESSAGES}.",
+        f"A message over {messages.MAX_MESSAGE_BYTES >> 20} MiB closes it with {CloseCode.TOO_BIG}.",
+    ),
 }
 
 REFERENCE = Reference(
@@ -233,10 +257,10 @@ REFERENCE = Reference(
     path_parameters=PATH_PARAMETERS,
     error=ErrorAnswer,
     structs=(messages.DeviceInfo,),
-    fields=meanings.FIELDS,
-    examples=meanings.EXAMPLES,
-    close_codes=CLOSE_CODES,
-    error_codes=meanings.ERROR_CODES,
+    examples=EXAMPLES,
+    error_codes=ERROR_CODES,
     binary_chunk=BINARY_LAYOUT,
-    description=meanings.DESCRIPTION,
+    terms=TERMS,
+    rules=RULES,
+    description=DESCRIPTION,
 )
