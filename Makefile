@@ -1,7 +1,7 @@
 # make run: serve on :8000 · make test: everything, on real parts · make lint: what CI holds
 # make scale: thousands of relays, with a load generator in Rust
 # make test-native: the Rust crates alone · make fuzz: the native path against its Python twin
-# make test-bench: the benches themselves
+# make test-bench: the benches themselves · make protocol: the wire protocol as a text, after a change of a message
 # make bench: latency, with ARGS=--baseline beside an ordinary service · make memory: a connection's and a user's
 # make fill: samples a second into the database, beside psql
 # make chaos: random faults on a live system, and a checker of the promises
@@ -14,7 +14,7 @@ GENERATOR := benches/generator
 NATIVE := $(wildcard $(CRATE)/*.rs $(CRATE)/Cargo.*)
 TESTERS ?= 2# processes that share all tests; those that ARGS choose are run by one
 
-.PHONY: run test test-bench test-native bench scale memory fill chaos fuzz lint clean
+.PHONY: run test test-bench test-native bench scale memory fill chaos fuzz lint protocol clean
 
 run: $(VENV)/ready
 	@$(BIN)/zander serve
@@ -52,6 +52,9 @@ lint: $(VENV)/ready-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+protocol: $(VENV)/ready-dev
+	$(BIN)/python -m zander.routes.docs.protocol > src/zander/routes/docs/protocol.md
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

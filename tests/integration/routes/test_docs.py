@@ -1,4 +1,4 @@
-"""`/docs` and `/openapi.json`: complete, true, and safe to open."""
+"""`/docs`, `/openapi.json` and `protocol.md`: complete, true, and safe to open."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from zander import errors
 from zander.errors import CloseCode
 from zander.routes import ROUTES, health, sessions, websocket
 from zander.routes.docs import endpoints as docs
-from zander.routes.docs import page, reference
+from zander.routes.docs import page, protocol, reference, text
 from zander.routes.docs.examples import EXAMPLES, PROGRAM
 from zander.routes.docs.openapi import BINARY_TYPES, document
 from zander.routes.docs.reference import REFERENCE
@@ -294,3 +294,27 @@ class TestPage:
         html = page.render(described)
         assert "&lt;script&gt;" in html
         assert not re.search(r"<script|<b>|<i>|<u>|href=.javascript|href=.#d", html)
+
+
+class TestProtocol:
+    def test_the_file_is_what_the_structs_say(self) -> None:
+        written = (Path(protocol.__file__).parent / "protocol.md").read_text("utf-8")
+        assert written == protocol.render(), "protocol.md is not what the Structs say: run `make protocol`"
+
+    def test_its_links_lead_to_its_headings(self) -> None:
+        written = protocol.render()
+        headings = re.findall(r"^#+ (.+)$", written, re.MULTILINE)
+        anchors = [text.anchor(heading) for heading in headings]
+        assert set(re.findall(r"\]\(#([^)]*)\)", written)) <= set(anchors)
+        assert sorted(anchors) == sorted(set(anchors))
+
+    def test_its_tables_have_rows_as_wide_as_their_heads(self) -> None:
+        for table in re.findall(r"(?:^\|.*\n)+", protocol.render(), re.MULTILINE):
+            assert len({row.count("|") for row in table.splitlines()}) == 1, table
+
+    def test_it_names_every_path_message_field_and_code(self, api: dict[str, Any]) -> None:
+        written = protocol.render()
+        names = {*api["paths"], *api["x-websockets"], *api["components"]["schemas"], *api["x-error-codes"]}
+        names |= {field for schema in api["components"]["schemas"].values() for field in schema["properties"]}
+        names |= {str(it["code"]) for it in api["x-close-codes"]} | {it["field"] for it in api["x-binary-chunk"]}
+        assert {name for name in names if name not in written} <= {"ErrorAnswer", "ErrorDetail"}
