@@ -17,7 +17,7 @@ from zander.hub.hub import Hub
 from zander.hub.ingest import Ingest
 from zander.hub.replay import Replays
 from zander.journal.records import GapRecord, PredictionRecord, SessionRecord
-from zander.streams.stored import StoredSession
+from zander.streams.session import StoredSession
 from zander.streams.stream import Stream, Streams
 from zander.wire.chunk import Chunk, Origin
 from zander.wire.messages import Auth, DeviceInfo, Gap, Item, Note

@@ -15,7 +15,7 @@ from zander.database.connection import Pool
 from zander.database.migrations import migrate
 from zander.database.sessions import DatabaseSessions
 from zander.database.timescale import tune
-from zander.streams.stored import StoredSession
+from zander.streams.session import StoredSession
 
 T0_US = 1_764_000_000_123_457
 DEVICE = {"sampling_rate": 100, "channel_names": ["C3", "C4"]}

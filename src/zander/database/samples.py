@@ -12,7 +12,7 @@ from typing import NamedTuple
 from zander.database import rows
 from zander.database.connection import Pool, Row
 from zander.database.history import read_in_windows
-from zander.streams.stored import StoredSession
+from zander.streams.session import StoredSession
 from zander.wire.chunk import MAX_POSITION, Chunk, Origin
 from zander.wire.messages import Gap
 

@@ -10,7 +10,7 @@ import msgspec
 from zander.database.connection import Pool, Row
 from zander.database.samples import MAX_GAPS, SampleReader, StoredGap
 from zander.errors import Forbidden
-from zander.streams.stored import StoredSession
+from zander.streams.session import StoredSession
 from zander.wire.chunk import Chunk
 from zander.wire.messages import Gap
 

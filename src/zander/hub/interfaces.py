@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 from zander.delivery.outbox import Outbox
 from zander.journal.records import GapRecord, PredictionRecord, SessionRecord
 from zander.streams.query import Query
-from zander.streams.stored import StoredSession
+from zander.streams.session import StoredSession
 from zander.streams.stream import Stream, StreamSummary
 from zander.wire.bodies import Answer
 from zander.wire.chunk import Chunk, Origin

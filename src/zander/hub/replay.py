@@ -20,7 +20,7 @@ from zander.delivery.subscribers import Subscribers, status_note
 from zander.errors import ClientError, CloseCode, NotFound, Unavailable
 from zander.hub.hub import Hub
 from zander.hub.interfaces import RecordSink, SessionStore
-from zander.streams.stored import StoredSession
+from zander.streams.session import StoredSession
 from zander.wire.chunk import Chunk, join
 from zander.wire.codec import dumps
 from zander.wire.messages import Error, Gap, Status

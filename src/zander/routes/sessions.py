@@ -13,7 +13,7 @@ from zander.database.sessions import Missing
 from zander.errors import NotFound
 from zander.routes.context import json_response, require_consumer
 from zander.routes.parameters import number, session_id, user_id
-from zander.streams.stored import StoredSession
+from zander.streams.session import StoredSession
 from zander.wire.chunk import MAX_POSITION, Chunk
 from zander.wire.messages import DEVICE_IS, Reason, SessionId, User
 

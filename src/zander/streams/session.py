@@ -15,10 +15,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from msgspec import convert
+from msgspec import Struct, convert
 
 from zander.errors import BadMessage
-from zander.streams.stored import StoredSession
 from zander.wire.chunk import MAX_POSITION, Chunk, Origin, RawIn, Times, period_us
 from zander.wire.messages import MAX_CHANNELS, DeviceInfo, Gap
 
@@ -150,6 +149,24 @@ class Session:
         first_us = self.check_time(now_us - length_us if time_us is None else time_us, now_us)
         self.check_time(first_us + length_us, now_us)
         return np.maximum(first_us + spaced_us, self.last_time_us)
+
+
+class StoredSession(Struct):
+    """A row of `sessions`; times in µs. `end_us` is None until its end is stored, which comes after all its samples."""
+
+    session_id: str
+    user_id: str
+    start_us: int
+    end_us: int | None
+    device_info: dict[str, Any]
+    durable_position: int
+    durable_us: int | None
+    fence: int
+
+    @property
+    def origin(self) -> Origin:
+        """Where its samples come from."""
+        return Origin(self.user_id, self.session_id, period_us(self.device_info.get("sampling_rate")))
 
 
 def resumed(stored: StoredSession, device: DeviceInfo) -> Session:

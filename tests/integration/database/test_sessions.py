@@ -12,7 +12,7 @@ from support.databases import connected
 from support.stored_sessions import DEVICE, T0_US, PastSession, opened_sessions, prepare, stored
 from zander.database.sessions import DatabaseSessions
 from zander.errors import CloseCode, Forbidden, Unavailable
-from zander.streams.stored import StoredSession
+from zander.streams.session import StoredSession
 
 Begin = Callable[..., Awaitable[PastSession]]
 

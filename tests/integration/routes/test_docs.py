@@ -156,7 +156,8 @@ class TestTruth:
 
     @pytest.mark.parametrize("name", EXAMPLES)
     def test_an_example_is_what_its_struct_reads(self, name: str) -> None:
-        kind = {it.__name__: it for it in [*KINDS, stream.StreamStats]}[name]
+        kinds: list[type[Any]] = [*KINDS, stream.StreamStats]
+        kind = {it.__name__: it for it in kinds}[name]
         msgspec.json.decode(json.dumps(EXAMPLES[name]), type=kind)
         assert set(EXAMPLES[name]) - {"type"} <= set(kind.__struct_encode_fields__)
 

@@ -21,7 +21,7 @@ from zander.delivery.queue import FORMATS, Format
 from zander.errors import CloseCode
 from zander.hub import replay as room
 from zander.hub.replay import PATIENCE_SECONDS, Replays
-from zander.streams.stored import StoredSession
+from zander.streams.session import StoredSession
 from zander.streams.stream import Stream
 from zander.wire.chunk import Chunk, Origin, RawIn
 from zander.wire.messages import Gap

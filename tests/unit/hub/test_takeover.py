@@ -11,7 +11,7 @@ from support.hubs import DEVICE, House, build
 from zander.delivery.outbox import Outbox
 from zander.errors import CloseCode, Unavailable
 from zander.hub import takeover as room
-from zander.streams.stored import StoredSession
+from zander.streams.session import StoredSession
 from zander.streams.stream import Stream
 from zander.wire.messages import Auth
 

@@ -35,8 +35,7 @@ from zander.journal.log import _HEADER
 from zander.journal.recorder import Recorder
 from zander.journal.records import encode
 from zander.streams.ring import Ring
-from zander.streams.session import Session, resumed
-from zander.streams.stored import StoredSession
+from zander.streams.session import Session, StoredSession, resumed
 from zander.wire.chunk import Chunk, RawIn
 from zander.wire.messages import DeviceInfo
 
