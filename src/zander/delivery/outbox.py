@@ -104,6 +104,10 @@ class Outbox:
             self._sink = sink
             self._reopen()
 
+    def close_sink(self) -> None:
+        """Forget the way past the queue: the connection has ended."""
+        self.through = self._sink = None
+
     def take(self) -> list[str | bytes]:
         """Take frames for about 8 KiB, in order; none when nothing waits."""
         self._unread_since = monotonic()

@@ -53,6 +53,7 @@ class Interceptor:
     def __init__(self, fast_path: FastPath, stream: Stream, relay: Outbox) -> None:
         self._fast_path = fast_path
         self._relay = relay
+        self._parse: Callable[[bytes], bool] = _ended
         self._stop: Callable[[], None] | None = None  # while it gets the bytes
         self.reader = FrameReader(stream)
         fast_path.interceptors.add(self)
@@ -75,10 +76,11 @@ class Interceptor:
     def end(self) -> None:
         """Intercept no more."""
         self._fast_path.forget(self)
-        rest, stop, self._stop = self.reader.detach(), self._stop, None
+        rest, stop, parse = self.reader.detach(), self._stop, self._parse
+        self._stop, self._parse = None, _ended  # and no circle is left: it would keep stream and ring for long
         if stop:
             stop()
-            self._parse(rest)
+            parse(rest)
 
     def _pass_on(self, passed: bytes) -> None:
         """Leave bytes to the parser, after what came before them, and go on with what came behind."""
@@ -182,6 +184,10 @@ class FastPath:
             self._take_in(reader.stream, None, chunk)
         except Exception:
             log.exception("not all got the samples of %s", reader.user_id)
+
+
+def _ended(_: bytes) -> bool:
+    return False
 
 
 def _offer(chunk: Chunk, subscribers: list[Subscriber]) -> None:

@@ -10,6 +10,7 @@ import uuid
 from functools import lru_cache
 from struct import Struct
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ class RowEncoder:
 
     def __init__(self, session_id: str, user_id: str, n_channels: int) -> None:
         user = user_id.encode()
+        self.n_channels = n_channels
         self._dtype = _row_dtype(len(user), n_channels)
         self._row = bytearray(_template(self._dtype, uuid.UUID(session_id).bytes, user, n_channels))
         (row,) = np.frombuffer(self._row, self._dtype)
@@ -62,10 +64,15 @@ class RowEncoder:
         return bytes(buffer)
 
 
-@lru_cache(maxsize=10_000)
+_encoders: WeakKeyDictionary[Origin, RowEncoder] = WeakKeyDictionary()  # as long as there is a session
+
+
 def row_encoder(origin: Origin, n_channels: int) -> RowEncoder:
     """Return the encoder of a session."""
-    return RowEncoder(origin.session_id, origin.user_id, n_channels)
+    encoder = _encoders.get(origin)
+    if encoder is None or encoder.n_channels != n_channels:
+        encoder = _encoders[origin] = RowEncoder(origin.session_id, origin.user_id, n_channels)
+    return encoder
 
 
 def decode_rows(rows: bytes, n_rows: int) -> Rows:

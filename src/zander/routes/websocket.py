@@ -157,8 +157,9 @@ class SessionTask(ABC):
         finally:
             if self._interceptor:
                 self._interceptor.end()
+            self._outbox.close_sink()
             if direct:
-                direct.when_something(lambda: None)  # nobody begins to read any more
+                direct.release()
             await self._end_reading()
 
     def _divert(self, direct: WebSocketProtocol) -> None:

@@ -59,7 +59,7 @@ class Origin:
     `prefix` is the JSON text of a raw message up to its position.
     """
 
-    __slots__ = ("period_us", "prefix", "session_id", "user_id")
+    __slots__ = ("__weakref__", "period_us", "prefix", "session_id", "user_id")
 
     def __init__(self, user_id: str, session_id: str, period_us: float) -> None:
         self.user_id = user_id

@@ -223,6 +223,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.read_paused = False
             self.transport.resume_reading()
 
+    def release(self) -> None:
+        """Drop what still comes, and hold nothing of the session task: both would wait for a collection to be freed."""
+        self._take = _drop
+        self._lost = None
+        self.when_something(_nothing)
+
     async def send_all(self, waiting: Callable[[], list[Message]]) -> None:
         """Send what waits in one write, once the transport takes more; OSError when the peer is gone."""
         await self.writable.wait()
@@ -272,6 +278,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self.queue.qsize() >= MAX_QUEUED and not self.read_paused:
             self.read_paused = True
             self.transport.pause_reading()
+
+
+def _drop(_: Message) -> None:
+    pass
+
+
+def _nothing() -> None:
+    pass
 
 
 def frame(message: Message) -> bytes:
