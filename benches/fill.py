@@ -154,7 +154,7 @@ async def write_rows(folder: Path, samples: Samples, file: Path) -> None:
     """Write the rows as the recorder would, batch by batch, as a binary COPY."""
     journals = Journals(folder, 1 << 40)
     for frames, _ in samples.frames():
-        journals.own.segments.write(frames)
+        journals.own.log.write(frames)
     with file.open("wb") as copy:
         copy.write(COPY_HEAD)
         while (batch := await journals.read(journals.own)).n_records:

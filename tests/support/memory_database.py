@@ -1,4 +1,4 @@
-"""A database in memory that keeps the contract of `recorder.Storage`, and fails as a real one can."""
+"""A database in memory that keeps the contract of `BatchStore`, and fails as a real one can."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Database:
             return None
         if position != batch.end:
             raise Moved(position)
-        known = [hold for hold in batch.reaches() if hold[0] in self.sessions]
+        known = [hold for hold in batch.watermarks() if hold[0] in self.sessions]
         fenced = {hold for hold in known if hold[1] < self._fence(hold[0])}
         return Written({hold[0]: self.sessions[hold[0]].durable for hold in known if hold not in fenced}, fenced)
 
@@ -59,7 +59,7 @@ class Database:
         self.writers[batch.writer_id] = batch.end
         for record in batch.sessions.values():
             self._upsert(record)
-        reaches = batch.reaches()
+        reaches = batch.watermarks()
         fenced = {(session_id, fence) for session_id, fence in reaches if fence < self._fence(session_id)}
         written = Written(fenced=fenced)
         for (session_id, fence), reach in reaches.items():
@@ -113,7 +113,7 @@ class Database:
 
 
 class MemoryStorage:
-    """A Storage on such a database, that fails when it is told to."""
+    """A BatchStore on such a database, that fails when it is told to."""
 
     def __init__(self, database: Database | None = None) -> None:
         self.database = database or Database()

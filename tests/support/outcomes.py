@@ -11,7 +11,7 @@ from msgspec import structs
 
 from support.twins import SESSION_ID, USER, Pipe, Stage, Story, World
 from zander.hub.fastpath import PathStats
-from zander.journal.reader import split, split_as_twin
+from zander.journal.reader import split_records, split_records_as_twin
 from zander.journal.records import RawRecord, decode
 from zander.wire.chunk import MAX_DRIFT_US, decode_binary
 
@@ -124,14 +124,14 @@ def outcome(world: World) -> Outcome:
 
 def journal(world: World) -> list[Any]:
     """Return what the journal has, raw that follows as one record."""
-    segments = world.journals.own.segments
+    log = world.journals.own.log
     records: list[Any] = []
     at = world.journal_start
-    while (frames := segments.read(at, 1 << 30)).payloads:
+    while (frames := log.read(at, 1 << 30)).payloads:
         records += map(decode, frames.payloads)
         at = frames.end
-    assert at == segments.end, "a frame's checksum is wrong"
-    native, twin = ([segments.read_by(how, world.journal_start, 1 << 30)] for how in (split, split_as_twin))
+    assert at == log.end, "a frame's checksum is wrong"
+    native, twin = ([log.read_by(how, world.journal_start, 1 << 30)] for how in (split_records, split_records_as_twin))
     assert native == twin, "the journal is not read as by the twin"
     return merged(records)
 

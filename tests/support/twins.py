@@ -217,7 +217,7 @@ class World:
     def __init__(self, stage: Stage, story: Story, native: bool) -> None:
         self.story = story
         self.journals = stage.journals[native]
-        self.journal_start = self.journals.own.segments.end
+        self.journal_start = self.journals.own.log.end
         self.recorder = Recorder(
             MemoryStorage(),
             self.journals,
@@ -293,12 +293,12 @@ class World:
             return
         await quiet()
         clock.now_us += STEP_US
-        stream, segments = self.ingest.streams.get(USER), self.journals.own.segments
+        stream, log = self.ingest.streams.get(USER), self.journals.own.log
         if name == "full":
-            segments.write = segments.probe = _no_room  # type: ignore[method-assign, assignment]
+            log.write = log.probe = _no_room  # type: ignore[method-assign, assignment]
         elif name == "room":
-            segments.__dict__.pop("write", None)
-            segments.__dict__.pop("probe", None)
+            log.__dict__.pop("write", None)
+            log.__dict__.pop("probe", None)
             clock.now_us += 2_000_000
         elif name == "stall":
             for pipe in self.consumers.values():
@@ -335,9 +335,9 @@ class World:
                 break
             await quiet()
         assert not self._server.tasks, "an endpoint does not end"
-        self.journals.own.segments.__dict__.pop("write", None)
-        self.journals.own.segments.__dict__.pop("probe", None)
-        end = self.journals.own.segments.end
+        self.journals.own.log.__dict__.pop("write", None)
+        self.journals.own.log.__dict__.pop("probe", None)
+        end = self.journals.own.log.end
         self.journals.own.commit(end)
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from zander.errors import ZanderError
-from zander.journal.log import HEADER_BYTES, Frames, Segments
+from zander.journal.log import HEADER_BYTES, Frames, Log
 from zander.lock import FileLock
 from zander.wire.chunk import BINARY_HEADER_BYTES, RawIn, Samples, encode_binary, read_header
 
@@ -258,9 +258,9 @@ class _Folder:
         except OSError as error:
             raise SpoolError(f"{path}: {error.strerror}") from None
 
-    def open_log(self, max_bytes: int) -> Segments:
+    def open_log(self, max_bytes: int) -> Log:
         try:
-            return Segments(self.path, "spool", segment_bytes=max(1, max_bytes // N_FILES))
+            return Log(self.path, "spool", segment_bytes=max(1, max_bytes // N_FILES))
         except OSError as error:
             self.close()
             raise SpoolError(f"{self.path}: {error.strerror}") from None

@@ -13,7 +13,7 @@ from msgspec import json, structs
 
 from zander.database.connection import Connection, blames_data
 from zander.errors import Moved, StorageError
-from zander.journal.batch import Batch, Hold, Reach, Written
+from zander.journal.batch import Batch, Lease, Watermark, Written
 from zander.journal.pgcopy import COPY_END, COPY_HEAD, RAW_COLUMNS
 from zander.journal.records import GapRecord, PredictionRecord, RawRecord, Record, SessionRecord
 
@@ -134,7 +134,7 @@ class _Transaction:
     async def run(self) -> Written:
         """Write the batch and commit; without a claim on it, return what an earlier attempt wrote."""
         batch, connection = self._batch, self._connection
-        reaches = batch.reaches()
+        reaches = batch.watermarks()
         has_only_rows = reaches and not batch.sessions and not self._careful
         if has_only_rows and await _claim_and_advance(connection, batch, reaches):
             self._written.durable = {session_id: reach.end for (session_id, _), reach in reaches.items()}
@@ -158,7 +158,7 @@ class _Transaction:
         await self._each("gaps", gaps, self._insert_gaps)
         await self._each("predictions", batch.predictions, self._copy_predictions)
 
-    async def _written_before(self, reaches: dict[Hold, Reach]) -> Written:
+    async def _written_before(self, reaches: dict[Lease, Watermark]) -> Written:
         """Return what the commit of this very batch made durable; Moved when the journal is at another offset."""
         position = await self._connection.fetchval(POSITION, self._batch.writer_id)
         rows = await self._connection.fetch(DURABLE, *_columns(list(reaches), 2))
@@ -168,7 +168,7 @@ class _Transaction:
         durable = {session_id: position for session_id, _, position, is_fenced in rows if not is_fenced}
         return Written(durable, {(session_id, fence) for session_id, fence, _, is_fenced in rows if is_fenced})
 
-    async def _advance(self, reaches: dict[Hold, Reach]) -> None:
+    async def _advance(self, reaches: dict[Lease, Watermark]) -> None:
         """Advance the durable positions, and note the sessions whose fence was raised since."""
         rows = [(*hold, *reach) for hold, reach in reaches.items()]
         moved = await self._connection.fetch(ADVANCE, *_columns(rows, 4))
@@ -241,7 +241,7 @@ async def _claim(connection: Connection, batch: Batch) -> bool:
     return bool(await connection.execute(f"{begin}; {claim}") == "INSERT 0 1")
 
 
-async def _claim_and_advance(connection: Connection, batch: Batch, reaches: dict[Hold, Reach]) -> bool:
+async def _claim_and_advance(connection: Connection, batch: Batch, reaches: dict[Lease, Watermark]) -> bool:
     """Begin a transaction, claim the batch and advance all its sessions, in one round trip instead of two.
 
     Most batches are nothing but rows of known sessions, and each answer that a batch waits for costs an iteration of a

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class DatabaseWriter:
-    """The one connection to PostgreSQL that writes batches (`journal.batch.Storage`)."""
+    """The one connection to PostgreSQL that writes batches (`journal.batch.BatchStore`)."""
 
     def __init__(self, database_url: str, *, retention_days: float | None, columnstore_after_hours: float) -> None:
         self._dsn = plain_dsn(database_url)

@@ -1,4 +1,4 @@
-"""What one transaction writes, a piece of a journal sorted by table and session, and where it goes."""
+"""A piece of a journal for one transaction, sorted by table and session, and the interface of the database."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from msgspec import Struct
 
 from zander.journal.records import GapRecord, PredictionRecord, RawRecord, Record, SessionRecord
 
-Hold = tuple[str, int]  # a session, and the fence of who holds it: raised each time its relay resumes elsewhere
+Lease = tuple[str, int]  # session ID and fence, a number that is raised each time the relay resumes elsewhere
 
 
-class Reach(NamedTuple):
-    """How far a session comes: the position after its last sample, and the time of that, if there is one."""
+class Watermark(NamedTuple):
+    """The end of a session: the position after its last sample or gap, and the last sample's time, if there is one."""
 
     end: int
     last_us: int | None
@@ -27,13 +27,13 @@ class Batch:
         self.start = start
         self.end = start
         self.n_records = 0  # a sample counts as one
-        self.sessions: dict[str, SessionRecord] = {}  # the last word on a session holds all of it
-        self.raw: dict[Hold, list[RawRecord]] = {}
+        self.sessions: dict[str, SessionRecord] = {}  # the last record of a session has all that is known of it
+        self.raw: dict[Lease, list[RawRecord]] = {}
         self.gaps: list[GapRecord] = []
         self.predictions: list[PredictionRecord] = []
 
     def add(self, record: Record) -> None:
-        """Sort a record in."""
+        """Add a record that follows those before."""
         if isinstance(record, RawRecord):
             self.n_records += record.end - record.position
             self.raw.setdefault((record.session_id, record.fence), []).append(record)
@@ -46,26 +46,26 @@ class Batch:
         elif record.fence >= self.sessions.get(record.session_id, record).fence:
             self.sessions[record.session_id] = record
 
-    def reaches(self) -> dict[Hold, Reach]:
-        """Return how far each session comes with this batch."""
-        found = {hold: Reach(records[-1].end, records[-1].last_us) for hold, records in self.raw.items()}
+    def watermarks(self) -> dict[Lease, Watermark]:
+        """Return how far this batch makes each session durable."""
+        found = {lease: Watermark(records[-1].end, records[-1].last_us) for lease, records in self.raw.items()}
         for gap in self.gaps:
-            hold = (gap.session_id, gap.fence)
-            reach = found.get(hold, Reach(0, None))
-            found[hold] = Reach(max(reach.end, gap.end), reach.last_us)
+            lease = (gap.session_id, gap.fence)
+            watermark = found.get(lease, Watermark(0, None))
+            found[lease] = Watermark(max(watermark.end, gap.end), watermark.last_us)
         return found
 
 
 class Written(Struct):
-    """What became of a batch."""
+    """The result of writing a batch."""
 
     durable: dict[str, int] = {}  # by session: every sample below is in the database, or in a gap
-    fenced: set[Hold] = set()  # sessions that somebody else holds by now: nothing of them was written
+    fenced: set[Lease] = set()  # another node has them by now: nothing of them was written
     n_dead_letters: int = 0
 
 
-class Storage(Protocol):
-    """Where batches go. After a StorageError, `open` is called before anything else."""
+class BatchStore(Protocol):
+    """The database, as the recorder needs it. After a StorageError, `open` is called before anything else."""
 
     async def open(self) -> None:
         """Connect and prepare the tables; StorageError when that is not possible now."""
@@ -74,16 +74,16 @@ class Storage(Protocol):
         """Return the offset up to which a journal is committed; 0 for an unknown one."""
 
     async def write(self, batch: Batch) -> Written:
-        """Write all of the batch or nothing, once; StorageError when it is to be tried again.
+        """Write all of the batch or nothing, once; StorageError when it has to be tried again.
 
-        Moved: the journal is committed up to another offset than the batch starts from.
+        Moved when the journal is committed up to another offset than the batch starts from.
         """
 
     async def finish(self, writer_id: UUID) -> None:
         """End the sessions that a dead process had open; StorageError."""
 
     async def ping(self) -> None:
-        """Ask for a sign of life; StorageError when there is none."""
+        """Check the connection; StorageError when it is broken."""
 
     async def close(self) -> None:
-        """Let go of the database."""
+        """Close the connection."""

@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Self
 
-from zander.journal.log import Segments
+from zander.journal.log import Log
 from zander.lock import FileLock
 
 FOLDER = "journal"  # in DATA_DIR
@@ -30,7 +30,7 @@ class Journal:
         self.offset = offset
         self.is_open = True
         self._lock = lock
-        self.segments = Segments(folder, str(writer_id), segment_bytes=segment_bytes)
+        self.log = Log(folder, str(writer_id), segment_bytes=segment_bytes)
 
     @classmethod
     def create(cls, folder: Path, max_bytes: int) -> Self:
@@ -42,21 +42,21 @@ class Journal:
     @property
     def n_pending_bytes(self) -> int:
         """What is not committed yet."""
-        return self.segments.end - max(self.offset or 0, self.segments.start)
+        return self.log.end - max(self.offset or 0, self.log.start)
 
     def commit(self, offset: int) -> None:
         """Everything before `offset` is in the database: delete what can be."""
         self.offset = offset
-        self.segments.forget(offset)
+        self.log.forget(offset)
 
     def close(self) -> None:
         """Let go; what is not committed stays for the next process, else nothing does."""
         self.is_open = False
-        is_done = self.offset is not None and self.offset >= self.segments.end
+        is_done = self.offset is not None and self.offset >= self.log.end
         if is_done:
-            self.segments.remove()
+            self.log.remove()
         else:
-            self.segments.close()
+            self.log.close()
         self._lock.release(remove=is_done)
 
 
@@ -78,9 +78,9 @@ def _adopt(folder: Path, path: Path) -> Journal | None:
         journal = Journal(folder, FileLock(path), None)
     except BlockingIOError:  # its process lives
         return None
-    if journal.segments.end == 0:
+    if journal.log.end == 0:
         journal.commit(0)
         journal.close()
         return None
-    log.warning("%d bytes in the journal of a process that died are written to the database", journal.segments.n_bytes)
+    log.warning("%d bytes in the journal of a process that died are written to the database", journal.log.n_bytes)
     return journal

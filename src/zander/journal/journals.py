@@ -12,7 +12,7 @@ from uuid import UUID
 from zander.journal.batch import Batch
 from zander.journal.journal import Journal, orphans
 from zander.journal.pgcopy import decode_rows, row_encoder
-from zander.journal.reader import split
+from zander.journal.reader import split_records
 from zander.journal.records import GapRecord, RawRecord, Record
 from zander.native import IS_NATIVE
 from zander.wire.chunk import Chunk, Origin
@@ -38,12 +38,12 @@ class Journals:
     @property
     def n_bytes(self) -> int:
         """What they take on disk."""
-        return self.own.segments.n_bytes + self.n_orphan_bytes
+        return self.own.log.n_bytes + self.n_orphan_bytes
 
     @property
     def n_orphan_bytes(self) -> int:
         """What the orphans take of it."""
-        return sum(orphan.segments.n_bytes for orphan in self.orphans)
+        return sum(orphan.log.n_bytes for orphan in self.orphans)
 
     @property
     def n_pending_bytes(self) -> int:
@@ -68,7 +68,7 @@ class Journals:
     def read_ahead(self, batch: Batch) -> None:
         """Begin to read what comes behind a batch that is being written, if it is as much."""
         journal = self.of(batch)
-        if not self._ahead and journal.segments.end - batch.end >= BATCH_BYTES:
+        if not self._ahead and journal.log.end - batch.end >= BATCH_BYTES:
             self._ahead_of = (journal.writer_id, batch.end)
             self._ahead = asyncio.create_task(self._read(journal, batch.end))
 
@@ -96,7 +96,7 @@ class Journals:
         while seconds is not None:
             await asyncio.sleep(seconds)
             try:
-                await asyncio.to_thread(self.own.segments.sync)
+                await asyncio.to_thread(self.own.log.sync)
             except OSError as error:
                 if not failed:
                     log.error("the journal cannot be forced to the disk: %s", error.strerror)
@@ -138,9 +138,9 @@ async def _pieces(journal: Journal, offset: int) -> AsyncIterator[tuple[list[Rec
     """
     if not journal.is_open:  # while we looked through another, this one was done
         return
-    end = journal.segments.end  # on a busy machine it would run ahead of us
+    end = journal.log.end  # on a busy machine it would run ahead of us
     while offset < end and journal.is_open:
-        records, behind = journal.segments.read_by(split, offset, READ_BYTES)
+        records, behind = journal.log.read_by(split_records, offset, READ_BYTES)
         if behind == offset:
             return
         offset = behind  # beyond what is damaged, if there are none

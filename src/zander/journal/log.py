@@ -1,8 +1,8 @@
-"""An append-only log of checksummed frames, in files of bounded size: what the journal and a relay's spool are made of.
+"""An append-only log of checksummed frames in files of bounded size, for the journal and for a relay's spool.
 
 A frame is its payload's length and CRC-32, both uint32 little-endian, and the payload. An offset counts the bytes of
-all frames before it, so it only grows; a file is named after the offset of its first byte. What was written only in
-part, by a crash or on a full disk, is recognised by its checksum and cut off.
+all frames before it, so it only grows; a file is named after the offset of its first byte. A frame that was written
+only in part, by a crash or on a full disk, is recognised by its checksum and cut off.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HEADER_BYTES = _HEADER.size
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Split = Callable[[bytes], tuple[list[T], int]]  # what `split` does, whatever it makes of the payloads
+Split = Callable[[bytes], tuple[list[T], int]]  # `split_payloads`, or a function that decodes the payloads too
 
 
 class Frames(NamedTuple):
@@ -37,7 +37,7 @@ class Frames(NamedTuple):
 
 
 class _Segment:
-    """One file: `start` is the offset of its first byte, `n_bytes` what of it counts."""
+    """One file: `start` is the offset of its first byte, `n_bytes` the size of what is valid in it."""
 
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
@@ -57,10 +57,10 @@ class _Segment:
         self.path.unlink(missing_ok=True)
 
 
-class Segments:
-    """The log `name` in a folder. Nothing waits in memory; `append` is one write to the page cache.
+class Log:
+    """The log `name` in a folder. Nothing is buffered in memory; `append` is one write to the page cache.
 
-    Not for two writers: whoever opens it must have seen to that. Opening cuts a torn tail off.
+    For one writer at a time, which the caller has to ensure. Opening cuts a torn tail off.
     """
 
     def __init__(self, folder: Path, name: str, *, segment_bytes: int = 16 << 20) -> None:
@@ -68,7 +68,7 @@ class Segments:
         self._name = name
         self._segment_bytes = segment_bytes
         self._segments = [_Segment(path, start) for start, path in files(folder, name)]
-        for segment, following in pairwise(self._segments):  # it may be followed by what could not be cut off
+        for segment, following in pairwise(self._segments):  # a torn frame that could not be cut off may come between
             segment.n_bytes = min(segment.n_bytes, following.start - segment.start)
         if self._segments:
             self._cut_torn_tail(self._segments[-1])
@@ -87,15 +87,20 @@ class Segments:
 
     @property
     def n_bytes(self) -> int:
-        """What it takes on disk."""
+        """Bytes on disk."""
         return self.end - self.start
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files, in order; the last one is written to."""
+        return [segment.path for segment in self._segments]
+
     def append(self, payload: bytes) -> int:
-        """Write a frame, and return the offset after it; OSError, and nothing has changed, when it cannot be."""
+        """Write a frame, and return the offset after it; after an OSError the log is as it was before."""
         return self.write(frame(payload))
 
     def write(self, frames: bytes) -> int:
-        """Write whole frames, as `append` does one."""
+        """Write whole frames, with the result and the errors of `append`."""
         segment = self._segments[-1]
         if segment.n_bytes and segment.n_bytes + len(frames) > self._segment_bytes:
             segment = self._roll(segment.end)
@@ -108,14 +113,14 @@ class Segments:
         return segment.start + segment.n_bytes
 
     def read(self, offset: int, max_bytes: int) -> Frames:
-        """Return the frames from `offset` on, for about `max_bytes`, at least one; none at the end.
+        """Return the frames from `offset` on, about `max_bytes` of them and at least one; none at the end.
 
-        All are of one file.
+        All of them come from one file.
         """
-        return Frames(*self.read_by(split, offset, max_bytes))
+        return Frames(*self.read_by(split_payloads, offset, max_bytes))
 
     def read_by(self, split: Split[T], offset: int, max_bytes: int) -> tuple[list[T], int]:
-        """Return what `split` makes of the frames from `offset` on, as `read` does, and the offset after them."""
+        """Return the result of `split` for the frames that `read` would return, and the offset after them."""
         for segment in self._segments:
             offset = max(offset, segment.start)
             if offset < segment.end:
@@ -127,7 +132,7 @@ class Segments:
         return [], offset
 
     def forget(self, offset: int) -> None:
-        """Delete the files that lie wholly before `offset`; a file that is full and read to its end goes too."""
+        """Delete the files that lie wholly before `offset`; also the last one, if that is at least half full."""
         if offset >= self.end and self._segments[-1].n_bytes >= max(1, self._segment_bytes // 2):
             with suppress(OSError):  # no room for another file: this one goes later
                 self._roll(self.end)
@@ -135,7 +140,7 @@ class Segments:
             self._segments.pop(0).remove()
 
     def probe(self, n_bytes: int = 1 << 16) -> None:
-        """Ask whether the disk would take `n_bytes` more; OSError when it would not."""
+        """Check that the disk has room for `n_bytes` more; OSError when it has not."""
         segment = self._segments[-1]
         n_written = os.pwrite(segment.fd, bytes(n_bytes), segment.n_bytes)
         os.ftruncate(segment.fd, segment.n_bytes)
@@ -143,9 +148,9 @@ class Segments:
             raise _no_space()
 
     def sync(self) -> None:
-        """Force what is written to the disk: it then survives the machine's death, not only the process's.
+        """Force everything written to the disk, so that it survives a crash of the machine too.
 
-        May run in a thread beside everything else.
+        May run in a thread while the log is written to.
         """
         for segment in list(self._segments):
             try:
@@ -160,13 +165,13 @@ class Segments:
             os.close(folder)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for segment in self._segments:
             os.close(segment.fd)
         self._segments.clear()
 
     def remove(self) -> None:
-        """Delete everything."""
+        """Close and delete the files."""
         for segment in self._segments:
             segment.remove()
         self._segments.clear()
@@ -178,7 +183,7 @@ class Segments:
 
     def _cut_torn_tail(self, segment: _Segment) -> None:
         size, end = segment.n_bytes, segment.start
-        while n_bytes := _read(segment, split, end, 1 << 20)[1]:
+        while n_bytes := _read(segment, split_payloads, end, 1 << 20)[1]:
             end += n_bytes
         segment.n_bytes = end - segment.start
         if torn := size - segment.n_bytes:
@@ -210,7 +215,7 @@ def _read(segment: _Segment, split: Split[T], offset: int, max_bytes: int) -> tu
     return found, n_read
 
 
-def split(data: bytes) -> tuple[list[bytes], int]:
+def split_payloads(data: bytes) -> tuple[list[bytes], int]:
     """Return the payloads of the whole frames at the front, and how many bytes they take."""
     payloads: list[bytes] = []
     at, n_bytes = 0, len(data)

@@ -16,7 +16,7 @@ from time import monotonic
 from msgspec import DecodeError, structs
 
 from zander.errors import Moved
-from zander.journal.batch import Batch, Storage, Written
+from zander.journal.batch import Batch, BatchStore, Written
 from zander.journal.counts import RecorderStats
 from zander.journal.heap import give_back
 from zander.journal.journals import BATCH_BYTES, Journals, raw_record
@@ -38,7 +38,7 @@ class Recorder:
 
     def __init__(
         self,
-        storage: Storage,
+        storage: BatchStore,
         journals: Journals,
         *,
         max_records: int,
@@ -50,7 +50,7 @@ class Recorder:
         self.on_written: Callable[[Written], None] = lambda written: None
         self._storage = storage
         self._journals = journals
-        self._intake = Intake(journals.own.segments, journal_max_bytes)
+        self._intake = Intake(journals.own.log, journal_max_bytes)
         self._max_records = max_records
         self._max_seconds = max_seconds
         self._linger_seconds = linger_seconds
@@ -182,7 +182,7 @@ class Recorder:
                 orphans.popleft().close()
                 continue
             await self._storage.finish(orphans[0].writer_id)
-            orphans[0].commit(orphans[0].segments.end)  # what is left, if anything, is damaged
+            orphans[0].commit(orphans[0].log.end)  # what is left, if anything, is damaged
             orphans.popleft().close()
             self._bound()
         await self._until_due()

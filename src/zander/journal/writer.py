@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from time import monotonic
 
-from zander.journal.log import Segments, frame
+from zander.journal.log import Log, frame
 from zander.journal.records import Record, encode
 
 PAUSE_SECONDS = 1.0  # between two tries while it is full
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 class Intake:
     """Appends to a journal's segments, within `max_bytes` on disk. `n_refused` counts records, samples each."""
 
-    def __init__(self, segments: Segments, max_bytes: int) -> None:
+    def __init__(self, segments: Log, max_bytes: int) -> None:
         self.n_refused = 0
         self._segments = segments
         self._max_bytes = max_bytes

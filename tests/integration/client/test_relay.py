@@ -16,7 +16,7 @@ from support.databases import until
 from support.nodes import Node
 from support.scripted_server import ack, closing, greet, served, storing
 from zander.client import ConnectionLost, Rejected, Relay, SpoolError, connection, relay, sender
-from zander.journal.log import Segments
+from zander.journal.log import Log
 from zander.wire.chunk import decode_binary
 
 DEVICE = {"device_type": "test", "sampling_rate": 100, "channel_count": 1}
@@ -441,7 +441,7 @@ async def test_a_disk_that_cannot_be_read_comes_out_of_the_relay(
         raise OSError(5, "Input/output error")
 
     async with served(storing, port=unused_tcp_port):
-        monkeypatch.setattr(Segments, "read", fail)
+        monkeypatch.setattr(Log, "read", fail)
         await relay.connect()
         with pytest.raises(OSError, match="Input/output error"):
             await relay.drain(10)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from zander.client.spool import Piece, Spool, SpoolError
-from zander.journal.log import Segments
+from zander.journal.log import Log
 from zander.wire.chunk import decode_binary
 
 ONE = np.zeros((1, 1), np.float32)
@@ -234,14 +234,14 @@ def test_a_full_disk_costs_the_oldest_then_the_newest_and_is_said_once(
     for position in range(10):
         spool.add(position, 0, ONE)
     n_files = len(list(tmp_path.glob("spool.*")))
-    append = Segments.append
+    append = Log.append
 
-    def refuse(log: Segments, payload: bytes) -> int:
+    def refuse(log: Log, payload: bytes) -> int:
         if len(list(tmp_path.glob("spool.*"))) < n_files:
             return append(log, payload)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Segments, "append", refuse)
+    monkeypatch.setattr(Log, "append", refuse)
     assert spool.add(10, 0, ONE) is not None
     assert dropped == [(0, spool.start)]
     assert spool.start > 0

@@ -3,7 +3,7 @@ from __future__ import annotations
 from msgspec import structs
 
 from support.samples import ORIGIN, OTHER, PREDICTION, SESSION, T0_US, batch, chunk, gap
-from zander.journal.batch import Reach
+from zander.journal.batch import Watermark
 
 ONE, TWO = ORIGIN.session_id, OTHER.session_id
 
@@ -30,8 +30,8 @@ def test_the_last_word_on_a_session_counts_unless_it_is_a_former_nodes() -> None
 
 def test_a_session_reaches_to_its_last_sample_or_gap() -> None:
     last_us = T0_US + 9 * 7812
-    assert batch(0, 9, SESSION, PREDICTION).reaches() == {}
-    assert batch(0, 9, chunk(0, 5), chunk(7, 3)).reaches() == {(ONE, 0): Reach(10, last_us)}
-    assert batch(0, 9, gap(5, 7), chunk(7, 3)).reaches() == {(ONE, 0): Reach(10, last_us)}
-    assert batch(0, 9, chunk(7, 3), gap(10, 12), gap(12, 15)).reaches() == {(ONE, 0): Reach(15, last_us)}
-    assert batch(0, 9, gap(5, 7, fence=2)).reaches() == {(ONE, 2): Reach(7, None)}
+    assert batch(0, 9, SESSION, PREDICTION).watermarks() == {}
+    assert batch(0, 9, chunk(0, 5), chunk(7, 3)).watermarks() == {(ONE, 0): Watermark(10, last_us)}
+    assert batch(0, 9, gap(5, 7), chunk(7, 3)).watermarks() == {(ONE, 0): Watermark(10, last_us)}
+    assert batch(0, 9, chunk(7, 3), gap(10, 12), gap(12, 15)).watermarks() == {(ONE, 0): Watermark(15, last_us)}
+    assert batch(0, 9, gap(5, 7, fence=2)).watermarks() == {(ONE, 2): Watermark(7, None)}

@@ -1,7 +1,7 @@
 """The promise itself: relays, two nodes and a database through crashes at any step, against a simple model.
 
 Real: `Session`, `Ring`, `Recording`, `Recorder`, `Journals` on a real disk. In memory: the relays, and a database that
-keeps the contract of `Storage` and `SessionStore.resume`, that fails before and after its commits, and whose
+keeps the contract of `BatchStore` and `SessionStore.resume`, that fails before and after its commits, and whose
 transactions may commit long after whoever sent them has given up.
 """
 
@@ -16,7 +16,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import UUID
-from zlib import crc32
 
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ from zander.hub.recording import Recording
 from zander.journal import journals, outage, recorder, writer
 from zander.journal.batch import Batch, Written
 from zander.journal.journals import Journals, raw_record
-from zander.journal.log import _HEADER
+from zander.journal.log import frame
 from zander.journal.recorder import Recorder
 from zander.journal.records import encode
 from zander.streams.ring import Ring
@@ -66,7 +65,7 @@ class Flight:
 
 
 def _sessions(batch: Batch) -> set[str]:
-    return batch.sessions.keys() | {session_id for session_id, _ in batch.reaches()}
+    return batch.sessions.keys() | {session_id for session_id, _ in batch.watermarks()}
 
 
 class World(Database):
@@ -182,7 +181,7 @@ class Node:
         self.task.cancel()
         await asyncio.wait([self.task])
         for journal in (*self.journals.orphans, self.journals.own):
-            journal.segments.close()
+            journal.log.close()
             os.close(journal._lock._fd)
         self._forget_everything()
 
@@ -448,16 +447,15 @@ class ExactlyOnce(RuleBasedStateMachine):
     def tear(self, node: Node, original: Original, share: float) -> None:
         """Leave a share of one more frame, which nobody was told of, in the last file."""
         assert original.held
-        session, last = original.held.session, node.journals.own.segments._segments[-1]
+        session = original.held.session
         position = session.next_position
         if original.held.lost_from is not None:
             return
         times_us = np.array([T0_US + PERIOD_US * position])
         chunk = Chunk(session.origin, position, times_us, values(position, 1, original.number))
-        payload = encode(raw_record(chunk, session.fence))
-        frame = _HEADER.pack(len(payload), crc32(payload)) + payload
-        with last.path.open("ab") as file:
-            file.write(frame[: round(len(frame) * share)])
+        data = frame(encode(raw_record(chunk, session.fence)))
+        with node.journals.own.log.paths[-1].open("ab") as file:
+            file.write(data[: round(len(data) * share)])
         if share == 1:
             original.perhaps.add(position)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from zander.journal.journal import Journal
 journal = Journal.create(Path(sys.argv[1]), 1 << 20)
 for n in range(int(sys.argv[2])):
-    journal.segments.append(b"record %d" % n)
+    journal.log.append(b"record %d" % n)
 print(journal.writer_id, flush=True)
 sys.stdin.read()
 """
@@ -36,7 +36,7 @@ sys.stdin.read(1)
 found = orphans(Path(sys.argv[1]))
 print(*[journal.writer_id for journal in found], flush=True)
 for journal in found[::2]:  # some are written to the database at once, of the others the process dies
-    journal.commit(journal.segments.end)
+    journal.commit(journal.log.end)
     journal.close()
 """
 
@@ -64,12 +64,12 @@ def dead(folder: Path, n_records: int = 3) -> str:
 
 
 def payloads(journal: Journal) -> list[bytes]:
-    return journal.segments.read(0, 1 << 20).payloads
+    return journal.log.read(0, 1 << 20).payloads
 
 
 def test_a_journal_that_is_written_to_its_end_leaves_nothing(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path / "new" / "folder", MAX_BYTES)
-    journal.commit(journal.segments.append(b"record"))
+    journal.commit(journal.log.append(b"record"))
     assert journal.n_pending_bytes == 0
     journal.close()
     assert os.listdir(tmp_path / "new" / "folder") == []
@@ -77,15 +77,15 @@ def test_a_journal_that_is_written_to_its_end_leaves_nothing(tmp_path: Path) -> 
 
 def test_what_is_not_written_stays_for_the_next(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path, MAX_BYTES)
-    journal.commit(journal.segments.append(b"committed"))
-    journal.segments.append(b"pending")
+    journal.commit(journal.log.append(b"committed"))
+    journal.log.append(b"pending")
     assert journal.n_pending_bytes == 8 + len(b"pending")
     journal.close()
     (found,) = orphans(tmp_path)
     assert found.writer_id == journal.writer_id
     assert found.offset is None  # only the database knows
     assert payloads(found) == [b"committed", b"pending"]
-    found.commit(found.segments.end)
+    found.commit(found.log.end)
     found.close()
     assert os.listdir(tmp_path) == []
 
@@ -99,10 +99,10 @@ def test_a_folder_that_cannot_be_is_an_error(tmp_path: Path) -> None:
 def test_a_small_bound_makes_small_files(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path, 8000)
     for _ in range(100):
-        journal.segments.append(bytes(92))
+        journal.log.append(bytes(92))
     assert len(list(tmp_path.glob("*.v1"))) == 10
     journal.commit(5000)
-    assert journal.segments.n_bytes == 5000
+    assert journal.log.n_bytes == 5000
     journal.close()
 
 
@@ -114,7 +114,7 @@ def test_the_journal_of_a_process_that_lives_is_not_touched(tmp_path: Path) -> N
         own = Journal.create(tmp_path, MAX_BYTES)
         assert orphans(tmp_path) == []
         assert (tmp_path / f"{writer_id}.lock").exists()
-        own.commit(own.segments.end)
+        own.commit(own.log.end)
         own.close()
     (found,) = orphans(tmp_path)
     assert str(found.writer_id) == writer_id
@@ -193,7 +193,7 @@ def test_processes_that_start_at_once_adopt_each_orphan_once(tmp_path: Path) -> 
 
 def _left(folder: Path) -> object:
     journal = Journal.create(folder, MAX_BYTES)
-    journal.segments.append(b"record")
+    journal.log.append(b"record")
     journal.close()
     return journal.writer_id
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from support.databases import until
+from support.files import damage
 from support.samples import ORIGIN, OTHER, PREDICTION, SESSION, T0_US, chunk, gap
 from zander.journal import journals as journals_module
 from zander.journal.batch import Batch
 from zander.journal.journals import Journals, raw_record
-from zander.journal.log import Segments
+from zander.journal.log import Log
 from zander.journal.pgcopy import decode_rows
 from zander.journal.records import RawRecord, Record, decode, encode
 from zander.journal.writer import Intake
@@ -31,7 +32,7 @@ def journals(tmp_path: Path) -> Iterator[Journals]:
 
 def append(journals: Journals, *records: Record) -> None:
     for record in records:
-        journals.own.segments.append(encode(record))
+        journals.own.log.append(encode(record))
 
 
 def samples(records: list[RawRecord]) -> list[float]:
@@ -61,7 +62,7 @@ def test_samples_are_recorded_with_their_span_and_last_time() -> None:
 async def test_a_batch_holds_all_there_is_sorted_by_what_it_is(journals: Journals) -> None:
     append(journals, SESSION, raw_record(chunk(0, 3), 0), gap(3, 5), PREDICTION, raw_record(chunk(5), 0))
     batch = await journals.read(journals.own)
-    assert (batch.start, batch.end, batch.n_records) == (0, journals.own.segments.end, 7)
+    assert (batch.start, batch.end, batch.n_records) == (0, journals.own.log.end, 7)
     assert batch.sessions == {ORIGIN.session_id: SESSION}
     assert (batch.gaps, batch.predictions) == ([gap(3, 5)], [PREDICTION])
     assert samples(batch.raw[ORIGIN.session_id, 0]) == [0, 1, 2, 5]
@@ -81,7 +82,7 @@ async def test_batches_cut_anywhere_hold_everything_once(
     found = await batches(journals)
     assert [value for batch in found for value in samples(batch.raw[ORIGIN.session_id, 0])] == list(range(100))
     assert sum(batch.n_records for batch in found) == 100
-    n_record_bytes = journals.own.segments.end // 25
+    n_record_bytes = journals.own.log.end // 25
     assert all(batch.end - batch.start < batch_bytes + read_bytes + n_record_bytes for batch in found)
     assert all(batch.end - batch.start >= batch_bytes for batch in found[:-1])
 
@@ -132,7 +133,7 @@ async def test_a_short_rest_is_not_read_ahead(journals: Journals) -> None:
 
 
 async def test_a_database_that_is_set_back_gets_everything_again(journals: Journals) -> None:
-    intake = Intake(journals.own.segments, 1 << 30)
+    intake = Intake(journals.own.log, 1 << 30)
     for position in range(10):
         intake.add(raw_record(chunk(position), 0))
     await batches(journals)
@@ -160,11 +161,10 @@ async def test_what_comes_during_a_reading_is_in_it_or_in_the_next(journals: Jou
 async def test_what_is_damaged_is_passed_over(journals: Journals) -> None:
     for position in range(5):
         append(journals, raw_record(chunk(position), 0))
-    segment = journals.own.segments._segments[0]
-    os.pwrite(segment.fd, b"!", segment.n_bytes - 5)
+    damage(journals.own.log.paths[0], -5)
     batch = await journals.read(journals.own)
     assert samples(batch.raw[ORIGIN.session_id, 0]) == [0, 1, 2, 3]
-    assert batch.end == journals.own.segments.end
+    assert batch.end == journals.own.log.end
 
 
 async def test_pending_samples_of_a_session_are_found_in_order_wherever_they_are(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ async def test_pending_samples_of_a_session_are_found_in_order_wherever_they_are
         np.testing.assert_array_equal(part.times_us, chunk(part.position, len(part)).times_us)
     assert await journals.pending(ORIGIN, 20, 25) == [Gap(ORIGIN.session_id, 20, 25, "relay")]
     orphan = journals.orphans[0]
-    orphan.commit(orphan.segments.end)
+    orphan.commit(orphan.log.end)
     assert [item.end for item in await journals.pending(ORIGIN, 0, 100)] == [20, 25, 30]
     journals.close()
 
@@ -193,13 +193,13 @@ async def test_a_journal_is_forced_to_the_disk_now_and_then_and_a_failure_is_sai
 ) -> None:
     n_syncs = 0
 
-    def sync(_: Segments) -> None:
+    def sync(_: Log) -> None:
         nonlocal n_syncs
         n_syncs += 1
         if n_syncs in {2, 3, 5}:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(Segments, "sync", sync)
+    monkeypatch.setattr(Log, "sync", sync)
     syncing = asyncio.create_task(journals.keep_synced(0.001))
     await until(lambda: n_syncs > 6)
     assert not syncing.done()

@@ -1,4 +1,4 @@
-"""`Segments` on a real disk: what was appended is read, whatever happens to the files in between."""
+"""`Log` on a real disk: what was appended is read, whatever happens to the files in between."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from zander.journal.log import Segments, files
+from zander.journal.log import Log, files
 
 HEADER_BYTES = 8
 
@@ -26,7 +27,7 @@ def payload(n: int, n_bytes: int = 20) -> bytes:
     return n.to_bytes(4, "big") + bytes([n % 251 + 1]) * (n_bytes - 4)
 
 
-def read_all(log: Segments, max_bytes: int = 64) -> list[bytes]:
+def read_all(log: Log, max_bytes: int = 64) -> list[bytes]:
     found, offset = [], 0
     while (frames := log.read(offset, max_bytes)).payloads:
         assert frames.end > offset
@@ -40,7 +41,7 @@ def on_disk(folder: Path) -> list[Path]:
     return [path for _, path in files(folder, "log")]
 
 
-class SegmentsAgainstAList(RuleBasedStateMachine):
+class LogAgainstAList(RuleBasedStateMachine):
     """The model is the list of what was appended, each with the offset after it."""
 
     @initialize(segment_bytes=st.sampled_from([1, 100, 1000, 1 << 20]))
@@ -52,7 +53,7 @@ class SegmentsAgainstAList(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        self.log = Segments(Path(self.folder.name), "log", segment_bytes=self.segment_bytes)
+        self.log = Log(Path(self.folder.name), "log", segment_bytes=self.segment_bytes)
 
     @rule(data=st.binary(min_size=1, max_size=300))
     def append(self, data: bytes) -> None:
@@ -83,7 +84,7 @@ class SegmentsAgainstAList(RuleBasedStateMachine):
     @rule(n_torn=st.integers(1, 400))
     def die_in_an_append(self, n_torn: int) -> None:
         """What is in no file to its end was never accepted."""
-        last = self.log._segments[-1].path
+        last = self.log.paths[-1]
         with last.open("ab") as file:
             file.write((b"\x10\0\0\0" + b"x" * 400)[:n_torn])
         self.close_and_open()
@@ -106,21 +107,21 @@ class SegmentsAgainstAList(RuleBasedStateMachine):
             self.folder.cleanup()
 
 
-TestSegmentsAgainstAList = SegmentsAgainstAList.TestCase
+TestLogAgainstAList = LogAgainstAList.TestCase
 
 
 def test_a_frame_larger_than_a_file_and_than_a_reading_is_whole(tmp_path: Path) -> None:
-    log = Segments(tmp_path, "log", segment_bytes=100)
+    log = Log(tmp_path, "log", segment_bytes=100)
     large = os.urandom(3 << 20)
     log.append(b"before")
     log.append(large)
     log.append(b"after")
     log.close()
-    assert read_all(Segments(tmp_path, "log", segment_bytes=100)) == [b"before", large, b"after"]
+    assert read_all(Log(tmp_path, "log", segment_bytes=100)) == [b"before", large, b"after"]
 
 
 def test_a_reading_is_of_one_file_and_about_as_large_as_it_may_be(tmp_path: Path) -> None:
-    log = Segments(tmp_path, "log", segment_bytes=1000)
+    log = Log(tmp_path, "log", segment_bytes=1000)
     for n in range(100):
         log.append(payload(n, 92))
     assert [len(log.read(offset, 350).payloads) for offset in (0, 100, 900)] == [3, 3, 1]
@@ -128,7 +129,7 @@ def test_a_reading_is_of_one_file_and_about_as_large_as_it_may_be(tmp_path: Path
 
 
 def test_a_file_is_deleted_when_it_is_full_and_read_to_its_end(tmp_path: Path) -> None:
-    log = Segments(tmp_path, "log", segment_bytes=1000)
+    log = Log(tmp_path, "log", segment_bytes=1000)
     for n in range(4):
         log.append(payload(n, 92))
         log.forget(log.end)
@@ -142,7 +143,7 @@ def test_a_file_is_deleted_when_it_is_full_and_read_to_its_end(tmp_path: Path) -
 
 
 def test_what_is_forgotten_half_stays_whole(tmp_path: Path) -> None:
-    log = Segments(tmp_path, "log", segment_bytes=1000)
+    log = Log(tmp_path, "log", segment_bytes=1000)
     for n in range(30):
         log.append(payload(n, 92))
     log.forget(1999)
@@ -152,12 +153,12 @@ def test_what_is_forgotten_half_stays_whole(tmp_path: Path) -> None:
 
 
 def test_two_logs_in_a_folder_know_their_own_files(tmp_path: Path) -> None:
-    one, other = Segments(tmp_path, "log"), Segments(tmp_path, "log2")
+    one, other = Log(tmp_path, "log"), Log(tmp_path, "log2")
     one.append(b"one")
     other.append(b"other")
     one.remove()
     other.close()
-    assert read_all(Segments(tmp_path, "log2")) == [b"other"]
+    assert read_all(Log(tmp_path, "log2")) == [b"other"]
 
 
 # Torn and damaged.
@@ -166,12 +167,12 @@ def test_two_logs_in_a_folder_know_their_own_files(tmp_path: Path) -> None:
 @given(n_left=st.integers(0, 3 * 28))
 def test_a_file_cut_anywhere_keeps_its_whole_frames(n_left: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        log = Segments(Path(folder), "log")
+        log = Log(Path(folder), "log")
         for n in range(3):
             log.append(payload(n))
         log.close()
         os.truncate(on_disk(Path(folder))[0], n_left)
-        again = Segments(Path(folder), "log")
+        again = Log(Path(folder), "log")
         assert read_all(again) == [payload(n) for n in range(n_left // 28)]
         assert again.end == n_left // 28 * 28
         again.append(payload(9))
@@ -180,31 +181,31 @@ def test_a_file_cut_anywhere_keeps_its_whole_frames(n_left: int) -> None:
 
 
 def test_a_torn_tail_is_cut_off_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    log = Segments(tmp_path, "log")
+    log = Log(tmp_path, "log")
     log.append(payload(0))
     log.append(payload(1))
     log.close()
     os.truncate(on_disk(tmp_path)[0], 28 + 13)
-    log = Segments(tmp_path, "log")
+    log = Log(tmp_path, "log")
     assert caplog.messages == ["log.0000000000000000.v1: the last 13 bytes were not written to their end, cut off"]
     assert on_disk(tmp_path)[0].stat().st_size == log.n_bytes == 28
-    Segments(tmp_path, "log")
+    Log(tmp_path, "log")
     assert len(caplog.messages) == 1
 
 
 def test_zeros_that_a_dying_machine_leaves_are_a_torn_tail(tmp_path: Path) -> None:
-    log = Segments(tmp_path, "log")
+    log = Log(tmp_path, "log")
     log.append(payload(0))
     os.truncate(on_disk(tmp_path)[0], 1 << 16)
     log.close()
-    assert read_all(Segments(tmp_path, "log")) == [payload(0)]
+    assert read_all(Log(tmp_path, "log")) == [payload(0)]
 
 
 @pytest.mark.parametrize("damage", ["a byte", "cut", "zeros", "emptied", "grown"])
 def test_a_damaged_file_in_the_middle_costs_no_other(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = Segments(tmp_path, "log", segment_bytes=280)
+    log = Log(tmp_path, "log", segment_bytes=280)
     for n in range(50):
         log.append(payload(n))
     log.close()
@@ -223,7 +224,7 @@ def test_a_damaged_file_in_the_middle_costs_no_other(
             data += payload(99)
     second.write_bytes(data)
     n_kept = {"emptied": 10, "grown": 20}.get(damage, 15)
-    log = Segments(tmp_path, "log", segment_bytes=280)
+    log = Log(tmp_path, "log", segment_bytes=280)
     assert read_all(log) == [payload(n) for n in (*range(n_kept), *range(20, 50))]
     assert log.append(payload(50)) == 51 * 28
     n_damaged = len([message for message in caplog.messages if "damaged and lost" in message])
@@ -231,7 +232,7 @@ def test_a_damaged_file_in_the_middle_costs_no_other(
 
 
 def test_a_damaged_file_that_is_written_to_costs_nothing_that_comes_after(tmp_path: Path) -> None:
-    log = Segments(tmp_path, "log")
+    log = Log(tmp_path, "log")
     for n in range(3):
         log.append(payload(n))
     with on_disk(tmp_path)[0].open("r+b") as file:
@@ -253,8 +254,8 @@ def test_a_real_write_that_stops_half_way_changes_nothing(tmp_path: Path) -> Non
     child = """
 import resource, sys
 from pathlib import Path
-from zander.journal.log import Segments
-log = Segments(Path(sys.argv[1]), "log")
+from zander.journal.log import Log
+log = Log(Path(sys.argv[1]), "log")
 log.append(b"a" * 92)
 resource.setrlimit(resource.RLIMIT_FSIZE, (150, resource.RLIM_INFINITY))
 for payload in (b"b" * 92, b"c" * 200):
@@ -285,11 +286,11 @@ print([len(payload) for payload in log.read(0, 1 << 20).payloads])
         f"{errno.EFBIG} 150",
         "[92, 42, 1]",
     ]
-    assert [len(found) for found in read_all(Segments(tmp_path, "log"))] == [92, 42, 1]
+    assert [len(found) for found in read_all(Log(tmp_path, "log"))] == [92, 42, 1]
 
 
 def test_what_could_not_be_written_nor_cut_off_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = Segments(tmp_path, "log", segment_bytes=100)
+    log = Log(tmp_path, "log", segment_bytes=100)
     log.append(payload(0))
     pwrite = os.pwrite
 
@@ -304,13 +305,13 @@ def test_what_could_not_be_written_nor_cut_off_is_written_over(tmp_path: Path, m
     for n in range(1, 6):
         log.append(payload(n, 10))
     log.close()
-    assert [found[3] for found in read_all(Segments(tmp_path, "log", segment_bytes=100))] == list(range(6))
+    assert [found[3] for found in read_all(Log(tmp_path, "log", segment_bytes=100))] == list(range(6))
 
 
 def test_a_file_that_cannot_be_made_changes_nothing_either(tmp_path: Path) -> None:
     folder, away = tmp_path / "folder", tmp_path / "away"
     folder.mkdir()
-    log = Segments(folder, "log", segment_bytes=100)
+    log = Log(folder, "log", segment_bytes=100)
     log.append(payload(0, 92))
     folder.rename(away)
     with pytest.raises(FileNotFoundError):
@@ -325,15 +326,15 @@ def test_a_file_that_cannot_be_made_changes_nothing_either(tmp_path: Path) -> No
 
 
 def test_a_probe_leaves_nothing_behind_even_if_it_is_killed(tmp_path: Path) -> None:
-    log = Segments(tmp_path, "log")
+    log = Log(tmp_path, "log")
     log.append(payload(0))
     log.probe()
     assert on_disk(tmp_path)[0].stat().st_size == 28
     child = """
 import os, signal, sys
 from pathlib import Path
-from zander.journal.log import Segments
-log = Segments(Path(sys.argv[1]), "log")
+from zander.journal.log import Log
+log = Log(Path(sys.argv[1]), "log")
 os.ftruncate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 log.probe()
 """
@@ -341,15 +342,15 @@ log.probe()
     done = subprocess.run([sys.executable, "-c", child, tmp_path], check=False)
     assert done.returncode == -signal.SIGKILL
     assert on_disk(tmp_path)[0].stat().st_size > 28
-    assert read_all(Segments(tmp_path, "log")) == [payload(0)]
+    assert read_all(Log(tmp_path, "log")) == [payload(0)]
 
 
 def test_a_killed_process_loses_nothing_it_had_appended(tmp_path: Path) -> None:
     child = """
 import sys
 from pathlib import Path
-from zander.journal.log import Segments
-log = Segments(Path(sys.argv[1]), "log", segment_bytes=10_000)
+from zander.journal.log import Log
+log = Log(Path(sys.argv[1]), "log", segment_bytes=10_000)
 n = 0
 while True:
     log.append(n.to_bytes(4, "big") * 20)
@@ -364,17 +365,24 @@ while True:
     said += [int(line) for line in process.stdout.read().split()]
     process.wait()
     process.stdout.close()
-    found = [
-        int.from_bytes(data[:4], "big") for data in read_all(Segments(tmp_path, "log", segment_bytes=10_000), 5000)
-    ]
+    found = [int.from_bytes(data[:4], "big") for data in read_all(Log(tmp_path, "log", segment_bytes=10_000), 5000)]
     assert found == list(range(len(found)))
     assert len(found) >= said[-1]
 
 
+def descriptor(path: Path) -> int:
+    """Find the descriptor under which this process has a file open."""
+    for fd in range(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(fd), path.stat()):
+                return fd
+    raise AssertionError(f"{path} is not open")
+
+
 def test_files_are_private_and_not_inherited(tmp_path: Path) -> None:
-    log = Segments(tmp_path, "log")
+    log = Log(tmp_path, "log")
     assert on_disk(tmp_path)[0].stat().st_mode & 0o077 == 0
-    assert not os.get_inheritable(log._segments[0].fd)
+    assert not os.get_inheritable(descriptor(log.paths[0]))
     log.sync()
     log.close()
 
@@ -383,7 +391,7 @@ def test_as_many_files_as_wait_may_be_open(tmp_path: Path) -> None:
     """One descriptor for each file: a full journal of the default size has 64."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert soft > (1 << 30) // (16 << 20) * 4
-    log = Segments(tmp_path, "log", segment_bytes=28)
+    log = Log(tmp_path, "log", segment_bytes=28)
     for n in range(200):
         log.append(payload(n))
     assert len(on_disk(tmp_path)) == 200

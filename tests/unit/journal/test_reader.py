@@ -12,16 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import DecodeError
 
+from support.files import damage
 from support.samples import ORIGIN, OTHER, PREDICTION, SESSION, chunk, gap
 from zander.journal import journals as journals_module
-from zander.journal import reader as joined_module
+from zander.journal import reader as reader_module
 from zander.journal.batch import Batch
 from zander.journal.journals import Journals, raw_record
 from zander.journal.log import frame
-from zander.journal.reader import split, split_as_twin
+from zander.journal.reader import split_records, split_records_as_twin
 from zander.journal.records import RawRecord, Record, encode
 
-WAYS = pytest.mark.parametrize("way", [split, split_as_twin])  # without the native path both are the twin
+WAYS = pytest.mark.parametrize(
+    "way", [split_records, split_records_as_twin]
+)  # without the native path both are the twin
 Way = Callable[[bytes], tuple[list[Record], int]]
 IDS = st.sampled_from(["", "a", ORIGIN.session_id, "ü" * 20, "x" * 300])
 NUMBERS = st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(-40, 300)
@@ -60,7 +63,7 @@ def test_what_has_another_fence_or_other_channels_is_not_joined(way: Way) -> Non
 
 @WAYS
 def test_behind_so_many_that_are_not_raw_nothing_more_is_read(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joined_module, "MAX_OTHERS", 2)
+    monkeypatch.setattr(reader_module, "MAX_OTHERS", 2)
     records: list[Record] = [
         raw_record(chunk(0), 0),
         SESSION,
@@ -75,8 +78,8 @@ def test_behind_so_many_that_are_not_raw_nothing_more_is_read(way: Way, monkeypa
 @given(records=st.lists(RECORDS, max_size=12))
 def test_records_of_every_kind_are_read_as_by_the_twin(records: list[Record]) -> None:
     data = framed(*records)
-    found = split(data)
-    assert found == split_as_twin(data)
+    found = split_records(data)
+    assert found == split_records_as_twin(data)
     assert found[1] == len(data)
 
 
@@ -87,14 +90,14 @@ def test_what_is_torn_or_damaged_is_read_as_by_the_twin(records: list[Record], d
     torn = bytes(frames[:at])
     frames[at] ^= data.draw(st.integers(1, 255))
     for bad in (torn, bytes(frames)):
-        found = split(bad)
-        assert found == split_as_twin(bad)
+        found = split_records(bad)
+        assert found == split_records_as_twin(bad)
         assert found[1] <= at
 
 
 @given(payload=st.binary(min_size=1, max_size=40) | st.binary(max_size=40).map(lambda rest: b"\x97\xa1r" + rest))
 def test_what_is_no_record_is_an_error_on_both_paths(payload: bytes) -> None:
-    for way in (split, split_as_twin):
+    for way in (split_records, split_records_as_twin):
         with pytest.raises((DecodeError, UnicodeDecodeError)):
             way(frame(payload))
 
@@ -109,7 +112,7 @@ async def read_all(folder: Path, writer: str) -> list[Batch]:
         found.append(batch)
         journals.read_ahead(batch)
         orphan.commit(batch.end)
-    assert batch.end == orphan.segments.end
+    assert batch.end == orphan.log.end
     journals.close()
     return found
 
@@ -121,19 +124,19 @@ async def test_a_backlog_with_damage_gives_the_same_batches_on_both_paths(
     monkeypatch.setattr(journals_module, "READ_BYTES", 1 << 15)
     monkeypatch.setattr("zander.journal.journal.SEGMENT_BYTES", 1 << 18)
     found, said = [], []
-    for way in (split, split_as_twin):
-        monkeypatch.setattr(journals_module, "split", way)
+    for way in (split_records, split_records_as_twin):
+        monkeypatch.setattr(journals_module, "split_records", way)
         folder = tmp_path / way.__name__
         with monkeypatch.context() as patch:
             patch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=99))
             dead = Journals(folder, 1 << 30)
         for position in range(5000):
-            dead.own.segments.write(framed(raw_record(chunk(position), 0), raw_record(chunk(position, 1, OTHER), 0)))
+            dead.own.log.write(framed(raw_record(chunk(position), 0), raw_record(chunk(position, 1, OTHER), 0)))
             if position % 97 == 0:
-                dead.own.segments.write(framed(SESSION, gap(position, position), PREDICTION))
-        segments = dead.own.segments._segments
-        os.pwrite(segments[1].fd, b"!", segments[1].n_bytes // 2)
-        os.ftruncate(segments[-1].fd, segments[-1].n_bytes - 3)
+                dead.own.log.write(framed(SESSION, gap(position, position), PREDICTION))
+        paths = dead.own.log.paths
+        damage(paths[1], paths[1].stat().st_size // 2)
+        os.truncate(paths[-1], paths[-1].stat().st_size - 3)
         dead.close()
         batches = await read_all(folder, str(uuid.UUID(int=99)))
         found.append([vars(batch) for batch in batches])

@@ -13,6 +13,7 @@ from time import monotonic
 import pytest
 
 from support.databases import until
+from support.files import damage
 from support.memory_database import MemoryStorage
 from support.samples import ORIGIN, OTHER, PREDICTION, SESSION, chunk, gap
 from zander.errors import StorageError
@@ -104,7 +105,7 @@ def messages(caplog: pytest.LogCaptureFixture, start: str) -> list[str]:
 def die(journals: Journals) -> None:
     """Leave a journal as a killed process does: the system closes its files, nobody tidies up."""
     for journal in (journals.own, *journals.orphans):
-        journal.segments.close()
+        journal.log.close()
         os.close(journal._lock._fd)
 
 
@@ -192,7 +193,7 @@ async def test_batches_follow_each_other_without_a_hole_in_the_journal(
         assert await kept.drain(5)
     assert all(earlier.end == later.start for earlier, later in pairwise(storage.batches))
     own = kept._journals.own
-    assert storage.batches[-1].end == own.segments.end == storage.database.writers[own.writer_id]
+    assert storage.batches[-1].end == own.log.end == storage.database.writers[own.writer_id]
     assert kept.stats().written_records == 300
     assert kept.stats().written_batches == len(storage.batches)
 
@@ -434,7 +435,7 @@ async def test_a_database_that_was_set_back_gets_again_what_is_still_here(
             kept.record_chunk(chunk(position, 10), 0)
             await until(lambda: kept.stats().pending_records == 0)
         own = kept._journals.own
-        assert own.segments.start > 0
+        assert own.log.start > 0
         storage.database.writers[own.writer_id] = 1
         storage.database.raw.clear()
         kept.record_chunk(chunk(300, 10), 0)
@@ -450,8 +451,8 @@ async def test_a_damaged_piece_of_the_journal_costs_no_more_than_itself(
     kept = recorder(max_records=10)
     for position in range(10):
         kept.record_chunk(chunk(position), 0)
-    segment = kept._journals.own.segments._segments[0]
-    os.pwrite(segment.fd, b"!", segment.n_bytes // 2)
+    (path,) = kept._journals.own.log.paths
+    damage(path, path.stat().st_size // 2)
     async with running(kept):
         await until(lambda: storage.tried)
         for position in range(10, 20):
@@ -518,7 +519,7 @@ async def test_an_orphan_that_cannot_be_read_is_left_as_it_is_and_nothing_waits_
     storage: MemoryStorage, recorder: Record, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     dead = there(tmp_path)
-    dead.own.segments.append(b"of another version")
+    dead.own.log.append(b"of another version")
     die(dead)
     after = there(tmp_path)
     kept = recorder(journals=after)

@@ -9,7 +9,7 @@ import pytest
 from support.clock import Clock
 from support.samples import PREDICTION, SESSION, gap
 from zander.journal import writer as intake_module
-from zander.journal.log import Segments
+from zander.journal.log import Log
 from zander.journal.records import Record, decode, encode
 from zander.journal.writer import FREE_SHARE, PAUSE_SECONDS, Intake
 
@@ -45,11 +45,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def segments(tmp_path: Path) -> Segments:
-    return Segments(tmp_path, "journal", segment_bytes=1000)
+def segments(tmp_path: Path) -> Log:
+    return Log(tmp_path, "journal", segment_bytes=1000)
 
 
-def written(segments: Segments) -> list[Record]:
+def written(segments: Log) -> list[Record]:
     found, offset = [], 0
     while (frames := segments.read(offset, 1 << 20)).payloads:
         found += [decode(payload) for payload in frames.payloads]
@@ -65,7 +65,7 @@ def fill(intake: Intake) -> int:
     return n
 
 
-def test_what_is_added_is_in_the_journal_at_once(segments: Segments) -> None:
+def test_what_is_added_is_in_the_journal_at_once(segments: Log) -> None:
     intake = Intake(segments, 1 << 20)
     assert intake.add(PREDICTION)
     intake.insist(SESSION)
@@ -73,7 +73,7 @@ def test_what_is_added_is_in_the_journal_at_once(segments: Segments) -> None:
 
 
 def test_beyond_the_bound_only_what_must_not_be_missed_is_taken(
-    segments: Segments, clock: Clock, caplog: pytest.LogCaptureFixture
+    segments: Log, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     intake = Intake(segments, 10 * N_BYTES)
     assert fill(intake) == 11  # the last may go beyond
@@ -85,9 +85,7 @@ def test_beyond_the_bound_only_what_must_not_be_missed_is_taken(
     assert caplog.messages == [f"the journal takes no more, relays are refused: it has {11 * N_BYTES} bytes, its bound"]
 
 
-def test_it_takes_more_when_enough_is_free_again(
-    segments: Segments, clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_it_takes_more_when_enough_is_free_again(segments: Log, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     intake = Intake(segments, 20 * N_BYTES)
     fill(intake)
     clock.now_s += PAUSE_SECONDS
@@ -103,7 +101,7 @@ def test_it_takes_more_when_enough_is_free_again(
     assert caplog.messages[1:] == ["the journal takes records again after 2.0 s, 1 were refused"]
 
 
-def test_a_little_room_is_not_enough(segments: Segments, clock: Clock) -> None:
+def test_a_little_room_is_not_enough(segments: Log, clock: Clock) -> None:
     intake = Intake(segments, 20 * N_BYTES)
     fill(intake)
     clock.now_s += PAUSE_SECONDS
@@ -116,13 +114,13 @@ def test_a_little_room_is_not_enough(segments: Segments, clock: Clock) -> None:
     assert intake.takes
 
 
-def test_what_other_journals_take_counts(segments: Segments, clock: Clock) -> None:
+def test_what_other_journals_take_counts(segments: Log, clock: Clock) -> None:
     intake = Intake(segments, 20 * N_BYTES)
     intake.bound(15 * N_BYTES)
     assert fill(intake) == 6
 
 
-def test_a_full_disk_is_not_asked_for_each_record(segments: Segments, disk: Disk, clock: Clock) -> None:
+def test_a_full_disk_is_not_asked_for_each_record(segments: Log, disk: Disk, clock: Clock) -> None:
     intake = Intake(segments, 1 << 20)
     disk.is_full = True
     for _ in range(100):
@@ -136,7 +134,7 @@ def test_a_full_disk_is_not_asked_for_each_record(segments: Segments, disk: Disk
 
 
 def test_what_must_not_be_missed_waits_in_memory_and_keeps_its_place(
-    segments: Segments, disk: Disk, clock: Clock, caplog: pytest.LogCaptureFixture
+    segments: Log, disk: Disk, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     intake = Intake(segments, 1 << 20)
     intake.add(PREDICTION)
@@ -159,16 +157,16 @@ def test_what_must_not_be_missed_waits_in_memory_and_keeps_its_place(
 
 
 def test_a_disk_that_fills_up_again_while_catching_up_loses_nothing(
-    segments: Segments, disk: Disk, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    segments: Log, disk: Disk, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     intake = Intake(segments, 1 << 20)
     disk.is_full = True
     intake.insist(gap(0, 5))
     intake.insist(gap(5, 9))
     disk.is_full = False
-    append, n_left = Segments.append, 1
+    append, n_left = Log.append, 1
 
-    def one_more(log: Segments, payload: bytes) -> int:
+    def one_more(log: Log, payload: bytes) -> int:
         nonlocal n_left
         n_left -= 1
         if n_left < 0:
@@ -176,7 +174,7 @@ def test_a_disk_that_fills_up_again_while_catching_up_loses_nothing(
         return append(log, payload)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Segments, "append", one_more)
+        patch.setattr(Log, "append", one_more)
         clock.now_s += PAUSE_SECONDS
         intake.retry()
         assert (intake.takes, intake.n_waiting) == (False, 1)
@@ -187,7 +185,7 @@ def test_a_disk_that_fills_up_again_while_catching_up_loses_nothing(
 
 
 def test_a_disk_with_room_for_what_waited_and_no_more_stays_full(
-    segments: Segments, disk: Disk, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    segments: Log, disk: Disk, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     intake = Intake(segments, 1 << 20)
     disk.is_full = True
@@ -197,7 +195,7 @@ def test_a_disk_with_room_for_what_waited_and_no_more_stays_full(
     def no_more(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Segments, "probe", no_more)
+    monkeypatch.setattr(Log, "probe", no_more)
     clock.now_s += PAUSE_SECONDS
     intake.retry()
     assert not intake.takes
