@@ -33,11 +33,12 @@ from parts import BenchError, machine, usage
 from report import lines
 from zander.database.writer import DatabaseWriter
 from zander.embedded.postgres import Postgres, program
-from zander.journal.journals import Journals, raw_record
+from zander.journal.journal import Journals
 from zander.journal.log import frame
 from zander.journal.pgcopy import COPY_END, COPY_HEAD, RAW_COLUMNS
 from zander.journal.recorder import Recorder
-from zander.journal.records import SessionRecord, encode
+from zander.journal.records import SessionRecord, encode, raw_record
+from zander.journal.writer import JournalWriter
 from zander.native import IS_DEBUG, WHY_NOT
 from zander.settings import Settings
 from zander.wire.chunk import Chunk, Origin
@@ -109,23 +110,24 @@ class Samples:
 
 
 @asynccontextmanager
-async def recording(folder: Path, dsn: str) -> AsyncIterator[tuple[Recorder, Journals]]:
+async def recording(folder: Path, dsn: str) -> AsyncIterator[Recorder]:
     """Run a recorder as the service does."""
     settings, journals = Settings(), Journals(folder, 1 << 40)
     storage = DatabaseWriter(dsn, retention_days=None, columnstore_after_hours=settings.columnstore_after_hours)
+    writer = JournalWriter(journals, max_bytes=1 << 40, batch_records=settings.batch_max_records)
     recorder = Recorder(
         storage,
         journals,
-        max_records=settings.batch_max_records,
+        writer,
         max_seconds=settings.batch_max_seconds,
         linger_seconds=settings.batch_linger_seconds,
-        journal_max_bytes=1 << 40,
+        on_written=lambda written: None,
     )
     run = asyncio.create_task(recorder.run())
     try:
         while not recorder.online:  # noqa: ASYNC110 - nobody says it
             await asyncio.sleep(0.01)
-        yield recorder, journals
+        yield recorder
     finally:
         run.cancel()
         await asyncio.wait([run])
@@ -136,13 +138,13 @@ async def recording(folder: Path, dsn: str) -> AsyncIterator[tuple[Recorder, Jou
 async def by_zander(folder: Path, dsn: str, pids: dict[str, int], samples: Samples) -> Fill:
     """Fill the journal, and let the recorder write it."""
     frames = list(samples.frames())
-    async with recording(folder, dsn) as (recorder, _):
+    async with recording(folder, dsn) as recorder:
         for origin in samples.origins:
-            recorder.record(SessionRecord(origin.session_id, origin.user_id, T0_US, None, "{}"))
+            recorder.writer.record(SessionRecord(origin.session_id, origin.user_id, T0_US, None, "{}"))
         if not await recorder.drain(PATIENCE_S):
             raise BenchError("the sessions are not in the database")
         for piece, n in frames:
-            recorder.record_frames(piece, n)
+            recorder.writer.record_frames(piece, n)
         cpu_s, before = time.process_time(), usage(pids)
         if not await recorder.drain(PATIENCE_S):
             raise BenchError("the samples are not in the database")

@@ -27,9 +27,9 @@ from zander.errors import ClientError
 from zander.hub.hub import Hub
 from zander.hub.ingest import Ingest
 from zander.hub.replay import Replays
-from zander.journal.journal import FOLDER
-from zander.journal.journals import Journals
+from zander.journal.journal import FOLDER, Journals
 from zander.journal.recorder import Recorder
+from zander.journal.writer import JournalWriter
 from zander.routes import ROUTES
 from zander.routes.context import Service
 from zander.settings import Settings
@@ -61,24 +61,17 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
         columnstore_after_hours=settings.columnstore_after_hours,
     )
     journals = Journals(settings.data_dir / FOLDER, settings.journal_max_bytes)
-    recorder = Recorder(
-        storage,
-        journals,
-        max_records=settings.batch_max_records,
-        max_seconds=settings.batch_max_seconds,
-        linger_seconds=settings.batch_linger_seconds,
-        journal_max_bytes=settings.journal_max_bytes,
-    )
+    writer = JournalWriter(journals, max_bytes=settings.journal_max_bytes, batch_records=settings.batch_max_records)
     reading = Pool(settings.database_url, READING_CONNECTIONS)
     resuming = Pool(settings.database_url, RESUMING_CONNECTIONS)
     sessions = DatabaseSessions(reading, resuming)
     streams, subscribers = Streams(), Subscribers()
     cluster = Cluster(RedisLink(settings.redis_url), streams, subscribers) if settings.redis_url else None
     peers = cluster or NoPeers(subscribers)
-    ingest = Ingest(streams, subscribers, recorder, sessions, peers, buffer_samples=settings.buffer_samples)
+    ingest = Ingest(streams, subscribers, writer, sessions, peers, buffer_samples=settings.buffer_samples)
     hub = Hub(ingest, subscribers, peers, buffer_keep_seconds=settings.buffer_keep_seconds)
-    replays = Replays(hub, subscribers, sessions, recorder)
-    recorder.on_written = ingest.on_written
+    replays = Replays(hub, subscribers, sessions, writer)
+    recorder = _recorder(settings, storage, journals, writer, ingest)
     app.state.service = Service(settings, hub, recorder, sessions, History(reading), replays, monotonic())
     syncing = journals.keep_synced(settings.journal_fsync_seconds)
     async with _running(recorder.run()), _running(_tick(hub)), _running(syncing), _running(replays.run()):
@@ -89,11 +82,25 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
         else:
             yield
         await recorder.drain(DRAIN_SECONDS)
-    recorder.take_leave()
+    recorder.log_remaining()
     await storage.close()
     await reading.close()
     await resuming.close()
     journals.close()
+
+
+def _recorder(
+    settings: Settings, store: DatabaseWriter, journals: Journals, writer: JournalWriter, ingest: Ingest
+) -> Recorder:
+    """Build what is built last: it tells the relays, by way of `ingest`, what is durable."""
+    return Recorder(
+        store,
+        journals,
+        writer,
+        max_seconds=settings.batch_max_seconds,
+        linger_seconds=settings.batch_linger_seconds,
+        on_written=ingest.on_written,
+    )
 
 
 @asynccontextmanager

@@ -32,9 +32,8 @@ from support.stories import any_story, dumped, loaded  # noqa: E402
 from support.twins import Stage, Story, World, stage  # noqa: E402
 from support.vectors import CHUNKS, FRAMES, GOOD, text_messages  # noqa: E402
 from zander._native import journal_frames  # noqa: E402
-from zander.journal.journals import raw_record  # noqa: E402
 from zander.journal.log import frame as journal_frame  # noqa: E402
-from zander.journal.records import encode  # noqa: E402
+from zander.journal.records import encode, raw_record  # noqa: E402
 from zander.wire.chunk import MAX_POSITION, Chunk  # noqa: E402
 from zander.wire.websocket import frame  # noqa: E402
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from zander.journal.batch import Batch
-from zander.journal.journals import raw_record
-from zander.journal.records import GapRecord, PredictionRecord, Record, SessionRecord
+from zander.journal.records import GapRecord, PredictionRecord, Record, SessionRecord, raw_record
 from zander.wire.chunk import Chunk, Origin
 
 T0_US = 1_764_000_000_123_457

@@ -31,8 +31,9 @@ from zander.hub.hub import Hub
 from zander.hub.ingest import Ingest
 from zander.hub.replay import Replays
 from zander.journal.batch import Written
-from zander.journal.journals import Journals
+from zander.journal.journal import Journals
 from zander.journal.recorder import Recorder
+from zander.journal.writer import JournalWriter
 from zander.native import IS_NATIVE
 from zander.routes import ROUTES
 from zander.routes.context import Service
@@ -218,23 +219,24 @@ class World:
         self.story = story
         self.journals = stage.journals[native]
         self.journal_start = self.journals.own.log.end
-        self.recorder = Recorder(
-            MemoryStorage(),
-            self.journals,
-            max_records=1000,
-            max_seconds=60.0,
-            linger_seconds=0.0,
-            journal_max_bytes=1 << 30,
-        )
+        writer = JournalWriter(self.journals, max_bytes=1 << 30, batch_records=1000)
         streams, subscribers, self.archive = Streams(), Subscribers(), Shelf()
         self.peers = ListedPeers(subscribers)
         if story.followed:
             self.peers.follow(USER)
         self.archive.items[SESSION_ID] = []
         capacity = story.capacity
-        self.ingest = Ingest(streams, subscribers, self.recorder, self.archive, self.peers, buffer_samples=capacity)
+        self.ingest = Ingest(streams, subscribers, writer, self.archive, self.peers, buffer_samples=capacity)
         self.hub = Hub(self.ingest, subscribers, self.peers, buffer_keep_seconds=900.0)
-        replays = Replays(self.hub, subscribers, self.archive, self.recorder)
+        replays = Replays(self.hub, subscribers, self.archive, writer)
+        self.recorder = Recorder(
+            MemoryStorage(),
+            self.journals,
+            writer,
+            max_seconds=60.0,
+            linger_seconds=0.0,
+            on_written=self.ingest.on_written,
+        )
         if not native:
             self.ingest.fast_path.interceptor = lambda stream, relay: None  # type: ignore[method-assign]
         settings = Settings(outbox_max_bytes=story.outbox_bytes, buffer_samples=capacity)

@@ -1,1 +1,1 @@
-"""From the moment a sample is taken in until it is committed: on the local disk, then in a batch. See `recorder.py`."""
+"""The way of a sample from taking in to the commit: on the local disk, then in a batch. See `recorder.py`."""

@@ -1,23 +1,38 @@
-"""What this process has taken in and the database does not have yet, on the local disk.
+"""The records that this process has taken in and the database does not have yet, on the local disk.
 
 A record is in its file before anybody is told of it, so it survives the death of this process; with `sync` now and
 then, the machine's too. Memory stays flat: the recorder reads back what it writes to the database. A journal belongs to
-one process and is locked by it. What a dead process left is an orphan, adopted by the next that starts in the folder.
+one process and is locked by it. The journal of a dead process is an orphan, adopted by the next process that starts in
+the folder.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Self
+from uuid import UUID
 
+from zander.journal.batch import Batch
 from zander.journal.log import Log
+from zander.journal.pgcopy import decode_rows
+from zander.journal.reader import split_records
+from zander.journal.records import GapRecord, RawRecord, Record
 from zander.lock import FileLock
+from zander.native import IS_NATIVE
+from zander.wire.chunk import Chunk, Origin
+from zander.wire.messages import Gap
 
 FOLDER = "journal"  # in DATA_DIR
 LOCK = ".lock"
 SEGMENT_BYTES = 16 << 20  # of one file; it is deleted when all of it is committed
+BATCH_BYTES = 8 << 20  # a backlog is written in pieces of this size
+# Sorted in 2 ms, if they are records of one sample; then the event loop runs other tasks.
+READ_BYTES = (2 << 20) if IS_NATIVE else (256 << 10)
 
 log = logging.getLogger(__name__)
 
@@ -41,16 +56,16 @@ class Journal:
 
     @property
     def n_pending_bytes(self) -> int:
-        """What is not committed yet."""
+        """Bytes that are not committed yet."""
         return self.log.end - max(self.offset or 0, self.log.start)
 
     def commit(self, offset: int) -> None:
-        """Everything before `offset` is in the database: delete what can be."""
+        """Note that everything before `offset` is in the database, and delete the files it was in."""
         self.offset = offset
         self.log.forget(offset)
 
     def close(self) -> None:
-        """Let go; what is not committed stays for the next process, else nothing does."""
+        """Close the files. Pending records stay for the next process; without any, the files are deleted."""
         self.is_open = False
         is_done = self.offset is not None and self.offset >= self.log.end
         if is_done:
@@ -58,6 +73,23 @@ class Journal:
         else:
             self.log.close()
         self._lock.release(remove=is_done)
+
+    async def read(self, offset: int) -> AsyncIterator[tuple[list[Record], int]]:
+        """Yield the records from `offset` on in pieces, and the offset after each, up to where the journal ends now.
+
+        Not in a thread: every write of the hot path would wait for it to give the interpreter back, up to 5 ms. What
+        was written lately is in memory, and the rest is read ahead by the system.
+        """
+        if not self.is_open:  # it was closed while another journal was read
+            return
+        end = self.log.end  # on a busy machine the end would move as fast as the reading
+        while offset < end and self.is_open:
+            records, behind = self.log.read_by(split_records, offset, READ_BYTES)
+            if behind == offset:
+                return
+            offset = behind  # beyond what is damaged, if there are none
+            yield records, offset
+            await asyncio.sleep(0)
 
 
 def orphans(folder: Path) -> list[Journal]:
@@ -84,3 +116,105 @@ def _adopt(folder: Path, path: Path) -> Journal | None:
         return None
     log.warning("%d bytes in the journal of a process that died are written to the database", journal.log.n_bytes)
     return journal
+
+
+class Journals:
+    """This process's own journal, which records are added to, and the orphans, which are only read, and first."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        """Open the folder; OSError when it cannot be had."""
+        self.own = Journal.create(folder, max_bytes)
+        self.orphans = deque(orphans(folder))
+        self._ahead: asyncio.Task[Batch] | None = None
+        self._ahead_of: tuple[UUID, int] | None = None  # the journal it reads, and from where
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes on disk, of all journals."""
+        return self.own.log.n_bytes + self.n_orphan_bytes
+
+    @property
+    def n_orphan_bytes(self) -> int:
+        """Bytes on disk of the orphans."""
+        return sum(orphan.log.n_bytes for orphan in self.orphans)
+
+    @property
+    def n_pending_bytes(self) -> int:
+        """Bytes that are not in the database yet, of all journals."""
+        return sum(journal.n_pending_bytes for journal in (*self.orphans, self.own))
+
+    def is_own(self, batch: Batch) -> bool:
+        """Say whether a batch is of this process's records."""
+        return batch.writer_id == self.own.writer_id
+
+    def of(self, batch: Batch) -> Journal:
+        """Return the journal that a batch was read from: our own, or the first of the orphans."""
+        return self.own if self.is_own(batch) else self.orphans[0]
+
+    async def read(self, journal: Journal) -> Batch:
+        """Return the next records of a journal, about BATCH_BYTES; none at its end."""
+        start = journal.offset or 0
+        ahead, is_next = self._ahead, self._ahead_of == (journal.writer_id, start)
+        self._ahead = self._ahead_of = None
+        if ahead and is_next:
+            return await ahead
+        if ahead:
+            ahead.cancel()
+        return await self._read(journal, start)
+
+    def read_ahead(self, batch: Batch) -> None:
+        """Begin to read the records after a batch that is being written, if there are BATCH_BYTES of them."""
+        journal = self.of(batch)
+        if not self._ahead and journal.log.end - batch.end >= BATCH_BYTES:
+            self._ahead_of = (journal.writer_id, batch.end)
+            self._ahead = asyncio.create_task(self._read(journal, batch.end))
+
+    async def _read(self, journal: Journal, start: int) -> Batch:
+        batch = Batch(journal.writer_id, start)
+        async for records, offset in journal.read(batch.start):
+            for record in records:
+                batch.add(record)
+            batch.end = offset
+            if offset - batch.start >= BATCH_BYTES:
+                break
+        return batch
+
+    async def pending(self, origin: Origin, start: int, end: int) -> list[Chunk | Gap]:
+        """Return what is not in the database yet of a session from position `start` to `end`, in order."""
+        items: list[Chunk | Gap] = []
+        for journal in (*self.orphans, self.own):
+            async for records, _ in journal.read(journal.offset or 0):
+                items += _items(records, origin, start, end)
+        return items
+
+    async def keep_synced(self, seconds: float | None) -> None:
+        """Force the own journal to the disk at this interval; None: never. A failure is logged once."""
+        failed = False
+        while seconds is not None:
+            await asyncio.sleep(seconds)
+            try:
+                await asyncio.to_thread(self.own.log.sync)
+            except OSError as error:
+                if not failed:
+                    log.error("the journal cannot be forced to the disk: %s", error.strerror)
+                failed = True
+            else:
+                failed = False
+
+    def close(self) -> None:
+        """Close all journals; pending records stay for the next process."""
+        if self._ahead:
+            self._ahead.cancel()
+        for journal in (*self.orphans, self.own):
+            journal.close()
+
+
+def _items(records: list[Record], origin: Origin, start: int, end: int) -> Iterator[Chunk | Gap]:
+    """Yield the samples of a session from position `start` to `end`, and what its relay skipped there."""
+    for record in records:
+        if record.session_id != origin.session_id:
+            continue
+        if isinstance(record, RawRecord) and record.position < end and record.end > start:
+            yield Chunk(origin, record.position, *decode_rows(record.rows, record.end - record.position))
+        elif isinstance(record, GapRecord) and record.reason == "relay" and record.start < end and record.end > start:
+            yield Gap(origin.session_id, record.start, record.end, "relay")

@@ -1,6 +1,6 @@
-"""What is recorded: one record for each thing taken in, in the form in which the journal keeps it.
+"""The records of the journal: sessions, samples, gaps and predictions.
 
-Raw is already the rows of PostgreSQL's binary COPY (`pgcopy.py`): they go from the journal to the database as they are.
+Samples are already rows of PostgreSQL's binary COPY (`pgcopy.py`), which go to the database as they are.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from zander.journal.pgcopy import row_encoder
+from zander.wire.chunk import Chunk
+
 # Features are recorded as predictions of the relay.
 EDGE_PREDICTION_TYPE = "workload_edge"
 EDGE_CLASSIFIER = "edge_relay"
 
 
-class _Record(Struct, tag=True, array_like=True, gc=False):  # nothing in it that could lead back to it
+class _Record(Struct, tag=True, array_like=True, gc=False):  # no field can lead back to it
     session_id: str
 
 
@@ -30,7 +33,7 @@ class SessionRecord(_Record, tag="s"):
 
 
 class RawRecord(_Record, tag="r"):
-    """The samples from `position` to `end` (not included), the last of them at `last_us`; `rows` all have one size."""
+    """The samples from `position` to `end` (not included), the last one at `last_us`; all `rows` have the same size."""
 
     fence: int
     position: int
@@ -71,3 +74,10 @@ def decode(data: bytes) -> Record:
     """Read a record; msgspec.DecodeError when it is none."""
     record: Record = _decoder.decode(data)
     return record
+
+
+def raw_record(chunk: Chunk, fence: int) -> RawRecord:
+    """Make a record of samples."""
+    origin, position, times_us = chunk.origin, chunk.position, chunk.times_us
+    rows = row_encoder(origin, chunk.samples.shape[1]).encode(position, times_us, chunk.samples)
+    return RawRecord(origin.session_id, fence, position, chunk.end, times_us.item(-1), rows)

@@ -1,77 +1,140 @@
-"""The way into the journal, and what happens when that is full.
+"""The recording side of the journal: appends within the quota, and counts what the database does not have yet.
 
-What finds no room is refused. The start or end of a session, or a gap, is small and must not be missed: it goes
-beyond the bound, and waits in memory while not even the disk takes it.
+A record that finds no room is refused. The start or end of a session, or a gap, is small and must not be lost: it is
+appended beyond the quota, and kept in memory for as long as the disk is full.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from time import monotonic
 
-from zander.journal.log import Log, frame
-from zander.journal.records import Record, encode
+from zander.journal.journal import Journals
+from zander.journal.log import frame
+from zander.journal.records import GapRecord, PredictionRecord, Record, SessionRecord, encode, raw_record
+from zander.wire.chunk import Chunk, Origin
+from zander.wire.messages import Gap
 
-PAUSE_SECONDS = 1.0  # between two tries while it is full
-FREE_SHARE = 0.1  # of the bound that has to be free before a full journal takes more
+PAUSE_SECONDS = 1.0  # between two attempts while the journal is full
+FREE_SHARE = 0.1  # of the quota that has to be free before a full journal takes more
 
 log = logging.getLogger(__name__)
 
 
-class Intake:
-    """Appends to a journal's segments, within `max_bytes` on disk. `n_refused` counts records, samples each."""
+class JournalWriter:
+    """A RecordSink that appends to this process's own journal; all journals together may take `max_bytes` on disk.
 
-    def __init__(self, segments: Log, max_bytes: int) -> None:
+    Of what it took, `n_pending` records are not in the database yet, the oldest of them since `oldest_s`; `n_refused`
+    found no room. A sample counts as one record. `wake` is set when a batch may have become due: by the first pending
+    record, by `batch_records` of them, by one that is urgent, and when there is room again.
+    """
+
+    def __init__(self, journals: Journals, *, max_bytes: int, batch_records: int) -> None:
+        self.n_pending = 0
+        self.oldest_s = 0.0
         self.n_refused = 0
-        self._segments = segments
+        self.wake = asyncio.Event()
+        self._journals = journals
+        self._log = journals.own.log
         self._max_bytes = max_bytes
-        self._limit = 0  # offset beyond which nothing is taken
-        self._waiting: list[Record] = []
+        self._batch_records = batch_records
+        self._urgent_end = 0  # offset after the last record that may not wait
+        self._in_memory: list[Record] = []  # records that the disk did not take
         self._full_s: float | None = None  # since when
         self._tried_s = 0.0
-        self._refused_before = 0
-        self.bound(0)
+        self._n_refused_before = 0
+        self.set_limit(journals.n_orphan_bytes)
+
+    # The hot path: no await, and nothing is raised.
 
     @property
     def takes(self) -> bool:
-        """Whether there is room; looks again, at most once in PAUSE_SECONDS."""
-        return self._full_s is None or self._try()
+        """Whether there is room; looks again at most once in PAUSE_SECONDS."""
+        return self._full_s is None or self._reopen()
+
+    def record_frames(self, frames: bytes, n_samples: int) -> bool:
+        """Append samples that are frames of the journal already.
+
+        False when there is no room; they do not count as refused, since the caller offers them again as chunks.
+        """
+        if (self._full_s is None or self._reopen()) and self._append(frames, self._limit):
+            self._count(n_samples)
+            return True
+        return False
+
+    def record_chunk(self, chunk: Chunk, fence: int) -> bool:
+        """Append samples; False when there is no room."""
+        return self._add(raw_record(chunk, fence), len(chunk))
+
+    def record_prediction(self, record: PredictionRecord) -> bool:
+        """Append a prediction or features; False when there is no room."""
+        return self._add(record, 1)
+
+    def record(self, record: SessionRecord | GapRecord) -> None:
+        """Append a session's start or end, or a gap: even beyond the quota, and as soon as the disk takes it."""
+        if self._in_memory or not self._append(frame(encode(record)), None):
+            self._in_memory.append(record)
+        else:
+            self._urgent_end = self._log.end  # somebody may wait for the end of a session
+        self._count(1)
+        self.wake.set()
+
+    def drop(self, n_records: int) -> None:
+        """Count records as refused that were not even offered, since there is no room."""
+        self.n_refused += n_records
+
+    async def pending(self, origin: Origin, start: int, end: int) -> list[Chunk | Gap]:
+        """Return what is not in the database yet of a session from position `start` to `end`, in order."""
+        return await self._journals.pending(origin, start, end)
+
+    # For the recorder.
 
     @property
-    def n_waiting(self) -> int:
-        """How many records wait in memory."""
-        return len(self._waiting)
+    def n_in_memory(self) -> int:
+        """Records that the disk did not take yet."""
+        return len(self._in_memory)
 
-    def bound(self, n_bytes_elsewhere: int) -> None:
-        """Set the limit anew, after something was deleted; other journals count too."""
-        self._limit = self._segments.start + self._max_bytes - n_bytes_elsewhere
+    @property
+    def is_batch_due(self) -> bool:
+        """Whether a batch is due whatever its age: it is full, or one of its records is urgent."""
+        return self.n_pending >= self._batch_records or self._urgent_end > (self._journals.own.offset or 0)
 
-    def add(self, record: Record, n_records: int = 1) -> bool:
-        """Append a record that counts as `n_records`; False when there is no room."""
-        if (self._full_s is None or self._try()) and self._append(record, self._limit):
+    def commit(self, n_records: int, read_s: float) -> None:
+        """Count a batch of the own journal as written; the rest of the records came after it was read, at `read_s`."""
+        is_written = not self._journals.own.n_pending_bytes  # to the end, of which some may have been damaged
+        self.n_pending = self.n_in_memory if is_written else max(0, self.n_pending - n_records)
+        self.oldest_s = read_s
+
+    def set_limit(self, n_other_bytes: int) -> None:
+        """Adjust to what was deleted, and to the bytes that other journals take."""
+        self._limit = self._log.start + self._max_bytes - n_other_bytes
+
+    def retry(self) -> None:
+        """Look whether there is room again; to be called about once a second."""
+        if self._full_s is not None:
+            self._reopen()
+
+    def _add(self, record: Record, n_records: int) -> bool:
+        if self.record_frames(frame(encode(record)), n_records):
             return True
         self.n_refused += n_records
         return False
 
-    def add_frames(self, frames: bytes) -> bool:
-        """Append what is in frames already; False when there is no room, which whoever asks tries once more."""
-        return (self._full_s is None or self._try()) and self._append(frames, self._limit)
+    def _count(self, n_records: int) -> None:
+        n_before = self.n_pending
+        self.n_pending = n_before + n_records
+        if not n_before:
+            self.oldest_s = monotonic()
+            self.wake.set()
+        elif n_before < self._batch_records <= self.n_pending:
+            self.wake.set()
 
-    def insist(self, record: Record) -> None:
-        """Append a record even beyond the bound, as soon as the disk takes it."""
-        if self._waiting or not self._append(record, None):
-            self._waiting.append(record)
-
-    def retry(self) -> None:
-        """See whether there is room again; due about once a second."""
-        if self._full_s is not None:
-            self._try()
-
-    def _append(self, record: Record | bytes, limit: int | None) -> bool:
+    def _append(self, frames: bytes, limit: int | None) -> bool:
         try:
-            if limit is not None and self._segments.end > limit:
-                raise OSError(f"it has {self._segments.n_bytes} bytes, its bound")
-            self._segments.write(record if isinstance(record, bytes) else frame(encode(record)))
+            if limit is not None and self._log.end > limit:
+                raise OSError(f"it has {self._log.n_bytes} bytes, its bound")
+            self._log.write(frames)
         except OSError as error:
             self._close(error)
             return False
@@ -80,29 +143,31 @@ class Intake:
     def _close(self, error: OSError) -> None:
         if self._full_s is None:
             self._full_s = self._tried_s = monotonic()
-            self._refused_before = self.n_refused
+            self._n_refused_before = self.n_refused
             log.error("the journal takes no more, relays are refused: %s", error.strerror or error)
 
-    def _try(self) -> bool:
+    def _reopen(self) -> bool:
         """Open again if there is room; a disk is not asked for each record."""
         now_s = monotonic()
         if now_s < self._tried_s + PAUSE_SECONDS or self._full_s is None:
             return False
         self._tried_s = now_s
-        if self._segments.end > self._limit - FREE_SHARE * self._max_bytes or not self._catch_up():
+        if self._log.end > self._limit - FREE_SHARE * self._max_bytes or not self._append_from_memory():
             return False
-        n_refused = self.n_refused - self._refused_before
+        n_refused = self.n_refused - self._n_refused_before
         log.warning("the journal takes records again after %.1f s, %d were refused", now_s - self._full_s, n_refused)
         self._full_s = None
+        self.wake.set()
         return True
 
-    def _catch_up(self) -> bool:
-        """Append what waited; False when the disk does not take it, or no more than that."""
+    def _append_from_memory(self) -> bool:
+        """Append the records in memory; False when the disk does not take them, or no more than them."""
         try:
-            while self._waiting:
-                self._segments.append(encode(self._waiting[0]))
-                self._waiting.pop(0)
-            self._segments.probe()
+            while self._in_memory:
+                self._log.append(encode(self._in_memory[0]))
+                self._in_memory.pop(0)
+                self._urgent_end = self._log.end
+            self._log.probe()
         except OSError:
             return False
         return True

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from zander.hub.fastpath import PathStats
 from zander.hub.interfaces import LinkState
-from zander.journal.counts import RecorderStats
+from zander.journal.recorder import RecorderStats
 from zander.routes.context import json_response, require_consumer, service
 from zander.streams.stream import StreamSummary
 

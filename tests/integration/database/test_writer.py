@@ -27,10 +27,10 @@ from zander.database import writer as writer_module
 from zander.database.connection import Connection, blames_data, plain_dsn
 from zander.database.writer import DatabaseWriter
 from zander.errors import StorageError
-from zander.journal import outage as outage_module
 from zander.journal import recorder as recorder_module
-from zander.journal.journals import Journals
+from zander.journal.journal import Journals
 from zander.journal.recorder import Recorder
+from zander.journal.writer import JournalWriter
 from zander.wire.chunk import Chunk, Origin
 
 T0 = datetime(2025, 11, 24, 16, 0, 0, 123457, tzinfo=UTC)
@@ -120,8 +120,8 @@ def fragile() -> Iterator[PostgresServer]:
 
 @pytest.fixture(autouse=True)
 def _patient_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outage_module, "FIRST_SECONDS", 0.01)
-    monkeypatch.setattr(outage_module, "MAX_SECONDS", 0.1)
+    monkeypatch.setattr(recorder_module, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(recorder_module, "MAX_SECONDS", 0.1)
     monkeypatch.setattr(recorder_module, "PING_SECONDS", 0.05)
 
 
@@ -390,8 +390,9 @@ def test_a_full_disk_is_no_refusal() -> None:
 @asynccontextmanager
 async def recording(storage: DatabaseWriter, folder: Path) -> AsyncIterator[Recorder]:
     journals = Journals(folder, 1 << 30)
+    writer = JournalWriter(journals, max_bytes=1 << 30, batch_records=50)
     recorder = Recorder(
-        storage, journals, max_records=50, max_seconds=0.05, linger_seconds=0.005, journal_max_bytes=1 << 30
+        storage, journals, writer, max_seconds=0.05, linger_seconds=0.005, on_written=lambda written: None
     )
     task = asyncio.create_task(recorder.run())
     try:
@@ -418,7 +419,7 @@ async def test_a_database_that_restarts_loses_nothing_and_gets_nothing_twice(
         async def record(until_done: asyncio.Task[None]) -> None:
             nonlocal position
             while not until_done.done():
-                recorder.record_chunk(chunk(position, 10), 0)
+                recorder.writer.record_chunk(chunk(position, 10), 0)
                 position += 10
                 await asyncio.sleep(0.001)  # as relays would: 10,000 samples a second
             await until_done
@@ -443,7 +444,7 @@ async def test_a_backend_that_is_terminated_loses_nothing(database_url: str, tmp
         await until(lambda: recorder.online)
         async with connected(database_url) as connection:
             for position in range(0, 1000, 10):
-                recorder.record_chunk(chunk(position, 10), 0)
+                recorder.writer.record_chunk(chunk(position, 10), 0)
                 if position % 200 == 0:
                     await connection.fetch(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -457,14 +458,14 @@ async def test_a_backend_that_is_terminated_loses_nothing(database_url: str, tmp
 async def test_lost_answers_at_random_neither_lose_nor_repeat(any_database_url: str, tmp_path: Path) -> None:
     async with Proxy(any_database_url).listening() as proxy, recording(postgres(proxy.url), tmp_path) as recorder:
         await until(lambda: recorder.online)
-        recorder.record(SESSION)
+        recorder.writer.record(SESSION)
 
         def is_answered(n_batches: int, n_lost: int) -> bool:
             return recorder.stats().written_batches > n_batches or proxy.n_lost > n_lost
 
         for position in range(0, 150, 10):
             proxy.loses_commits = position % 60 < 20
-            recorder.record_chunk(chunk(position, 10), 0)
+            recorder.writer.record_chunk(chunk(position, 10), 0)
             await until(partial(is_answered, recorder.stats().written_batches, proxy.n_lost))
         proxy.loses_commits = False
         assert await recorder.drain(20)

@@ -1,8 +1,8 @@
 """The promise itself: relays, two nodes and a database through crashes at any step, against a simple model.
 
-Real: `Session`, `Ring`, `Recording`, `Recorder`, `Journals` on a real disk. In memory: the relays, and a database that
-keeps the contract of `BatchStore` and `SessionStore.resume`, that fails before and after its commits, and whose
-transactions may commit long after whoever sent them has given up.
+Real: `Session`, `Ring`, `Recording`, `JournalWriter`, `Recorder`, `Journals` on a real disk. In memory: the relays, and
+a database that keeps the contract of `BatchStore` and `SessionStore.resume`, that fails before and after its commits,
+and whose transactions may commit long after whoever sent them has given up.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from support.memory_database import Database, MemoryStorage
 from support.samples import T0_US
 from zander.errors import StorageError, Unavailable
 from zander.hub.recording import Recording
-from zander.journal import journals, outage, recorder, writer
+from zander.journal import journal, recorder, writer
 from zander.journal.batch import Batch, Written
-from zander.journal.journals import Journals, raw_record
+from zander.journal.journal import Journals
 from zander.journal.log import frame
 from zander.journal.recorder import Recorder
-from zander.journal.records import encode
+from zander.journal.records import encode, raw_record
+from zander.journal.writer import JournalWriter
 from zander.streams.ring import Ring
 from zander.streams.session import Session, StoredSession, resumed
 from zander.wire.chunk import Chunk, RawIn
@@ -135,7 +136,7 @@ class Link(MemoryStorage):
 
 
 class Held:
-    """A session on a node: what `Recording` and `Recorder` need of a Stream."""
+    """A session on a node: what `Recording` needs of a Stream."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -158,16 +159,11 @@ class Node:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self.link = Link(self.world)
         self.journals = Journals(self.folder, MAX_JOURNAL_BYTES)
+        self.writer = JournalWriter(self.journals, max_bytes=MAX_JOURNAL_BYTES, batch_records=1)
+        self.recording = Recording(self.writer)
         self.recorder = Recorder(
-            self.link,
-            self.journals,
-            max_records=1,
-            max_seconds=0,
-            linger_seconds=0,
-            journal_max_bytes=MAX_JOURNAL_BYTES,
+            self.link, self.journals, self.writer, max_seconds=0, linger_seconds=0, on_written=self.written
         )
-        self.recorder.on_written = self.written
-        self.recording = Recording(self.recorder)
         self.task = loop.create_task(self.recorder.run())
         self.is_up = True
 
@@ -180,9 +176,9 @@ class Node:
         self.is_up = False
         self.task.cancel()
         await asyncio.wait([self.task])
-        for journal in (*self.journals.orphans, self.journals.own):
-            journal.log.close()
-            os.close(journal._lock._fd)
+        for left in (*self.journals.orphans, self.journals.own):
+            left.log.close()
+            os.close(left._lock._fd)
         self._forget_everything()
 
     async def stop(self) -> None:
@@ -264,7 +260,7 @@ class Relay:
         if self.node:
             self.node.relays.pop(self.session_id, None)
             self.node = None
-        if not node.recorder.takes:
+        if not node.writer.takes:
             return
         held = node.holds.get(self.session_id)
         if not held:
@@ -330,9 +326,9 @@ class ExactlyOnce(RuleBasedStateMachine):
         for module, name, value in (
             (recorder, "PING_SECONDS", 0.0),
             (writer, "PAUSE_SECONDS", 0.0),
-            (outage, "FIRST_SECONDS", 0.0),
-            (journals, "BATCH_BYTES", 1000),
-            (journals, "READ_BYTES", 500),
+            (recorder, "FIRST_SECONDS", 0.0),
+            (journal, "BATCH_BYTES", 1000),
+            (journal, "READ_BYTES", 500),
         ):
             self.patch.setattr(module, name, value)
         self.disk_is_full = False
@@ -395,7 +391,7 @@ class ExactlyOnce(RuleBasedStateMachine):
     @rule(data=st.data())
     def an_original_relay_comes(self, data: st.DataObject) -> None:
         node = data.draw(st.sampled_from(self.up()))
-        if node.recorder.takes:
+        if node.writer.takes:
             self.originals.append(Original(10 + len(self.originals), node))
 
     @precondition(lambda self: any(original.held for original in self.originals))
@@ -438,7 +434,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         if here and share:
             self.tear(node, data.draw(st.sampled_from(here)), share)
         for original in self.originals:
-            if original.node is node and node.recorder._intake.n_waiting:
+            if original.node is node and node.writer.n_in_memory:
                 original.ended = False  # a last word may have been in memory, for want of room on the disk
         self.run(node.crash())
         for original in here:
@@ -596,7 +592,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         for node in self.nodes:
             stats = node.recorder.stats()
             assert (stats.pending_bytes, stats.pending_records, stats.oldest_pending_seconds) == (0, 0, 0.0)
-            assert node.recorder.takes
+            assert node.writer.takes
             assert not node.journals.orphans
 
 

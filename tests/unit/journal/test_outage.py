@@ -4,14 +4,14 @@ import pytest
 
 from support.clock import Clock
 from zander.errors import StorageError
-from zander.journal import outage as outage_module
-from zander.journal.outage import FIRST_SECONDS, MAX_REASONS, MAX_SECONDS, Outage, error_text
+from zander.journal import recorder as recorder_module
+from zander.journal.recorder import FIRST_SECONDS, MAX_REASONS, MAX_SECONDS, Outage, error_text
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(outage_module, "monotonic", clock)
+    monkeypatch.setattr(recorder_module, "monotonic", clock)
     return clock
 
 

@@ -14,13 +14,13 @@ from msgspec import DecodeError
 
 from support.files import damage
 from support.samples import ORIGIN, OTHER, PREDICTION, SESSION, chunk, gap
-from zander.journal import journals as journals_module
+from zander.journal import journal as journal_module
 from zander.journal import reader as reader_module
 from zander.journal.batch import Batch
-from zander.journal.journals import Journals, raw_record
+from zander.journal.journal import Journals
 from zander.journal.log import frame
 from zander.journal.reader import split_records, split_records_as_twin
-from zander.journal.records import RawRecord, Record, encode
+from zander.journal.records import RawRecord, Record, encode, raw_record
 
 WAYS = pytest.mark.parametrize(
     "way", [split_records, split_records_as_twin]
@@ -120,12 +120,12 @@ async def read_all(folder: Path, writer: str) -> list[Batch]:
 async def test_a_backlog_with_damage_gives_the_same_batches_on_both_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(journals_module, "BATCH_BYTES", 1 << 18)
-    monkeypatch.setattr(journals_module, "READ_BYTES", 1 << 15)
+    monkeypatch.setattr(journal_module, "BATCH_BYTES", 1 << 18)
+    monkeypatch.setattr(journal_module, "READ_BYTES", 1 << 15)
     monkeypatch.setattr("zander.journal.journal.SEGMENT_BYTES", 1 << 18)
     found, said = [], []
     for way in (split_records, split_records_as_twin):
-        monkeypatch.setattr(journals_module, "split_records", way)
+        monkeypatch.setattr(journal_module, "split_records", way)
         folder = tmp_path / way.__name__
         with monkeypatch.context() as patch:
             patch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=99))

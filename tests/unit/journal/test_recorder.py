@@ -17,14 +17,13 @@ from support.files import damage
 from support.memory_database import MemoryStorage
 from support.samples import ORIGIN, OTHER, PREDICTION, SESSION, chunk, gap
 from zander.errors import StorageError
-from zander.journal import heap
-from zander.journal import journals as journals_module
-from zander.journal import outage as outage_module
+from zander.journal import journal as journal_module
 from zander.journal import recorder as recorder_module
-from zander.journal import writer as intake_module
+from zander.journal import writer as writer_module
 from zander.journal.batch import Written
-from zander.journal.journals import Journals
-from zander.journal.recorder import Recorder
+from zander.journal.journal import Journals
+from zander.journal.recorder import Recorder, trim_heap
+from zander.journal.writer import JournalWriter
 
 
 def sizes(storage: MemoryStorage) -> list[int]:
@@ -50,17 +49,19 @@ def recorder(storage: MemoryStorage, tmp_path: Path) -> Iterator[Record]:
         linger_seconds: float = 0.0,
         journal_max_bytes: int = 1 << 30,
         journals: Journals | None = None,
+        on_written: Callable[[Written], None] = lambda written: None,
     ) -> Recorder:
         if not journals:
             journals = Journals(tmp_path, journal_max_bytes)
             opened.append(journals)
+        writer = JournalWriter(journals, max_bytes=journal_max_bytes, batch_records=max_records)
         return Recorder(
             storage,
             journals,
-            max_records=max_records,
+            writer,
             max_seconds=max_seconds,
             linger_seconds=linger_seconds,
-            journal_max_bytes=journal_max_bytes,
+            on_written=on_written,
         )
 
     yield make
@@ -85,6 +86,12 @@ async def running(recorder: Recorder) -> AsyncIterator[asyncio.Task[None]]:
         await asyncio.wait([task])
 
 
+async def drained(recorder: Recorder, seconds: float = 5) -> bool:
+    """Let a recorder run until it has written everything."""
+    async with running(recorder):
+        return await recorder.drain(seconds)
+
+
 @pytest.fixture
 async def storage() -> MemoryStorage:
     return MemoryStorage()
@@ -93,9 +100,9 @@ async def storage() -> MemoryStorage:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "PING_SECONDS", 0.01)
-    monkeypatch.setattr(outage_module, "FIRST_SECONDS", 0.001)
-    monkeypatch.setattr(outage_module, "MAX_SECONDS", 0.01)
-    monkeypatch.setattr(intake_module, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(recorder_module, "FIRST_SECONDS", 0.001)
+    monkeypatch.setattr(recorder_module, "MAX_SECONDS", 0.01)
+    monkeypatch.setattr(writer_module, "PAUSE_SECONDS", 0.001)
 
 
 def messages(caplog: pytest.LogCaptureFixture, start: str) -> list[str]:
@@ -116,7 +123,7 @@ async def test_a_batch_goes_when_max_records_wait(storage: MemoryStorage, record
     kept = recorder(max_records=10)
     async with running(kept):
         for position in range(10):
-            assert kept.record_chunk(chunk(position), 0)
+            assert kept.writer.record_chunk(chunk(position), 0)
         await until(lambda: storage.batches)
     assert of_session(storage) == list(range(10))
     assert len(storage.batches) == 1
@@ -125,7 +132,7 @@ async def test_a_batch_goes_when_max_records_wait(storage: MemoryStorage, record
 async def test_a_chunk_counts_its_samples(storage: MemoryStorage, recorder: Record) -> None:
     kept = recorder(max_records=10)
     async with running(kept):
-        kept.record_chunk(chunk(0, 10), 0)
+        kept.writer.record_chunk(chunk(0, 10), 0)
         await until(lambda: storage.batches)
     assert kept.stats().written_records == 10
 
@@ -135,8 +142,8 @@ async def test_a_smaller_batch_waits_until_it_is_old_enough(storage: MemoryStora
     async with running(kept):
         await until(lambda: kept.online)
         recorded_s = monotonic()
-        kept.record_prediction(PREDICTION)
-        kept.record_chunk(chunk(0), 0)
+        kept.writer.record_prediction(PREDICTION)
+        kept.writer.record_chunk(chunk(0), 0)
         await until(lambda: storage.batches)
     assert storage.starts_s[0] >= recorded_s + 0.05
     assert sizes(storage) == [2]
@@ -147,8 +154,8 @@ async def test_the_start_or_end_of_a_session_does_not_wait(storage: MemoryStorag
     kept = recorder(max_records=1_000, max_seconds=60)
     async with running(kept):
         await until(lambda: kept.online)
-        kept.record_chunk(chunk(0), 0)
-        kept.record(SESSION)
+        kept.writer.record_chunk(chunk(0), 0)
+        kept.writer.record(SESSION)
         await until(lambda: storage.batches)
     assert sizes(storage) == [2]
     assert storage.database.sessions[ORIGIN.session_id].record == SESSION
@@ -158,10 +165,10 @@ async def test_what_comes_while_a_write_is_under_way_waits_together(storage: Mem
     kept = recorder(max_records=1)
     storage.gate.clear()
     async with running(kept):
-        kept.record_chunk(chunk(0), 0)
+        kept.writer.record_chunk(chunk(0), 0)
         await until(lambda: storage.tried)
         for position in range(1, 1000):
-            kept.record_chunk(chunk(position), 0)
+            kept.writer.record_chunk(chunk(position), 0)
         assert kept.stats().pending_records == 1000
         storage.gate.set()
         await until(lambda: kept.stats().pending_records == 0)
@@ -173,7 +180,7 @@ async def test_two_batches_start_at_least_the_linger_apart(storage: MemoryStorag
     async with running(kept):
         position = 0
         while len(storage.batches) < 4:
-            kept.record_chunk(chunk(position), 0)
+            kept.writer.record_chunk(chunk(position), 0)
             position += 1
             await asyncio.sleep(0.001)
     assert min(later - earlier for earlier, later in pairwise(storage.starts_s)) >= 0.05
@@ -187,25 +194,24 @@ async def test_batches_follow_each_other_without_a_hole_in_the_journal(
     kept = recorder(max_records=7, max_seconds=0.001)
     async with running(kept):
         for position in range(300):
-            kept.record_chunk(chunk(position), 0)
+            kept.writer.record_chunk(chunk(position), 0)
             if position % 3 == 0:
                 await asyncio.sleep(0)
         assert await kept.drain(5)
     assert all(earlier.end == later.start for earlier, later in pairwise(storage.batches))
-    own = kept._journals.own
+    own = kept.journals.own
     assert storage.batches[-1].end == own.log.end == storage.database.writers[own.writer_id]
     assert kept.stats().written_records == 300
     assert kept.stats().written_batches == len(storage.batches)
 
 
 async def test_who_asks_is_told_what_is_durable(storage: MemoryStorage, recorder: Record) -> None:
-    kept = recorder(max_records=1)
     told: list[Written] = []
-    kept.on_written = told.append
-    kept.record(SESSION)
-    kept.record_chunk(chunk(0, 10), 0)
-    kept.record(gap(10, 15))
-    assert await kept.drain(5)
+    kept = recorder(max_records=1, on_written=told.append)
+    kept.writer.record(SESSION)
+    kept.writer.record_chunk(chunk(0, 10), 0)
+    kept.writer.record(gap(10, 15))
+    assert await drained(kept, 5)
     assert [written.durable for written in told] == [{ORIGIN.session_id: 15}]
 
 
@@ -215,16 +221,16 @@ async def test_who_asks_is_told_what_is_durable(storage: MemoryStorage, recorder
 async def test_a_large_backlog_is_written_in_pieces_in_order(
     storage: MemoryStorage, recorder: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journals_module, "BATCH_BYTES", 1 << 20)
-    monkeypatch.setattr(journals_module, "READ_BYTES", 1 << 18)
+    monkeypatch.setattr(journal_module, "BATCH_BYTES", 1 << 20)
+    monkeypatch.setattr(journal_module, "READ_BYTES", 1 << 18)
     kept = recorder()
     for position in range(0, 40_000, 500):
-        kept.record_chunk(chunk(position, 500), 0)
+        kept.writer.record_chunk(chunk(position, 500), 0)
     async with running(kept):
         assert await kept.drain(10)
     assert of_session(storage) == list(range(40_000))
     largest = max(batch.end - batch.start for batch in storage.batches)
-    assert (1 << 20) <= largest < (1 << 20) + journals_module.READ_BYTES + 500 * 100
+    assert (1 << 20) <= largest < (1 << 20) + journal_module.READ_BYTES + 500 * 100
     assert len(storage.batches) == 4
 
 
@@ -232,15 +238,15 @@ async def test_what_a_backlog_took_is_given_back_once_all_of_it_is_written(
     storage: MemoryStorage, recorder: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n_batches: list[int] = []
-    monkeypatch.setattr(recorder_module, "SWOLLEN_BYTES", 200)
-    monkeypatch.setattr(recorder_module, "give_back", lambda: n_batches.append(len(storage.batches)))
+    monkeypatch.setattr(recorder_module, "LARGE_BATCH_BYTES", 200)
+    monkeypatch.setattr(recorder_module, "trim_heap", lambda: n_batches.append(len(storage.batches)))
     one = recorder()
     for positions in ([0], range(1, 11), [11]):
         for position in positions:
-            one.record_chunk(chunk(position), 0)
-        assert await one.drain(5)
+            one.writer.record_chunk(chunk(position), 0)
+        assert await drained(one, 5)
     assert n_batches == [2]
-    heap.give_back()
+    trim_heap()
 
 
 async def test_much_to_write_goes_even_if_max_records_is_larger(
@@ -251,7 +257,7 @@ async def test_much_to_write_goes_even_if_max_records_is_larger(
     async with running(kept):
         await until(lambda: kept.online)
         for position in range(0, 3000, 500):
-            kept.record_chunk(chunk(position, 500), 0)
+            kept.writer.record_chunk(chunk(position, 500), 0)
         await until(lambda: storage.batches)
     assert of_session(storage) == list(range(3000))
 
@@ -260,24 +266,24 @@ async def test_beyond_the_bound_the_newest_is_refused_and_counted(
     storage: MemoryStorage, recorder: Record, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = recorder(journal_max_bytes=100_000)
-    results = [kept.record_chunk(chunk(position), 0) for position in range(1000)]
+    results = [kept.writer.record_chunk(chunk(position), 0) for position in range(1000)]
     n_kept = results.index(False)
     assert not any(results[n_kept:])
-    assert not kept.takes
-    assert not kept.record_prediction(PREDICTION)
-    kept.record(SESSION)
+    assert not kept.writer.takes
+    assert not kept.writer.record_prediction(PREDICTION)
+    kept.writer.record(SESSION)
     assert kept.stats().pending_bytes <= 100_000 + 300
     assert kept.stats().pending_records == n_kept + 1
     assert kept.stats().dropped_records == 1001 - n_kept
     assert len(messages(caplog, "the journal takes no more")) == 1
     async with running(kept):
         assert await kept.drain(5)
-        await until(lambda: kept.takes)
+        await until(lambda: kept.writer.takes)
     assert of_session(storage) == list(range(n_kept))
     assert storage.database.sessions[ORIGIN.session_id].record == SESSION
     assert len(messages(caplog, "the journal takes records again after")) == 1
     assert f"{1001 - n_kept} were refused" in caplog.text
-    assert kept.record_chunk(chunk(2000), 0)
+    assert kept.writer.record_chunk(chunk(2000), 0)
 
 
 @pytest.mark.parametrize("journal_max_bytes", [1 << 16, 1 << 20])
@@ -288,7 +294,7 @@ async def test_a_small_journal_gives_back_what_is_written(
     n_bytes = position = 0
     async with running(kept):
         while n_bytes < 3 * journal_max_bytes:
-            assert kept.record_chunk(chunk(position, 20), 0), "full for good"
+            assert kept.writer.record_chunk(chunk(position, 20), 0), "full for good"
             position += 20
             n_bytes += 2000
             if position % 100 == 0:
@@ -304,15 +310,15 @@ async def test_what_dead_processes_left_counts_toward_the_bound(
     before = there(tmp_path)
     left = recorder(journals=before)
     for position in range(0, 1000, 100):
-        left.record_chunk(chunk(position, 100), 0)
+        left.writer.record_chunk(chunk(position, 100), 0)
     die(before)
     after = there(tmp_path)
     kept = recorder(journals=after, journal_max_bytes=after.n_bytes)
-    assert kept.record_chunk(chunk(1000), 0)
-    assert not kept.record_chunk(chunk(1001), 0)
+    assert kept.writer.record_chunk(chunk(1000), 0)
+    assert not kept.writer.record_chunk(chunk(1001), 0)
     async with running(kept):
         assert await kept.drain(5)
-        await until(lambda: kept.takes)
+        await until(lambda: kept.writer.takes)
     assert of_session(storage) == list(range(1001))
     after.close()
 
@@ -325,12 +331,12 @@ async def test_an_outage_loses_nothing_and_is_logged_once(
 ) -> None:
     kept = recorder(max_records=1)
     async with running(kept):
-        kept.record_chunk(chunk(0), 0)
+        kept.writer.record_chunk(chunk(0), 0)
         await until(lambda: storage.batches)
         assert kept.online
         storage.go_away()
         for position in range(1, 100):
-            kept.record_chunk(chunk(position), 0)
+            kept.writer.record_chunk(chunk(position), 0)
         await until(lambda: storage.n_opened > 5)
         assert not kept.online
         assert kept.stats().last_error == "no route to host"
@@ -367,7 +373,7 @@ async def test_a_database_that_opens_but_takes_no_batch_is_not_online(storage: M
                 raise StorageError("disk full")
 
         storage.fail = full
-        kept.record_chunk(chunk(0), 0)
+        kept.writer.record_chunk(chunk(0), 0)
         await until(lambda: not kept.online)
         n_opened = storage.n_opened
         await until(lambda: storage.n_opened > n_opened + 3)
@@ -377,18 +383,17 @@ async def test_a_database_that_opens_but_takes_no_batch_is_not_online(storage: M
 async def test_a_batch_whose_answer_was_lost_is_tried_as_it_was_and_told_as_durable(
     storage: MemoryStorage, recorder: Record
 ) -> None:
-    kept = recorder(max_records=1)
     told: list[Written] = []
-    kept.on_written = told.append
+    kept = recorder(max_records=1, on_written=told.append)
 
     def lose() -> None:
         storage.lose = lambda: None
-        kept.record_chunk(chunk(1), 0)
+        kept.writer.record_chunk(chunk(1), 0)
         raise StorageError("connection reset")
 
     storage.lose = lose
-    kept.record(SESSION)
-    kept.record_chunk(chunk(0), 0)
+    kept.writer.record(SESSION)
+    kept.writer.record_chunk(chunk(0), 0)
     async with running(kept):
         await until(lambda: kept.stats().pending_records == 0)
     first, again, following = storage.tried
@@ -404,7 +409,7 @@ async def test_a_mistake_of_ours_does_not_end_the_recording(
     kept = recorder(max_records=1)
     storage.go_away(RuntimeError("a mistake"))
     async with running(kept):
-        kept.record_chunk(chunk(0), 0)
+        kept.writer.record_chunk(chunk(0), 0)
         await until(lambda: storage.n_opened > 2)
         storage.come_back()
         await until(lambda: storage.batches)
@@ -416,11 +421,11 @@ async def test_a_run_that_was_cancelled_in_a_write_is_gone_on_with(storage: Memo
     kept = recorder(max_records=1)
     storage.gate.clear()
     async with running(kept):
-        kept.record_chunk(chunk(0), 0)
+        kept.writer.record_chunk(chunk(0), 0)
         await until(lambda: storage.tried)
-    kept.record_chunk(chunk(1), 0)
+    kept.writer.record_chunk(chunk(1), 0)
     storage.gate.set()
-    assert await kept.drain(5)
+    assert await drained(kept, 5)
     assert storage.tried[0] == storage.tried[1]
     assert of_session(storage) == [0, 1]
 
@@ -432,13 +437,13 @@ async def test_a_database_that_was_set_back_gets_again_what_is_still_here(
     kept = recorder(max_records=10, max_seconds=0.01, journal_max_bytes=100_000)
     async with running(kept):
         for position in range(0, 300, 10):
-            kept.record_chunk(chunk(position, 10), 0)
+            kept.writer.record_chunk(chunk(position, 10), 0)
             await until(lambda: kept.stats().pending_records == 0)
-        own = kept._journals.own
+        own = kept.journals.own
         assert own.log.start > 0
         storage.database.writers[own.writer_id] = 1
         storage.database.raw.clear()
-        kept.record_chunk(chunk(300, 10), 0)
+        kept.writer.record_chunk(chunk(300, 10), 0)
         await until(lambda: of_session(storage)[-1:] == [309])
         assert kept.online
     written = of_session(storage)
@@ -450,13 +455,13 @@ async def test_a_damaged_piece_of_the_journal_costs_no_more_than_itself(
 ) -> None:
     kept = recorder(max_records=10)
     for position in range(10):
-        kept.record_chunk(chunk(position), 0)
-    (path,) = kept._journals.own.log.paths
+        kept.writer.record_chunk(chunk(position), 0)
+    (path,) = kept.journals.own.log.paths
     damage(path, path.stat().st_size // 2)
     async with running(kept):
         await until(lambda: storage.tried)
         for position in range(10, 20):
-            kept.record_chunk(chunk(position), 0)
+            kept.writer.record_chunk(chunk(position), 0)
         assert await kept.drain(5)
         assert kept.stats().pending_bytes == 0
     assert of_session(storage) == [0, 1, 2, 3, 4, *range(10, 20)]
@@ -471,12 +476,12 @@ async def test_what_a_dead_process_left_is_written_first_and_once(
     dead = [there(tmp_path) for _ in range(3)]
     for n, journals in enumerate(dead):
         left = recorder(journals=journals)
-        left.record_chunk(chunk(100 * n, 100), 0)
+        left.writer.record_chunk(chunk(100 * n, 100), 0)
     for journals in dead:
         die(journals)
     after = there(tmp_path)
     kept = recorder(journals=after, max_records=1)
-    kept.record_chunk(chunk(300), 0)
+    kept.writer.record_chunk(chunk(300), 0)
     assert kept.stats().pending_records == 1
     assert kept.stats().pending_bytes > 300 * 90
     async with running(kept):
@@ -494,9 +499,9 @@ async def test_a_dead_process_whose_last_word_arrives_late_is_believed(
 ) -> None:
     dead = there(tmp_path)
     left = recorder(journals=dead, max_records=1)
-    left.record_chunk(chunk(0, 10), 0)
+    left.writer.record_chunk(chunk(0, 10), 0)
     last_word = await dead.read(dead.own)
-    left.record_chunk(chunk(10, 10), 0)
+    left.writer.record_chunk(chunk(10, 10), 0)
     die(dead)
     after = there(tmp_path)
     kept = recorder(journals=after)
@@ -523,8 +528,8 @@ async def test_an_orphan_that_cannot_be_read_is_left_as_it_is_and_nothing_waits_
     die(dead)
     after = there(tmp_path)
     kept = recorder(journals=after)
-    kept.record_chunk(chunk(0, 10), 0)
-    assert await kept.drain(5)
+    kept.writer.record_chunk(chunk(0, 10), 0)
+    assert await drained(kept, 5)
     assert of_session(storage) == list(range(10))
     assert len(messages(caplog, f"journal {dead.own.writer_id} cannot be read, it is left as it is")) == 1
     after.close()
@@ -537,14 +542,14 @@ async def test_what_is_recorded_while_orphans_are_written_is_in_the_journal(
     storage: MemoryStorage, recorder: Record, tmp_path: Path
 ) -> None:
     dead = there(tmp_path)
-    recorder(journals=dead).record_chunk(chunk(0, 10), 0)
+    recorder(journals=dead).writer.record_chunk(chunk(0, 10), 0)
     die(dead)
     after = there(tmp_path)
     kept = recorder(journals=after, max_records=1)
     storage.gate.clear()
     async with running(kept):
         await until(lambda: storage.tried)
-        kept.record_chunk(chunk(10, 5), 0)
+        kept.writer.record_chunk(chunk(10, 5), 0)
         assert kept.stats().pending_records == 5
         storage.gate.set()
         assert await kept.drain(5)
@@ -560,7 +565,7 @@ async def test_a_drain_writes_what_is_not_due_yet(storage: MemoryStorage, record
     kept = recorder(linger_seconds=60.0)
     async with running(kept):
         await until(lambda: kept.online)
-        kept.record_chunk(chunk(0), 0)
+        kept.writer.record_chunk(chunk(0), 0)
         assert await kept.drain(5)
     assert of_session(storage) == [0]
 
@@ -574,21 +579,21 @@ async def test_a_drain_gives_up_and_says_how_much_stays(
 ) -> None:
     kept = recorder()
     storage.go_away()
-    kept.record_chunk(chunk(0, 7), 0)
-    assert not await kept.drain(0.05)
-    kept.take_leave()
+    kept.writer.record_chunk(chunk(0, 7), 0)
+    assert not await drained(kept, 0.05)
+    kept.log_remaining()
     assert messages(caplog, f"{kept.stats().pending_bytes} bytes stay in the journal for the next start")
 
 
 async def test_a_drain_does_not_wait_out_a_pause(
     storage: MemoryStorage, recorder: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outage_module, "FIRST_SECONDS", 1000.0)
-    monkeypatch.setattr(outage_module, "MAX_SECONDS", 1000.0)
+    monkeypatch.setattr(recorder_module, "FIRST_SECONDS", 1000.0)
+    monkeypatch.setattr(recorder_module, "MAX_SECONDS", 1000.0)
     kept = recorder(max_records=1)
     storage.go_away()
     async with running(kept):
-        kept.record_chunk(chunk(0), 0)
+        kept.writer.record_chunk(chunk(0), 0)
         await until(lambda: storage.n_opened)
         storage.come_back()
         assert await kept.drain(5)
@@ -599,10 +604,10 @@ async def test_what_comes_during_a_drain_is_drained_too(storage: MemoryStorage, 
     kept = recorder(linger_seconds=60.0)
     storage.gate.clear()
     async with running(kept):
-        kept.record_chunk(chunk(0), 0)
+        kept.writer.record_chunk(chunk(0), 0)
         draining = asyncio.create_task(kept.drain(5))
         await until(lambda: storage.tried)
-        kept.record_chunk(chunk(1), 0)
+        kept.writer.record_chunk(chunk(1), 0)
         storage.gate.set()
         assert await draining
     assert of_session(storage) == [0, 1]
@@ -635,18 +640,18 @@ async def test_a_full_disk_refuses_samples_and_keeps_the_end_of_a_session_in_mem
 ) -> None:
     kept = recorder(max_records=1)
     async with running(kept):
-        kept.record_chunk(chunk(0), 0)
+        kept.writer.record_chunk(chunk(0), 0)
         await until(lambda: storage.batches)
         disk.is_full = True
-        assert not kept.record_chunk(chunk(1), 0)
-        kept.record(gap(1, 2, "lost"))
-        kept.record(SESSION)
+        assert not kept.writer.record_chunk(chunk(1), 0)
+        kept.writer.record(gap(1, 2, "lost"))
+        kept.writer.record(SESSION)
         assert not kept.stats().taking
         disk.is_full = False
         await until(lambda: storage.database.sessions.get(ORIGIN.session_id))
         await until(lambda: kept.stats().pending_records == 0)
-        assert kept.takes
-        assert kept.record_chunk(chunk(2), 0)
+        assert kept.writer.takes
+        assert kept.writer.record_chunk(chunk(2), 0)
         assert await kept.drain(5)
     assert of_session(storage) == [0, 2]
     assert storage.database.in_gaps(ORIGIN.session_id, "lost") == {1}
@@ -659,16 +664,16 @@ async def test_a_drain_waits_for_what_the_disk_did_not_take(
 ) -> None:
     kept = recorder(max_records=1)
     async with running(kept):
-        kept.record_chunk(chunk(0), 0)
+        kept.writer.record_chunk(chunk(0), 0)
         storage.gate.clear()
         await until(lambda: storage.tried)
         disk.is_full = True
-        kept.record(SESSION)
+        kept.writer.record(SESSION)
         storage.gate.set()
         await until(lambda: storage.batches)
         assert kept.stats().pending_records == 1
         assert not await kept.drain(0.05)
-        kept.take_leave()
+        kept.log_remaining()
         assert messages(caplog, "1 records for which there was no room on the disk are lost")
         disk.is_full = False
         assert await kept.drain(5)
@@ -684,17 +689,17 @@ async def test_after_a_full_disk_batches_are_due_as_ever(
         await until(lambda: kept.online)
         disk.is_full = True
         for _ in range(25):
-            kept.record(SESSION)
+            kept.writer.record(SESSION)
         disk.is_full = False
         await until(lambda: storage.batches and kept.stats().pending_records == 0)
         assert kept.stats().oldest_pending_seconds == 0
         n_batches = len(storage.batches)
         for position in range(9):
-            kept.record_chunk(chunk(position), 0)
+            kept.writer.record_chunk(chunk(position), 0)
         for _ in range(20):
             await asyncio.sleep(0)
         assert len(storage.batches) == n_batches
-        kept.record_chunk(chunk(9), 0)
+        kept.writer.record_chunk(chunk(9), 0)
         await until(lambda: len(storage.batches) > n_batches)
     assert sizes(storage)[-1] == 10
 
@@ -720,9 +725,9 @@ async def test_every_sample_is_written_once_whatever_happens(
         while position < 20_000:
             n_samples = rng.randrange(1, 200)
             disk.is_full = rng.random() < (0.5 if disk.is_full else 0.05)
-            if kept.record_chunk(chunk(position, n_samples), 0):
+            if kept.writer.record_chunk(chunk(position, n_samples), 0):
                 taken += range(position, position + n_samples)
-            kept.record_chunk(chunk(position, n_samples, OTHER), 0)
+            kept.writer.record_chunk(chunk(position, n_samples, OTHER), 0)
             position += n_samples
             if rng.random() < 0.1:
                 await asyncio.sleep(0)

@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.clock import Clock
-from support.samples import PREDICTION, SESSION, gap
-from zander.journal import writer as intake_module
+from support.samples import PREDICTION, SESSION, chunk, gap
+from zander.journal import writer as writer_module
+from zander.journal.journal import Journals
 from zander.journal.log import Log
 from zander.journal.records import Record, decode, encode
-from zander.journal.writer import FREE_SHARE, PAUSE_SECONDS, Intake
+from zander.journal.writer import FREE_SHARE, PAUSE_SECONDS, JournalWriter
 
 N_BYTES = len(encode(PREDICTION)) + 8
 
@@ -40,116 +42,125 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(intake_module, "monotonic", clock)
+    monkeypatch.setattr(writer_module, "monotonic", clock)
     return clock
 
 
 @pytest.fixture
-def segments(tmp_path: Path) -> Log:
-    return Log(tmp_path, "journal", segment_bytes=1000)
+def journals(tmp_path: Path) -> Iterator[Journals]:
+    """Journals in files of 1000 bytes."""
+    found = Journals(tmp_path, 8000)
+    yield found
+    found.close()
 
 
-def written(segments: Log) -> list[Record]:
+def within(journals: Journals, max_bytes: int) -> JournalWriter:
+    return JournalWriter(journals, max_bytes=max_bytes, batch_records=50)
+
+
+def written(journals: Journals) -> list[Record]:
     found, offset = [], 0
-    while (frames := segments.read(offset, 1 << 20)).payloads:
+    while (frames := journals.own.log.read(offset, 1 << 20)).payloads:
         found += [decode(payload) for payload in frames.payloads]
         offset = frames.end
     return found
 
 
-def fill(intake: Intake) -> int:
+def fill(writer: JournalWriter) -> int:
     """Add predictions until there is no room; return how many found some."""
     n = 0
-    while intake.add(PREDICTION):
+    while writer.record_prediction(PREDICTION):
         n += 1
     return n
 
 
-def test_what_is_added_is_in_the_journal_at_once(segments: Log) -> None:
-    intake = Intake(segments, 1 << 20)
-    assert intake.add(PREDICTION)
-    intake.insist(SESSION)
-    assert written(segments) == [PREDICTION, SESSION]
+def test_what_is_added_is_in_the_journal_at_once(journals: Journals) -> None:
+    writer = within(journals, 1 << 20)
+    assert writer.record_prediction(PREDICTION)
+    writer.record(SESSION)
+    assert written(journals) == [PREDICTION, SESSION]
 
 
 def test_beyond_the_bound_only_what_must_not_be_missed_is_taken(
-    segments: Log, clock: Clock, caplog: pytest.LogCaptureFixture
+    journals: Journals, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    intake = Intake(segments, 10 * N_BYTES)
-    assert fill(intake) == 11  # the last may go beyond
-    assert not intake.takes
-    assert not intake.add(PREDICTION, 5)
-    intake.insist(SESSION)
-    assert written(segments)[-1] == SESSION
-    assert (intake.n_refused, intake.n_waiting) == (6, 0)
+    writer = within(journals, 10 * N_BYTES)
+    assert fill(writer) == 11  # the last may go beyond
+    assert not writer.takes
+    assert not writer.record_chunk(chunk(0, 5), 0)
+    writer.record(SESSION)
+    assert written(journals)[-1] == SESSION
+    assert (writer.n_refused, writer.n_in_memory) == (6, 0)
     assert caplog.messages == [f"the journal takes no more, relays are refused: it has {11 * N_BYTES} bytes, its bound"]
 
 
-def test_it_takes_more_when_enough_is_free_again(segments: Log, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    intake = Intake(segments, 20 * N_BYTES)
-    fill(intake)
+def test_it_takes_more_when_enough_is_free_again(
+    journals: Journals, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = within(journals, 20 * N_BYTES)
+    fill(writer)
     clock.now_s += PAUSE_SECONDS
-    intake.retry()
-    assert not intake.takes
-    segments.forget(segments.end)
-    intake.bound(0)
-    intake.retry()
-    assert not intake.takes  # it was asked just now
+    writer.retry()
+    assert not writer.takes
+    journals.own.commit(journals.own.log.end)
+    writer.set_limit(0)
+    writer.retry()
+    assert not writer.takes  # it was asked just now
     clock.now_s += PAUSE_SECONDS
-    assert intake.add(PREDICTION)
-    assert intake.takes
+    assert writer.record_prediction(PREDICTION)
+    assert writer.takes
     assert caplog.messages[1:] == ["the journal takes records again after 2.0 s, 1 were refused"]
 
 
-def test_a_little_room_is_not_enough(segments: Log, clock: Clock) -> None:
-    intake = Intake(segments, 20 * N_BYTES)
-    fill(intake)
+def test_a_little_room_is_not_enough(journals: Journals, clock: Clock) -> None:
+    writer = within(journals, 20 * N_BYTES)
+    fill(writer)
     clock.now_s += PAUSE_SECONDS
-    intake.bound(-round(FREE_SHARE * 20 * N_BYTES))
-    intake.retry()
-    assert not intake.takes
+    writer.set_limit(-round(FREE_SHARE * 20 * N_BYTES))
+    writer.retry()
+    assert not writer.takes
     clock.now_s += PAUSE_SECONDS
-    intake.bound(-round(FREE_SHARE * 20 * N_BYTES) - N_BYTES)
-    intake.retry()
-    assert intake.takes
+    writer.set_limit(-round(FREE_SHARE * 20 * N_BYTES) - N_BYTES)
+    writer.retry()
+    assert writer.takes
 
 
-def test_what_other_journals_take_counts(segments: Log, clock: Clock) -> None:
-    intake = Intake(segments, 20 * N_BYTES)
-    intake.bound(15 * N_BYTES)
-    assert fill(intake) == 6
+def test_what_other_journals_take_counts(journals: Journals, clock: Clock) -> None:
+    writer = within(journals, 20 * N_BYTES)
+    writer.set_limit(15 * N_BYTES)
+    assert fill(writer) == 6
 
 
-def test_a_full_disk_is_not_asked_for_each_record(segments: Log, disk: Disk, clock: Clock) -> None:
-    intake = Intake(segments, 1 << 20)
+def test_a_full_disk_is_not_asked_for_each_record(journals: Journals, disk: Disk, clock: Clock) -> None:
+    writer = within(journals, 1 << 20)
     disk.is_full = True
     for _ in range(100):
-        assert not intake.add(PREDICTION)
+        assert not writer.record_prediction(PREDICTION)
     assert disk.n_asked == 1
     clock.now_s += PAUSE_SECONDS
     for _ in range(100):
-        assert not intake.add(PREDICTION)
+        assert not writer.record_prediction(PREDICTION)
     assert disk.n_asked == 2
-    assert intake.n_refused == 200
+    assert writer.n_refused == 200
 
 
 def test_what_must_not_be_missed_waits_in_memory_and_keeps_its_place(
-    segments: Log, disk: Disk, clock: Clock, caplog: pytest.LogCaptureFixture
+    journals: Journals, disk: Disk, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    intake = Intake(segments, 1 << 20)
-    intake.add(PREDICTION)
+    writer = within(journals, 1 << 20)
+    writer.record_prediction(PREDICTION)
     disk.is_full = True
-    assert not intake.add(PREDICTION)
-    intake.insist(gap(0, 5, "lost"))
-    intake.insist(SESSION)
-    assert intake.n_waiting == 2
+    assert not writer.record_prediction(PREDICTION)
+    writer.record(gap(0, 5, "lost"))
+    writer.record(SESSION)
+    assert writer.n_in_memory == 2
     disk.is_full = False
-    intake.insist(gap(5, 6, "lost"))  # not before the others
-    assert written(segments) == [PREDICTION]
+    writer.record(gap(5, 6, "lost"))  # not before the others
+    assert written(journals) == [PREDICTION]
     clock.now_s += PAUSE_SECONDS
-    assert intake.add(PREDICTION)
-    assert written(segments) == [PREDICTION, gap(0, 5, "lost"), SESSION, gap(5, 6, "lost"), PREDICTION]
-    assert intake.n_waiting == 0
+    assert writer.record_prediction(PREDICTION)
+    assert written(journals) == [PREDICTION, gap(0, 5, "lost"), SESSION, gap(5, 6, "lost"), PREDICTION]
+    assert writer.n_in_memory == 0
     assert [message.split(":")[0] for message in caplog.messages] == [
         "the journal takes no more, relays are refused",
         "the journal takes records again after 1.0 s, 1 were refused",
@@ -157,12 +168,12 @@ def test_what_must_not_be_missed_waits_in_memory_and_keeps_its_place(
 
 
 def test_a_disk_that_fills_up_again_while_catching_up_loses_nothing(
-    segments: Log, disk: Disk, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    journals: Journals, disk: Disk, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    intake = Intake(segments, 1 << 20)
+    writer = within(journals, 1 << 20)
     disk.is_full = True
-    intake.insist(gap(0, 5))
-    intake.insist(gap(5, 9))
+    writer.record(gap(0, 5))
+    writer.record(gap(5, 9))
     disk.is_full = False
     append, n_left = Log.append, 1
 
@@ -176,20 +187,20 @@ def test_a_disk_that_fills_up_again_while_catching_up_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(Log, "append", one_more)
         clock.now_s += PAUSE_SECONDS
-        intake.retry()
-        assert (intake.takes, intake.n_waiting) == (False, 1)
+        writer.retry()
+        assert (writer.takes, writer.n_in_memory) == (False, 1)
     clock.now_s += PAUSE_SECONDS
-    intake.retry()
-    assert intake.takes
-    assert written(segments) == [gap(0, 5), gap(5, 9)]
+    writer.retry()
+    assert writer.takes
+    assert written(journals) == [gap(0, 5), gap(5, 9)]
 
 
 def test_a_disk_with_room_for_what_waited_and_no_more_stays_full(
-    segments: Log, disk: Disk, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    journals: Journals, disk: Disk, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    intake = Intake(segments, 1 << 20)
+    writer = within(journals, 1 << 20)
     disk.is_full = True
-    intake.insist(SESSION)
+    writer.record(SESSION)
     disk.is_full = False
 
     def no_more(*_: object) -> None:
@@ -197,6 +208,57 @@ def test_a_disk_with_room_for_what_waited_and_no_more_stays_full(
 
     monkeypatch.setattr(Log, "probe", no_more)
     clock.now_s += PAUSE_SECONDS
-    intake.retry()
-    assert not intake.takes
-    assert written(segments) == [SESSION]
+    writer.retry()
+    assert not writer.takes
+    assert written(journals) == [SESSION]
+
+
+def woken(writer: JournalWriter) -> bool:
+    """Say whether the recorder was woken since this was asked last."""
+    was_set = writer.wake.is_set()
+    writer.wake.clear()
+    return was_set
+
+
+def test_the_recorder_is_woken_by_the_first_record_and_by_a_full_batch_and_no_other(journals: Journals) -> None:
+    writer = JournalWriter(journals, max_bytes=1 << 20, batch_records=10)
+    assert not woken(writer)
+    writer.record_chunk(chunk(0, 2), 0)
+    assert woken(writer)
+    writer.record_chunk(chunk(2, 7), 0)
+    assert (woken(writer), writer.is_batch_due) == (False, False)
+    writer.record_prediction(PREDICTION)
+    assert (woken(writer), writer.is_batch_due) == (True, True)
+    writer.record_chunk(chunk(9, 20), 0)
+    assert (woken(writer), writer.n_pending) == (False, 30)
+
+
+def test_a_batch_is_due_from_an_urgent_record_until_that_is_committed(journals: Journals) -> None:
+    writer = within(journals, 1 << 20)
+    writer.record_chunk(chunk(0), 0)
+    assert woken(writer)
+    writer.record(SESSION)
+    assert (woken(writer), writer.is_batch_due) == (True, True)
+    end = journals.own.log.end
+    writer.record_chunk(chunk(1), 0)
+    journals.own.commit(end)
+    assert not writer.is_batch_due
+
+
+def test_what_is_left_of_a_batch_is_as_old_as_its_reading(journals: Journals, clock: Clock) -> None:
+    writer = within(journals, 1 << 20)
+    writer.record_chunk(chunk(0, 5), 0)
+    began_s = clock.now_s
+    end = journals.own.log.end
+    clock.now_s += 3
+    writer.record_chunk(chunk(5, 2), 0)
+    assert (writer.n_pending, writer.oldest_s) == (7, began_s)
+    journals.own.commit(end)
+    writer.commit(5, began_s + 1)
+    assert (writer.n_pending, writer.oldest_s) == (2, began_s + 1)
+    journals.own.commit(journals.own.log.end)
+    writer.commit(1, began_s + 2)  # the other was damaged
+    assert writer.n_pending == 0
+    clock.now_s += 1
+    writer.record_chunk(chunk(7), 0)
+    assert (writer.n_pending, writer.oldest_s) == (1, began_s + 4)
