@@ -1,7 +1,7 @@
 """Raw samples as the rows of PostgreSQL's binary COPY, and back.
 
-A COPY is COPY_HEAD, rows, COPY_END: see COPY, "Binary Format", in PostgreSQL's manual. The rows of one session have
-one size: all but time, position and values is the same in each.
+A COPY is COPY_HEAD, rows, COPY_END: see COPY, "Binary Format", in PostgreSQL's manual. The rows of one session all
+have the same size, and differ in time, position and values only.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _get_int32 = Struct(">i").unpack_from
 
 
 class Rows(NamedTuple):
-    """What rows hold: `times_us` int64 `(n,)`, `samples` float32 `(n, n_channels)`."""
+    """The contents of rows: `times_us` int64 `(n,)`, `samples` float32 `(n, n_channels)`."""
 
     times_us: NDArray[np.int64]
     samples: NDArray[np.float32]
 
 
 class RowEncoder:
-    """Writes the rows of one session; one sample takes 0.7 µs, since only what differs is written into a template."""
+    """An encoder of one session's rows; a sample takes 0.7 µs, since only what differs is written into a template."""
 
     def __init__(self, session_id: str, user_id: str, n_channels: int) -> None:
         user = user_id.encode()
@@ -100,7 +100,7 @@ def _template(dtype: np.dtype[Any], session: bytes, user: bytes, n_channels: int
 
 @lru_cache(maxsize=1024)
 def _row_dtype(user_size: int, n_channels: int) -> np.dtype[Any]:
-    """The layout of a row: n_fields, then every field as its size in bytes and its value; all big-endian."""
+    """Return the layout of a row: n_fields, then every field as its size in bytes and its value; all big-endian."""
     return np.dtype(
         [
             ("n_fields", ">i2"),

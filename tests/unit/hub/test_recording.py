@@ -16,7 +16,7 @@ from zander.wire.messages import DeviceInfo, Gap, Prediction
 
 
 class Notebook:
-    """A Recorder that writes down what it is told; `takes`: whether it has room."""
+    """A RecordSink that writes down what it is told; `takes`: whether it has room."""
 
     def __init__(self) -> None:
         self.told: list[Any] = []
