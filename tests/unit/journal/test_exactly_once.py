@@ -525,7 +525,7 @@ class ExactlyOnce(RuleBasedStateMachine):
                 pending = self.loop.run_until_complete(
                     node.journals.pending(held.session.origin, 0, held.session.next_position)
                 )
-                for chunk in pending:
+                for chunk in (item for item in pending if isinstance(item, Chunk)):
                     assert chunk.samples[:, 0].tolist() == list(range(chunk.position, chunk.end))
                     found |= set(range(chunk.position, chunk.end))
                 taken = {position for chunk in held.taken for position in range(chunk.position, chunk.end)}
