@@ -35,4 +35,8 @@ class Event:
         if not self._is_set:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters += (waiter,)
-            await waiter
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                self._waiters = tuple(other for other in self._waiters if other is not waiter)
+                raise

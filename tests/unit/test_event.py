@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from contextlib import suppress
 
 from zander.event import Event
 
@@ -46,3 +48,18 @@ async def test_one_who_gives_up_keeps_nobody_else() -> None:
     event.set()
     await asyncio.wait_for(second, 5)
     assert first.cancelled()
+
+
+async def test_waiters_that_were_cancelled_are_not_kept() -> None:
+    event = Event()
+    n_before = n_futures()
+    for _ in range(100):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                await event.wait()
+    assert n_futures() - n_before < 10
+
+
+def n_futures() -> int:
+    gc.collect()
+    return sum(isinstance(it, asyncio.Future) for it in gc.get_objects())

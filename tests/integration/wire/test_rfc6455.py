@@ -993,13 +993,14 @@ def test_a_relay_that_floods_a_busy_server_is_slowed_and_loses_nothing(
 ) -> None:
     n, n_bytes = 600, 1 << 16
     free = threading.Event()
-    connect = hub(served).connect
+    ingest = hub(served).ingest
+    connect = ingest.connect
 
     async def busy(*args: Any) -> Any:
         await asyncio.to_thread(free.wait, WAIT_SECONDS)
         return await connect(*args)
 
-    monkeypatch.setattr(hub(served), "connect", busy)
+    monkeypatch.setattr(ingest, "connect", busy)
     with Client(served, "/stream", SO_SNDBUF=1 << 16) as client:
         flood = memoryview(auth(user) + b"".join(frame(TEXT, sample(i, n_bytes)) for i in range(n)) + PROBE)
         n_sent = 0
@@ -1039,8 +1040,8 @@ def test_a_consumer_that_does_not_read_costs_no_more_than_its_bound(served: Node
         for i in range(0, n, n_chunk):
             edge.send(frame(BINARY, chunk(i, n_chunk)) + PROBE)
             edge.until(partial(has_probes, i // n_chunk + 1))
-            assert outbox.nbytes <= outbox.max_bytes
-        assert outbox.n_dropped
+            assert outbox.queue.nbytes <= outbox.max_bytes
+        assert outbox.queue.n_dropped
         transport = protocol_of(served, azure).transport
         assert inside(served, _size(transport)) < 4 * TAKE_BYTES
         edge.send(frame(PING, b"still here"))
