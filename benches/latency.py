@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from drive import blaming, drive, house
 from frames import FORMATS, Load
-from options import at_least, in_words, load_of, parser, run, save
-from parts import Baseline, Checkout, Subject, machine
+from options import add_against, add_rounds, at_least, in_words, load_of, parser, run, save
+from parts import Baseline, Subject, checkouts, machine
 from report import Figures, faults, figures_of, middle, say_faults, table
 from stored import lost_rows
 
@@ -33,10 +34,12 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--features-rate", type=at_least(0.0), default=1.0, metavar="HZ", help="features per second of each relay (1)")
     add("--acks", action="store_true", help="relays ask for acks, and the time to them is measured")
     add("--replays", type=at_least(0), default=0, metavar="N", help="consumers that come back, to the beginning (0)")
-    other = made.add_mutually_exclusive_group().add_argument
-    other("--against", type=Path, metavar="DIR", help="measure the checkout in DIR in turn with this one")
-    other("--baseline", action="store_true", help="measure an ordinary FastAPI service in turn with this one")
-    add("--rounds", type=at_least(1), default=1, metavar="N", help="runs of each version; the median is shown (1)")
+    other = made.add_mutually_exclusive_group()
+    add_against(other)
+    other.add_argument(
+        "--baseline", action="store_true", help="measure an ordinary FastAPI service in turn with this one"
+    )
+    add_rounds(made)
     options = made.parse_args(words)
     if options.baseline and (options.format != "json" or options.acks or options.replays or options.no_redis):
         made.error("--baseline knows one-sample JSON, no acks and no replays, and needs its Redis")
@@ -89,19 +92,10 @@ def main() -> int:
     return say_faults(columns)
 
 
-def _subjects(options: argparse.Namespace) -> dict[str, Subject]:
+def _subjects(options: argparse.Namespace) -> Mapping[str, Subject]:
     """Name what is measured, this checkout last."""
-    if options.baseline:
-        return {"baseline": Baseline()} | _named([HERE.parent])
-    return dict(_named([*([options.against] if options.against else []), HERE.parent]))
-
-
-def _named(directories: list[Path]) -> dict[str, Checkout]:
-    """Name checkouts by their commit, or by their directory where that does not tell them apart."""
-    found = [Checkout(directory) for directory in directories]
-    commits = [checkout.commit for checkout in found]
-    is_clear = all(commits) and len(set(commits)) == len(commits)
-    return {checkout.commit if is_clear else str(checkout.directory): checkout for checkout in found}
+    ours = checkouts(options.against)
+    return {"baseline": Baseline(), **ours} if options.baseline else ours
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from drive import blaming, house, stats
 from frames import Load, raw_frames
-from options import at_least, run, save
-from parts import BenchError, Checkout, machine, rss_bytes
+from options import add_against, add_rounds, at_least, run, save
+from parts import BenchError, Checkout, checkouts, machine, rss_bytes
+from report import lines, medians
 
-HERE = Path(__file__).resolve().parent
 N_WARM = 100
 N_SAMPLES = 1000  # what the server buffers of a user
 N_CHANNELS = 7
@@ -141,18 +141,30 @@ def main() -> int:
     parser.add_argument("--each", type=at_least(1), default=1000, metavar="N", help="connections of each kind (1000)")
     parser.add_argument("--no-redis", action="store_true", help="run the node alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
+    add_against(parser)
+    add_rounds(parser)
     options = parser.parse_args()
-    checkout = Checkout(HERE.parent)
-    print(f"{checkout.title} ({checkout.commit})\n{machine()}\n{options.each} of each\n", flush=True)
+    versions = checkouts(options.against)
+    for name, checkout in versions.items():
+        print(f"{checkout.title} ({name})")
+    print(f"{machine()}\n{options.each} of each\n", flush=True)
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in versions}
+    for _ in range(options.rounds):
+        for name, checkout in versions.items():
+            runs[name].append(weigh(checkout, options))
+    columns = {name: medians(found) for name, found in runs.items()}
+    print(lines({name: {f"{kind}, KB": n_kb for kind, n_kb in column.items()} for name, column in columns.items()}))
+    print("\n".join(f"goal: under {n_kb:g} KB for {kind}" for kind, n_kb in GOALS_KB.items()))
+    save(options.json, columns if len(columns) > 1 else next(iter(columns.values())))
+    return 0
+
+
+def weigh(checkout: Checkout, options: argparse.Namespace) -> dict[str, float]:
+    """Measure a fresh service."""
     settings = {"MAX_CONNECTIONS": str(3 * options.each + 3 * N_WARM)}
     place = house(checkout, None, has_redis=not options.no_redis, settings=settings)
     with place as (port, _, pids, server), blaming(server):
-        found = asyncio.run(measure(port, pids["server"], options.each))
-    for kind, n_kb in found.items():
-        goal = f"   goal: under {GOALS_KB[kind]:g} KB" if kind in GOALS_KB else ""
-        print(f"{kind:<30}{n_kb:>10.1f} KB{goal}")
-    save(options.json, found)
-    return 0
+        return asyncio.run(measure(port, pids["server"], options.each))
 
 
 if __name__ == "__main__":

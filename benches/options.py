@@ -34,6 +34,18 @@ def parser(what: str, n_relays: int, formats: Collection[str]) -> argparse.Argum
     return made
 
 
+def add_against(made: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup) -> None:
+    """Let another checkout be measured beside this one."""
+    made.add_argument("--against", type=Path, metavar="DIR", help="measure the checkout in DIR in turn with this one")
+
+
+def add_rounds(made: argparse.ArgumentParser) -> None:
+    """Let each version be measured several times."""
+    made.add_argument(
+        "--rounds", type=at_least(1), default=1, metavar="N", help="runs of each version; the median is shown (1)"
+    )
+
+
 def at_least(least: float) -> Callable[[str], Any]:
     """Read a number, whole where `least` is."""
 

@@ -64,6 +64,15 @@ class Checkout:
             return ""
 
 
+def checkouts(against: Path | None) -> dict[str, Checkout]:
+    """Return this checkout, last, and the one it is measured against, by commit, or by directory where that is one."""
+    directories = [*([against] if against else []), Path(__file__).resolve().parent.parent]
+    found = [Checkout(directory) for directory in directories]
+    commits = [checkout.commit for checkout in found]
+    is_clear = all(commits) and len(set(commits)) == len(commits)
+    return {checkout.commit if is_clear else str(checkout.directory): checkout for checkout in found}
+
+
 class Baseline:
     """The ordinary service (baseline.py)."""
 

@@ -64,12 +64,14 @@ def doubts(figures: Figures) -> list[str]:
     return found
 
 
+def medians(tables: list[dict[str, float]]) -> dict[str, float]:
+    """Take the median of each figure that any of the tables has."""
+    names = dict.fromkeys(name for table in tables for name in table)
+    return {name: median(table[name] for table in tables if name in table) for name in names}
+
+
 def middle(runs: list[Figures]) -> Figures:
     """Take the median of every figure over several runs; what is wrong with one is wrong with all."""
-
-    def medians(tables: list[dict[str, float]]) -> dict[str, float]:
-        names = dict.fromkeys(name for table in tables for name in table)
-        return {name: median(table[name] for table in tables if name in table) for name in names}
 
     return Figures(
         latency_ms=medians([run.latency_ms for run in runs]),

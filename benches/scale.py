@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 from drive import blaming, drive, house, stats
 from frames import Load
-from options import at_least, in_words, load_of, parser, run, save
-from parts import BenchError, Checkout, machine
-from report import LATE_MS, Figures, cells_of, faults, figures_of, lines, say_faults
+from options import add_against, add_rounds, at_least, in_words, load_of, parser, run, save
+from parts import BenchError, Checkout, checkouts, machine
+from report import LATE_MS, Figures, cells_of, faults, figures_of, lines, medians, middle, say_faults
 from stored import lost_rows
 from zander.native import SWITCH
 
@@ -67,6 +67,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--no-database", action="store_true", help="keep the database away: all stays in the journal")
     good = f"p99 below {GOOD_P99_MS:g} ms, nothing lost, less than {GOOD_WAITING_S:g} s waiting for the database"
     add("--search", action="store_true", help=f"find how many relays are good: {good}")
+    add_against(made)
+    add_rounds(made)
     options = made.parse_args(words)
     if options.listened is None:
         options.listened = min(options.relays, max(options.consumers, options.stalled))
@@ -74,6 +76,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         made.error(f"--listened: expected at most all of the {options.relays} relays, got {options.listened}")
     if options.search and options.stalled:
         made.error("--search knows no consumers that are stalled")
+    if (options.against or options.rounds > 1) and (options.search or options.stalled):
+        made.error("--against and --rounds go with neither --search nor --stalled")
     if options.no_database and options.database_url:
         made.error("--no-database: there is nothing to write to the --database-url")
     return options
@@ -245,21 +249,35 @@ def main() -> int:
     load = load_of(
         options, consumers=options.consumers, listened=options.listened, stalled=options.stalled, features_hz=0.0
     )
-    checkout, generator = Checkout(HERE.parent), build()
-    print(f"{checkout.title} ({checkout.commit})\n{machine()}\n{describe(load, options)}\n", flush=True)
+    versions, generator = checkouts(options.against), build()
+    for name, checkout in versions.items():
+        print(f"{checkout.title} ({name})")
+    print(f"{machine()}\n{describe(load, options)}\n", flush=True)
+    runs: dict[str, list[Run]] = {name: [] for name in versions}
     if options.search:
-        runs = {"": search(checkout, generator, load, options)}
-        print(f"\n{describe(runs[''].load, options)}\n")
+        [(name, checkout)] = versions.items()
+        runs[name].append(search(checkout, generator, load, options))
+        print(f"\n{describe(runs[name][0].load, options)}\n")
     elif load.stalled:
-        runs = stall(checkout, generator, load, options)
-    else:
-        runs = {"": measure(checkout, generator, load, options)}
-    print(lines({name: _cells(found) for name, found in runs.items()}))
-    if load.stalled:
-        say_stalled(*runs.values())
-    found = {name: (one._asdict() | {"figures": one.figures._asdict()}) for name, one in runs.items()}
-    save(options.json, found if load.stalled else found[""])
-    return say_faults({name: one.figures for name, one in runs.items()})
+        runs = {name: [run] for name, run in stall(checkout, generator, load, options).items()}
+    for _ in range(0 if options.search or load.stalled else options.rounds):
+        for name, checkout in versions.items():
+            runs[name].append(measure(checkout, generator, load, options))
+    return report(runs, options)
+
+
+def report(runs: dict[str, list[Run]], options: argparse.Namespace) -> int:
+    """Print the medians of the runs, and what was wrong with any; return the exit code."""
+    print(lines({name: medians([_cells(run) for run in found]) for name, found in runs.items()}))
+    if options.stalled:
+        say_stalled(*(found[0] for found in runs.values()))
+    told: dict[str, Any] = {
+        name: [run._asdict() | {"figures": run.figures._asdict()} for run in found] for name, found in runs.items()
+    }
+    if options.rounds == 1:
+        told = {name: found[0] for name, found in told.items()}
+    save(options.json, told if len(told) > 1 else next(iter(told.values())))
+    return say_faults({name: middle([run.figures for run in found]) for name, found in runs.items()})
 
 
 if __name__ == "__main__":
