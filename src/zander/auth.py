@@ -1,4 +1,4 @@
-"""A key, and whether it opens the door."""
+"""Keys, and the check of a web page's origin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the hot path runs natively: `zander._native` is built, and the environment does not say ZANDER_NATIVE=0.
+"""Availability of the native path: `zander._native` is built, and the environment does not say ZANDER_NATIVE=0.
 
 Without it everything works as with it, slower: what it does, `wire`, `session`, `ring` and `journal` do as well.
 """

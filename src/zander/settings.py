@@ -29,7 +29,7 @@ RedisUrl = Annotated[str, Meta(pattern=r"^(rediss?|unix)://")]
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """What an operator may set; the field `host` is the variable `HOST`, and so on."""
+    """The settings of an operator; the field `host` is the variable `HOST`, and so on."""
 
     database_url: Annotated[
         DatabaseUrl | None,
@@ -181,7 +181,7 @@ def _refuse_open_door(settings: Settings) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether a name or address means this machine alone."""
+    """Return whether a name or address means this machine alone."""
     try:
         return host.lower() == "localhost" or ip_address(host.strip("[]")).is_loopback
     except ValueError:

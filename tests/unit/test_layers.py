@@ -54,8 +54,15 @@ KNOWN_TO = {
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 40
-MAX_ATTRIBUTES = 24
-MAX_METHODS = 30
+MAX_ATTRIBUTES = 15
+MAX_METHODS = 21
+LARGER = {  # and why
+    "terminal.dashboard.View": 18,  # what one screen shows, plain values
+    "client.relay.Relay": 26,  # the public face of the client
+    "cluster.subscriptions.Subscriptions": 25,  # to be one task per user
+}
+
+PRONOUNS = {"What", "Who", "Which", "Whose", "Where", "Whether", "How", "From"}
 
 
 def module_name(file: Path) -> str:
@@ -67,7 +74,7 @@ def module_name(file: Path) -> str:
 FILES = {module_name(file): file for file in sorted([*SOURCE.rglob("*.py"), *SOURCE.rglob("*.pyi")])}
 MODULES = [name for name in FILES if name]
 CLASSES = [
-    pytest.param(node, id=f"{name}.{node.name}")
+    pytest.param(f"{name}.{node.name}", node, id=f"{name}.{node.name}")
     for name, file in FILES.items()
     for node in ast.parse(file.read_text()).body
     if isinstance(node, ast.ClassDef)
@@ -158,8 +165,8 @@ def test_a_function_can_be_read_at_a_glance(name: str) -> None:
             assert n_lines <= MAX_FUNCTION_LINES, f"{node.name} has {n_lines} lines"
 
 
-@pytest.mark.parametrize("node", CLASSES)
-def test_a_class_holds_one_promise(node: ast.ClassDef) -> None:
+@pytest.mark.parametrize(("name", "node"), CLASSES)
+def test_a_class_holds_one_promise(name: str, node: ast.ClassDef) -> None:
     methods = [part for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)]
     attributes = {
         target.attr
@@ -169,5 +176,15 @@ def test_a_class_holds_one_promise(node: ast.ClassDef) -> None:
         for target in ast.walk(part)
         if isinstance(target, ast.Attribute) and isinstance(target.ctx, ast.Store)
     }
-    assert len(methods) <= MAX_METHODS
-    assert len(attributes) <= MAX_ATTRIBUTES, sorted(attributes)
+    assert len(methods) <= max(MAX_METHODS, LARGER.get(name, 0))
+    assert len(attributes) <= max(MAX_ATTRIBUTES, LARGER.get(name, 0)), sorted(attributes)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_docstrings_of_modules_and_classes_begin_with_a_noun_phrase(name: str) -> None:
+    tree = ast.parse(FILES[name].read_text())
+    nodes: list[ast.Module | ast.ClassDef] = [tree, *(it for it in ast.walk(tree) if isinstance(it, ast.ClassDef))]
+    for node in nodes:
+        text = ast.get_docstring(node)
+        assert text or isinstance(node, ast.ClassDef), "no docstring"
+        assert not text or text.split()[0].strip(",:") not in PRONOUNS, text.splitlines()[0]

@@ -60,7 +60,7 @@ class Cluster:
         self.n_changes += 1
         if stream:
             self.holdings[user_id] = self._holding(stream)
-            self.subscriptions.come_home(stream)
+            self.subscriptions.unfollow_held(stream)
         else:
             self.holdings.pop(user_id, None)
             self.followers.forget(user_id)

@@ -1,4 +1,4 @@
-"""Which node holds which user: what this node knows from what the others say. Pure rules, no input or output.
+"""Directory of which node holds which user, as the others tell this one. Pure rules, no input or output.
 
 Every node tells all others of each change of what it holds, and beats once a second with the number of changes so
 far; who has missed one asks for everything. Nothing is kept in Redis, so nothing there can be stale or flushed. The
@@ -42,7 +42,7 @@ class Owner(NamedTuple):
 
 
 class Peer:
-    """What is known of another node."""
+    """Another node, as far as it is known."""
 
     def __init__(self, link_n: int, n_changes: int, holdings: Iterable[Holding], now: float) -> None:
         self.link_n = link_n
@@ -54,14 +54,14 @@ class Peer:
             self.hold(holding, now)
 
     def hold(self, holding: Holding, now: float) -> None:
-        """Note what it holds by now."""
+        """Add or replace what it holds of a user."""
         before = self.holdings.get(holding.user_id)
         self.holdings[holding.user_id] = holding
         if before is None or before.rank != holding.rank:
             self.heard_at[holding.user_id] = now
 
     def drop(self, user_id: str) -> None:
-        """Note that it holds a user no more."""
+        """Remove a user whom it holds no more."""
         self.holdings.pop(user_id, None)
         self.heard_at.pop(user_id, None)
 
@@ -104,7 +104,7 @@ class Directory:
         return True
 
     def holds(self, node_id: str, user_id: str, session_id: str) -> bool:
-        """Say whether a node has not given up a session yet, as far as is known."""
+        """Return whether a node has not given up a session yet, as far as is known."""
         peer = self.peers.get(node_id)
         return bool(peer and user_id in peer.holdings and peer.holdings[user_id].session_id == session_id)
 

@@ -1,4 +1,4 @@
-"""What nodes say to each other, as msgpack. Only nodes of one version talk: the format is no promise."""
+"""Messages between nodes, as msgpack. Only nodes of one version talk: the format is no promise."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Unfollow(_Message):
 
 
 class Followed(_Call):
-    """From now on you get everything; this is what came before, of which nothing from `first_position` on is lost."""
+    """The answer to Follow: you get everything from now on. What came before is in it, whole from `first_position` on."""
 
     session_id: str
     period_us: float
@@ -118,7 +118,7 @@ class Followed(_Call):
 
 
 class Events(_Message):
-    """What happened to a user you follow."""
+    """Items of a user you follow."""
 
     user_id: str
     session_id: str

@@ -112,7 +112,7 @@ class Node:
                 self._cluster.announce(user_id, None)
             else:
                 self._calls.send(self._state(), owner.node_id)  # it does not know yet that ours is newer
-        self._subscriptions.attend(user_id)
+        self._subscriptions.reconcile(user_id)
 
     def _lose(self, node_id: str) -> None:
         """Forget a node; one that said that it stops has sent everything before."""
@@ -136,7 +136,7 @@ class Node:
             for node_id in self._directory.silent(monotonic()):
                 self._subscriptions.suspend(node_id)
                 self._lose(node_id)
-            self._subscriptions.attend_all()
+            self._subscriptions.reconcile_all()
             await asyncio.sleep(BEAT_SECONDS)
 
     # What this node does for the others.

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Calls:
-    """What this node has asked others and not been answered yet."""
+    """Questions to other nodes that are not answered yet."""
 
     def __init__(self, link: RedisLink) -> None:
         self.link = link

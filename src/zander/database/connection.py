@@ -160,7 +160,7 @@ def plain_dsn(database_url: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Say why, without a word of the data: the messages of data errors quote it."""
+    """Return the reason, without a word of the data: the messages of data errors quote it."""
     if isinstance(error, StorageError):
         return str(error)
     if isinstance(error, TimeoutError) and not error.args:
@@ -171,7 +171,7 @@ def reason(error: BaseException) -> str:
 
 
 def blames_data(error: BaseException) -> bool:
-    """Say whether the data is the cause: the server says so, or it could not even be encoded."""
+    """Return whether the data is the cause: the server says so, or it could not even be encoded."""
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "").startswith(BLAMES_DATA)
     return isinstance(error, ValueError | OverflowError)

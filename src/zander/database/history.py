@@ -1,4 +1,4 @@
-"""Reading by time: the samples, features and predictions of a user, page by page.
+"""Reader by time: the samples, features and predictions of a user, page by page.
 
 A page is read in windows of time: where the server keeps rows in columns it has to sort what it finds, and without an
 end it might find years. It is read in pieces, too: nothing else on the event loop has to wait for a whole page.
@@ -83,7 +83,7 @@ class History:
         self._pool = pool
 
     async def has_user(self, user_id: str) -> bool:
-        """Say whether the user ever had a session."""
+        """Return whether the user ever had a session."""
         return bool(await self._pool.fetch(HAS_USER, user_id))
 
     async def raw_page(

@@ -1,4 +1,4 @@
-"""Reading by position: the samples of a session, and the gaps between them.
+"""Reader by position: the samples of a session, and the gaps between them.
 
 `raw_eeg` has no index on positions, so the time of a position is searched for. Within a session times never run
 backwards: what lies before a time lies before its position too.

@@ -15,7 +15,7 @@ QUERY_SECONDS = 3600.0  # Ctrl-C ends it sooner
 READ_ONLY = "SET default_transaction_read_only = on"
 NO_ROWS = "expected a query, which is SELECT, VALUES, TABLE or WITH; for all else there is psql"
 
-# What stands on the right of its column.
+# Types that are aligned to the right of their column.
 NUMBERS = {"int2", "int4", "int8", "float4", "float8", "numeric", "money", "oid", "xid"}
 
 

@@ -188,7 +188,7 @@ async def _delete_expired(connection: Connection, table: str, seconds: float) ->
 
 
 async def is_hypertable(connection: Connection, table: str) -> bool:
-    """Say whether a table is a hypertable; False where there is no TimescaleDB."""
+    """Return whether a table is a hypertable; False where there is no TimescaleDB."""
     if await connection.fetchval("SELECT to_regclass('timescaledb_information.hypertables')") is None:
         return False
     count = await connection.fetchval(

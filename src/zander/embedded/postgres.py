@@ -171,7 +171,7 @@ def free_port() -> int:
 
 
 class _Files:
-    """What lies where in the data directory."""
+    """Paths in the data directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.resolve()
@@ -186,7 +186,7 @@ class _Files:
 
 
 class _Postmaster(NamedTuple):
-    """What a server says of itself in its postmaster.pid."""
+    """The state of a server, from its postmaster.pid."""
 
     pid: int
     ready: bool

@@ -1,6 +1,6 @@
 """Native taking in: what relays sent in one iteration of the event loop, as one batch.
 
-An `Interceptor` stands before a relay's standard parser: its `FrameReader` gets the bytes, and takes what it can. The
+An `Interceptor` is before a relay's standard parser: its `FrameReader` gets the bytes, and takes what it can. The
 `FastPath` brings what the readers hold into the journal with one write, then into the rings and to the subscribers, in
 one go like `Ingest.take_raw`. What is not a raw message that simply follows goes the standard way, after what came
 before it.
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class PathStats(Struct):
-    """How many messages took the native path, and why the other frames did not."""
+    """Counts of messages that took the native path, and of frames that did not, by reason."""
 
     native: Annotated[bool, Meta(description="whether the native path is there")] = IS_NATIVE
     intercepted: Annotated[int, Meta(description="raw messages that took it")] = 0

@@ -1,7 +1,7 @@
 """Catching a consumer up to live: from memory, the database or the journal, after a cut or where something was missed.
 
-A consumer gets the rest of the session that it stands in, then the user's later sessions from their start, each behind
-its status. Meanwhile it does not listen; features and predictions come from the moment on from which it does. Memory
+A consumer gets the rest of the session that its cursor is in, then the user's later sessions from their start, each
+after its status. Meanwhile it is not live; features and predictions come from the moment on from which it is. Memory
 (the ring of the node that holds the user) and the database join at any position, since its outbox leaves out what
 repeats; what neither has any more becomes a gap `lost`.
 """
@@ -83,7 +83,7 @@ class Replays:
 
 
 class Pace:
-    """What all replays of this node share, so that the live stream has its turns between theirs."""
+    """The common pace of all replays of this node, so that the live stream has its turns between theirs."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
@@ -143,7 +143,7 @@ class Replay:
         self._hub, self._store, self._sink, self._pace = sources
         self._is_known = is_known
         self._outbox = outbox
-        self._stored: StoredSession | None = None  # the session it stands in, once the database has been asked
+        self._stored: StoredSession | None = None  # the session of the cursor, once the database has been asked
         self._is_away = False  # the database
         self._later: deque[StoredSession] = deque()  # to be replayed after that
         self._memory_from = 0  # memory does not reach back further
@@ -216,7 +216,7 @@ class Replay:
         return False
 
     def _has_ended(self) -> bool:
-        """Say whether nothing more will come of a session that nobody holds; Unavailable when nobody knows."""
+        """Return whether nothing more will come of a session that nobody holds; Unavailable when nobody knows."""
         if self._stored and not self._is_away and (self._stored.end_us is not None or self._is_late):
             self._outbox.skip(self._stored.durable_position, "lost")
             return True

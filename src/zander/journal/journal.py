@@ -60,7 +60,7 @@ class Journal:
         return self.log.end - max(self.offset or 0, self.log.start)
 
     def commit(self, offset: int) -> None:
-        """Note that everything before `offset` is in the database, and delete the files it was in."""
+        """Set what is in the database: everything before `offset`. Delete the files it was in."""
         self.offset = offset
         self.log.forget(offset)
 
@@ -144,7 +144,7 @@ class Journals:
         return sum(journal.n_pending_bytes for journal in (*self.orphans, self.own))
 
     def is_own(self, batch: Batch) -> bool:
-        """Say whether a batch is of this process's records."""
+        """Return whether a batch is of this process's records."""
         return batch.writer_id == self.own.writer_id
 
     def of(self, batch: Batch) -> Journal:

@@ -22,7 +22,7 @@ from zander.wire.websocket import Message
 
 
 class _Place(NamedTuple):
-    """Where a consumer resumes."""
+    """The session and position at which a consumer resumes."""
 
     session_id: str
     position: int

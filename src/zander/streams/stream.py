@@ -25,14 +25,14 @@ RECENT_NOTES = 256  # that another node can still ask for after its connection b
 
 
 class Rates:
-    """How many a second of `n` things, over the last RATE_SECONDS; `tick` is called about every second."""
+    """Rates per second of `n` things, over the last RATE_SECONDS; `tick` is called about every second."""
 
     def __init__(self, n: int) -> None:
         self._counts = array("d", [monotonic(), *[0] * n])  # rows: when, then a count of each
         self._width = 1 + n
 
     def tick(self, *counts: int) -> None:
-        """Note how many there were of each until now."""
+        """Keep the counts until now."""
         self._counts.extend((monotonic(), *counts))
         del self._counts[: -self._width * (RATE_SECONDS + 1)]
 
@@ -116,7 +116,7 @@ class Stream:
         self.relay, self.offline_at = relay, None
 
     def acknowledge(self, durable: int) -> None:
-        """Note up to where all is in the database, and tell the relay if it wants to know."""
+        """Set what is durable, and tell the relay if it asked for acks."""
         self.durable = durable
         if self.acks and self.relay:
             self.relay.say(dumps(Ack(self.session.session_id, durable)))
@@ -170,7 +170,7 @@ class Stream:
             expected = chunk.end
 
     def status(self) -> Status:
-        """Say whether the relay is connected, and with what."""
+        """Return whether the relay is connected, and with what."""
         session = self.session
         return Status(session.user_id, self.online, session.session_id, session.device_info)
 

@@ -54,7 +54,7 @@ class RawIn(NamedTuple):
 
 
 class Origin:
-    """Where samples come from: the user, the session, and the sampling period that spaces a chunk (0: unknown).
+    """The origin of samples: the user, the session, and the sampling period that spaces a chunk (0: unknown).
 
     `prefix` is the JSON text of a raw message up to its position.
     """
@@ -153,7 +153,7 @@ class Chunk:
         return Chunk(self.origin, position, self.times_us[n:], self.samples[n:]) if n > 0 else self
 
     def follows(self, first: Chunk, n_samples: int) -> bool:
-        """Say whether this comes `n_samples` after the start of `first`, in position and, nearly, in time."""
+        """Return whether this comes `n_samples` after the start of `first`, in position and, nearly, in time."""
         if self.origin is not first.origin or self.position != first.position + n_samples:
             return False
         spaced_us = int(first.times_us[0]) + n_samples * first.origin.period_us

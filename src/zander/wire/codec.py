@@ -1,4 +1,4 @@
-"""Reading what comes and writing what goes: JSON by decoders that are built once, binary by `chunk.py`."""
+"""Decoders and encoders of JSON messages, built once; binary chunks are read by `chunk.py`."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         return True
 
     def _begin_to_intercept(self) -> None:
-        """Begin once the parser stands between two messages: it waits for the next frame, and no fragment is open."""
+        """Begin once the parser is between two messages: it waits for the next frame, and no fragment is open."""
         if self._interceptor and not self._interceptor.is_over and self.conn.state is State.OPEN and not self.frames:
             waits_in: Any = self.conn.parser
             while inner := waits_in.gi_yieldfrom:

@@ -1,7 +1,7 @@
 """The part of the API reference that the code does not say: the Structs of each endpoint, terms, rules, error codes.
 
 Tests hold it against the routes, the Structs and the codes of errors: one that is not described here fails. The meaning
-of a field stands on its Struct, that of a close code in `errors.py`.
+of a field is on its Struct, that of a close code in `errors.py`.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def pretty(value: object) -> str:
 
 
 def type_text(schema: Json) -> str:
-    """Say what a value may be: its type and its limits."""
+    """Describe a value: its type and its limits."""
     if reference := schema.get("$ref"):
         name = _name(reference)
         return f"[{name}](#{anchor(name)})"
@@ -158,7 +158,7 @@ def objects(document: Json) -> list[str]:
 
 
 def answer_type(operation: Json) -> str:
-    """Say what an endpoint answers: a Struct, or a media type."""
+    """Describe the answer of an endpoint: a Struct, or a media type."""
     content = operation["responses"]["200"]["content"]
     media, answer = next(iter(content.items()))
     schema = answer["schema"]
