@@ -11,8 +11,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
@@ -65,10 +65,11 @@ def _complain(sentence: str, code: int) -> int:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from zander.embedded.postgres import EmbeddedPostgresError  # noqa: PLC0415
-    from zander.server import serve  # noqa: PLC0415
-    from zander.settings import load  # noqa: PLC0415
-    from zander.workers import supervise  # noqa: PLC0415
+    with _extra("server"):
+        from zander.embedded.postgres import EmbeddedPostgresError  # noqa: PLC0415
+        from zander.server import serve  # noqa: PLC0415
+        from zander.settings import load  # noqa: PLC0415
+        from zander.workers import supervise  # noqa: PLC0415
 
     settings = load()
     try:
@@ -111,13 +112,15 @@ def _dsn(_: argparse.Namespace) -> None:
 
 
 def _sql(options: argparse.Namespace) -> None:
-    from zander.database.sql import print_query  # noqa: PLC0415
+    with _extra("server"):
+        from zander.database.sql import print_query  # noqa: PLC0415
 
     _run(print_query(_database(), options.query, sys.stdout))
 
 
 def _migrate(_: argparse.Namespace) -> None:
-    from zander.database.migrations import migrate_at  # noqa: PLC0415
+    with _extra("server"):
+        from zander.database.migrations import migrate_at  # noqa: PLC0415
 
     applied = asyncio.run(migrate_at(_database()))
     print("\n".join(f"applied {name}" for name in applied) or "nothing to apply: the database is up to date")
@@ -126,11 +129,23 @@ def _migrate(_: argparse.Namespace) -> None:
 # What they share.
 
 
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Import modules that need an extra of the distribution; Failure says to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "zander").startswith("zander"):
+            raise
+        raise Failure(f"{error.name} is not installed: install `zander-eeg[{name}]`", 2) from None
+
+
 def _database() -> str:
     """Return where the database is: the one that is set, or the one that a node keeps in its data directory."""
-    from zander.database.connection import plain_dsn  # noqa: PLC0415
-    from zander.embedded import postgres as embedded  # noqa: PLC0415
-    from zander.settings import load  # noqa: PLC0415
+    with _extra("server"):
+        from zander.database.connection import plain_dsn  # noqa: PLC0415
+        from zander.embedded import postgres as embedded  # noqa: PLC0415
+        from zander.settings import load  # noqa: PLC0415
 
     settings = load()
     if settings.database_url:
@@ -143,7 +158,7 @@ def _database() -> str:
 
 def _key(*variables: str) -> str | None:
     """Return the first key of the first variable that is set, in the environment or in `.env`."""
-    from zander.settings import first_value  # noqa: PLC0415
+    from zander.variables import first_value  # noqa: PLC0415
 
     return first_value(*variables).split(",")[0].strip() or None
 
@@ -169,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="zander", description="Takes EEG in from relays, gives it to whoever listens, and keeps it."
     )
-    parser.add_argument("--version", action="version", version=f"zander {version('zander')}")
+    parser.add_argument("--version", action="version", version=f"zander {version('zander-eeg')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_serve(commands.add_parser("serve", help="run the server"))
     _add_relay(commands.add_parser("relay", help="stream an EDF or BDF recording, as a relay streams a headset"))

@@ -5,7 +5,6 @@ The README's table and `.env.example` are held against this file by a test.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from ipaddress import ip_address
@@ -13,15 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
-from dotenv import dotenv_values
 from msgspec import Meta, Struct
 
 from zander.errors import SettingsError
-
-ENV_FILE = Path(".env")
+from zander.variables import ENV_FILE, first_value, read
 
 Keys = tuple[str, ...]
-Sources = tuple[Mapping[str, str | None], ...]
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 DatabaseUrl = Annotated[str, Meta(pattern=r"^postgres(ql)?(\+asyncpg)?://")]
 Positive = Annotated[float, Meta(gt=0, le=1e6)]
@@ -107,7 +103,7 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path | None = ENV_F
 
     SettingsError names the first variable that is wrong and says what it takes.
     """
-    sources = _sources(environ, env_file)
+    sources = read(environ, env_file)
     given = {}
     for field in Settings.__struct_fields__:
         if value := first_value(field.upper(), sources=sources):
@@ -118,21 +114,6 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path | None = ENV_F
         raise SettingsError(_sentence(str(error))) from None
     _refuse_open_door(settings)
     return settings
-
-
-def first_value(*variables: str, sources: Sources | None = None) -> str:
-    """Return the first variable that is set to something, in the environment or else in `.env`; "" when none is."""
-    sources = sources or _sources(None, ENV_FILE)
-    for variable in variables:
-        for source in sources:
-            if value := (source.get(variable) or "").strip():
-                return value
-    return ""
-
-
-def _sources(environ: Mapping[str, str] | None, env_file: Path | None) -> Sources:
-    file = dotenv_values(env_file, interpolate=False) if env_file and env_file.is_file() else {}
-    return (os.environ if environ is None else environ, file)
 
 
 def environment(settings: Settings) -> dict[str, str]:

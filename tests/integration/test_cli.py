@@ -562,3 +562,33 @@ def test_a_wrong_setting_is_one_sentence(zander: Zander, command: list[str]) -> 
     ended = zander(*command, PORT="eighty")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert re.fullmatch(r"zander: PORT: expected .+\n", ended.stderr)
+
+
+WITHOUT = """
+import sys
+absent, arguments = sys.argv[1].split(","), sys.argv[2:]
+sys.modules.update(dict.fromkeys(absent))
+from zander.cli import main
+sys.exit(main(arguments))
+"""
+
+
+@pytest.mark.parametrize(
+    ("absent", "arguments", "sentence"),
+    [
+        ("uvicorn,starlette,msgspec,asyncpg,redis", ["serve"], "install `zander-eeg[server]`"),
+        ("uvicorn,starlette,msgspec,asyncpg,redis", ["dsn"], "install `zander-eeg[server]`"),
+        ("uvicorn,starlette,msgspec,asyncpg,redis", ["migrate"], "install `zander-eeg[server]`"),
+        ("uvicorn,starlette,msgspec,asyncpg,redis", ["sql", "SELECT 1"], "install `zander-eeg[server]`"),
+        ("pyedflib", ["relay", "--sample"], "install `zander-eeg[local]`"),
+        ("pyedflib", ["relay", "night.edf"], "install `zander-eeg[local]`"),
+    ],
+)
+def test_a_command_without_what_it_needs_says_in_one_sentence_what_to_install(
+    tmp_path: Path, absent: str, arguments: list[str], sentence: str
+) -> None:
+    command = [sys.executable, "-W", "error", "-c", WITHOUT, absent, *arguments]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert re.fullmatch(r"zander: [^\n]+\n", ended.stderr)
+    assert ended.stderr.endswith(f"{sentence}\n")

@@ -1,4 +1,4 @@
-"""What is shipped beside the code: `.env.example`, compose.yaml and the Containerfile."""
+"""What is shipped beside the code: `.env.example`, compose.yaml, the Containerfile, its locks and the version."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 import pytest
 import yaml
 from msgspec import Meta
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from zander.settings import Settings, load
 
@@ -164,4 +169,64 @@ class TestContainerfile:
         ignored = (ROOT / ".dockerignore").read_text().splitlines()
         assert "*" in ignored
         kept = {line[1:] for line in ignored if line.startswith("!")}
+        assert "src" in kept
         assert kept == set(re.findall(r"pyproject\.toml|README\.md|LICENSE|\bsrc\b", CONTAINERFILE.read_text()))
+
+    def test_an_image_without_the_native_path_is_not_built(self) -> None:
+        build, _, shipped = CONTAINERFILE.read_text().partition("COPY --from=build /opt/zander /opt/zander")
+        assert 'RUN /opt/zander/bin/python -c "import zander._native"' in build
+        assert shipped
+
+    def test_dependencies_are_installed_before_the_code_is_copied_and_only_as_locked(self) -> None:
+        dependencies, _, code = CONTAINERFILE.read_text().partition("COPY src src")
+        installs = re.findall(r"pip install .*", dependencies)
+        assert [re.search(r"--require-hashes --requirement (\S+)", line)[1] for line in installs] == [  # type: ignore[index]
+            "src/requirements-build.txt",
+            "src/requirements.txt",
+        ]
+        assert "cargo fetch --locked" in dependencies
+        assert all("--no-deps" in line for line in re.findall(r"pip (?:install|wheel) .*", code))
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    """pyproject.toml as it is written."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def locked(name: str) -> dict[str, Version]:
+    """Return the versions of a lock; each has a hash."""
+    text = (ROOT / "src" / name).read_text().replace("\\\n", "")
+    pins = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+    assert all(hashes and all(it.startswith("--hash=sha256:") for it in hashes) for _, *hashes in pins)
+    return {canonicalize_name(name): Version(version) for name, version in (pin.split("==") for pin, *_ in pins)}
+
+
+class TestLocks:
+    """`make lock` writes them anew."""
+
+    def test_the_image_has_what_the_server_needs_in_versions_that_it_allows(self, project: dict[str, Any]) -> None:
+        versions = locked("requirements.txt")
+        needs = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["server"]
+        for need in map(Requirement, needs):
+            assert versions[canonicalize_name(need.name)] in need.specifier, need
+
+    def test_the_image_is_built_with_what_the_build_needs(self, project: dict[str, Any]) -> None:
+        versions = locked("requirements-build.txt")
+        for need in map(Requirement, project["build-system"]["requires"]):
+            assert versions[canonicalize_name(need.name)] in need.specifier, need
+
+    def test_they_name_no_index(self) -> None:
+        for name in ("requirements.txt", "requirements-build.txt"):
+            assert "://" not in (ROOT / "src" / name).read_text()
+
+
+class TestVersion:
+    def test_it_stands_in_one_place(self, project: dict[str, Any]) -> None:
+        assert version("zander-eeg") == project["project"]["version"]
+        for manifest in ("src/native/Cargo.toml", "benches/generator/Cargo.toml"):
+            assert "version" not in tomllib.loads((ROOT / manifest).read_text())["package"]
+
+    def test_both_crates_claim_one_compiler(self) -> None:
+        manifests = [ROOT / "src/native/Cargo.toml", ROOT / "benches/generator/Cargo.toml"]
+        assert len({tomllib.loads(it.read_text())["package"]["rust-version"] for it in manifests}) == 1

@@ -34,7 +34,7 @@ LAYERS = [
     "wire",
     "embedded",
     "settings",
-    "event native errors lock retry",
+    "event native errors lock retry variables",
     "_native",
 ]
 LEVEL = {name: level for level, line in enumerate(LAYERS) for name in line.split()}
@@ -46,7 +46,7 @@ KNOWN_TO = {
     "starlette": ("app", "server", "routes"),
     "uvicorn": ("server", "wire.websocket"),
     "websockets": ("client", "wire.websocket"),
-    "dotenv": ("settings",),
+    "dotenv": ("variables",),
     "jinja2": ("routes.docs",),
     "markupsafe": ("routes.docs",),
     "pyedflib": ("sources.edf",),
@@ -136,6 +136,12 @@ def test_the_package_itself_is_only_a_name() -> None:
 def test_a_package_is_known_to_few(package: str) -> None:
     users = {name for name in MODULES if package in imports(name)[1]}
     assert {name for name in users if not name.startswith(KNOWN_TO[package])} == set()
+
+
+@pytest.mark.parametrize("name", ["client", "terminal.relay", "terminal.watch"])
+def test_the_client_and_its_commands_need_only_the_base_of_the_distribution(name: str) -> None:
+    needed = {package for module in {name, *reach(name)} for package in imports(module)[1]}
+    assert needed <= {"dotenv", "numpy", "orjson", "pyedflib", "websockets"}
 
 
 def test_the_database_and_redis_do_not_know_each_other_and_the_hub_knows_neither() -> None:

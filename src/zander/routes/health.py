@@ -80,7 +80,7 @@ async def stats(request: Request) -> Response:
     context = require_consumer(request)
     hub = context.hub
     found = ServerStats(
-        version=version("zander"),
+        version=version("zander-eeg"),
         uptime_seconds=round(monotonic() - context.started_at, 3),
         connections=hub.n_connections,
         relays=len(hub.online()),

@@ -116,7 +116,7 @@ def _open(path: Path) -> Any:
 
 
 def _no_pyedflib() -> RecordingError:
-    return RecordingError("reading recordings needs pyedflib: install `zander[local]`")
+    return RecordingError("reading recordings needs pyedflib: install `zander-eeg[local]`")
 
 
 def _signals(reader: Any) -> list[Signal]:

@@ -83,7 +83,7 @@ def document(routes: Iterable[BaseRoute], reference: Reference) -> Json:
     http, channels = _split(routes)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Zander", "version": version("zander"), "description": reference.description},
+        "info": {"title": "Zander", "version": version("zander-eeg"), "description": reference.description},
         "servers": [{"url": "/"}],
         "security": [{"bearer": []}, {"key": []}],
         "paths": {route.path: {"get": _operation(route, reference)} for route in http},
