@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 PROGRAM = """\
@@ -114,7 +115,7 @@ EXAMPLES: dict[str, Any] = {
         "streams": [{**_WHO, "start_time": _TIME, "rate": 128.0, "next_position": 5120, "device_info": _DEVICE}]
     },
     "ServerStats": {
-        "version": "0.1.0",
+        "version": version("zander-eeg"),
         "uptime_seconds": 40.2,
         "connections": 2,
         "relays": 1,
