@@ -12,7 +12,7 @@ from time import monotonic
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from zander.cluster.cluster import Cluster
 from zander.cluster.link import RedisLink
@@ -31,7 +31,7 @@ from zander.journal.journal import FOLDER, Journals
 from zander.journal.recorder import Recorder
 from zander.journal.writer import JournalWriter
 from zander.routes import ROUTES
-from zander.routes.context import Service
+from zander.routes.context import Service, json_response
 from zander.settings import Settings
 from zander.streams.stream import Streams
 
@@ -127,20 +127,20 @@ async def _tick(hub: Hub) -> None:
         hub.tick()
 
 
-def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
+def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
+    return json_response({"error": {"code": code, "message": message}}, status, headers)
 
 
-async def _client_error(_: Request, error: Exception) -> JSONResponse:
+async def _client_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ClientError)
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
     return _error(error.status, error.code, error.message, headers)
 
 
-async def _http_error(_: Request, error: Exception) -> JSONResponse:
+async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _error(error.status_code, error.detail.lower().replace(" ", "_"), error.detail, dict(error.headers or {}))
 
 
-async def _our_error(_: Request, error: Exception) -> JSONResponse:
+async def _our_error(_: Request, error: Exception) -> Response:
     return _error(500, "internal_error", "something went wrong here; the log says what")

@@ -107,7 +107,7 @@ class Unfollow(_Message):
 
 
 class Followed(_Call):
-    """The answer to Follow: you get everything from now on. What came before is in it, whole from `first_position` on."""
+    """The answer to Follow: all that follows is sent. What came before is in it, whole from `first_position` on."""
 
     session_id: str
     period_us: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 from starlette.requests import HTTPConnection
@@ -49,9 +50,9 @@ def require_consumer(connection: HTTPConnection) -> Service:
     return found
 
 
-def json_response(message: object, status: int = 200) -> Response:
+def json_response(message: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Write a message as JSON."""
-    return Response(dumps(message), status, media_type=JSON_TYPE)
+    return Response(dumps(message), status, headers, media_type=JSON_TYPE)
 
 
 def response(answer: Answer) -> Response:
