@@ -22,7 +22,7 @@ from pyedflib import EdfWriter
 
 from support.databases import connected
 from support.nodes import Node
-from support.programs import Program
+from support.programs import BARE, Program
 from support.services import PostgresServer, eventually
 from zander.client import Consumer
 from zander.database.sql import NO_ROWS
@@ -53,7 +53,7 @@ class Zander:
     ) -> Iterator[subprocess.Popen[str]]:
         """Run until the block ends at the latest."""
         command = [sys.executable, "-W", "error", "-m", "zander", *map(str, arguments)]
-        environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "PYTHONUTF8": "1"} | variables
+        environment = BARE | {"TERM": "xterm", "PYTHONUTF8": "1"} | variables
         pipe = subprocess.PIPE
         with subprocess.Popen(
             command, cwd=self.folder, env=environment, stdout=out, stderr=pipe, text=True, bufsize=1

@@ -14,6 +14,9 @@ from support.nodes import Http
 from support.services import eventually
 from zander.embedded.child import Child
 
+# Of this environment, what a program gets that is started without settings; `make coverage` counts it all the same.
+BARE = {name: value for name, value in os.environ.items() if name == "PATH" or name.startswith("COVERAGE_")}
+
 
 class Program(Http):
     """A running `zander serve`; it dies with the test run."""
@@ -26,7 +29,7 @@ class Program(Http):
             [sys.executable, "-m", "zander", "serve", *arguments],
             orphan_signal=signal.SIGKILL,
             output=self._log.file,
-            environment={"PATH": os.environ["PATH"], "PORT": "0"} | given,
+            environment=BARE | {"PORT": "0"} | given,
         )
         eventually(lambda: self._child.ended.is_set() or "Zander serves" in self.log, 30)
 
