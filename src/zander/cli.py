@@ -182,7 +182,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="zander", description="Takes EEG in from relays, gives it to whoever listens, and keeps it."
+        prog="zander", description="A broker for live EEG: takes it from relays, gives it to consumers, and stores it."
     )
     parser.add_argument("--version", action="version", version=f"zander {version('zander-eeg')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
