@@ -64,7 +64,7 @@ dist: $(VENV)/ready-dev
 	$(BIN)/python -m build --wheel --outdir dist build/dist
 
 test-dist: dist
-	$(BIN)/pytest tests/dist $(ARGS)
+	$(BIN)/pytest tests/packages $(ARGS)
 
 LOCKED := $(BIN)/uv pip compile --quiet --python-version 3.13 --python-platform linux --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --upgrade --custom-compile-command "make lock"
