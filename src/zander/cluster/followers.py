@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from zander.cluster import messages
 from zander.cluster.rpc import Calls
 from zander.delivery.subscribers import Subscribers
 from zander.streams.stream import Streams
 from zander.wire.messages import Item, Note
+
+log = logging.getLogger(__name__)
 
 
 class Follower:
@@ -22,6 +25,11 @@ class Follower:
         self.session_id = ""  # of the items
         self.items: list[Item] = []
         self._followers = followers
+
+    def take(self) -> list[Item]:
+        """Return the items, and keep none."""
+        items, self.items = self.items, []
+        return items
 
     def offer(self, item: Item) -> None:
         """Take an item; a status is not passed on, nodes tell each other who is online."""
@@ -83,9 +91,15 @@ class Followers:
     def flush(self) -> None:
         """Send what has happened so far, a message per user."""
         pending, self._pending = self._pending, []
-        for follower in pending:
-            items, follower.items = follower.items, []
-            packed = [messages.to_event(item) for item in items]
-            message = messages.Events(self._calls.link.node_id, follower.user_id, follower.session_id, packed)
-            for node_id in follower.node_ids:
-                self._calls.send(message, node_id)
+        taken = [(follower, follower.take()) for follower in pending]
+        for follower, items in taken:
+            try:
+                self._send(follower, items)
+            except Exception:  # of one must not hold up the others
+                log.exception("other nodes did not get what happened to %s", follower.user_id)
+
+    def _send(self, follower: Follower, items: list[Item]) -> None:
+        packed = [messages.to_event(item) for item in items]
+        message = messages.Events(self._calls.link.node_id, follower.user_id, follower.session_id, packed)
+        for node_id in follower.node_ids:
+            self._calls.send(message, node_id)

@@ -253,15 +253,18 @@ class Subscriptions:
         return subscription if subscription.live and _follows(subscription, now) else None
 
     def _wait(self, outbox: Outbox, last: int) -> None:
-        """Let a consumer listen to what will come; the relay may have come here while we asked elsewhere."""
+        """Make a consumer live for what will come; the relay may have come here while we asked elsewhere."""
         user_id = outbox.user_id
         if stream := self._streams.get(user_id):
+            outbox.cursor.enter(stream.session.session_id, stream.session.base)
             self._subscribers.add(outbox, stream.status(), stream.items_since(0, 0))
             return
         subscription = self._by_user.setdefault(user_id, Subscription(user_id))
+        subscription.live = False  # it may be live for others: all catch up together, from where this one has to begin
         subscription.last = max(subscription.last, last)
         subscription.told = self.status(user_id)
         self._subscribers.add(outbox, subscription.told, [])
+        self.reconcile(user_id)
 
     # A subscription catches up.
 

@@ -65,7 +65,7 @@ class Subscribers:
     def of(self, user_id: str) -> Collection[Subscriber]:
         """Return all subscribers of a user."""
         live, follower = self._live.get(user_id, ()), self._followers.get(user_id)
-        return (*live, follower) if follower else live
+        return (follower, *live) if follower else live
 
     def add(self, outbox: Outbox, status: Status, items: Sequence[Item]) -> None:
         """Make a consumer live, with the status of its user's relay and what it gets first."""

@@ -58,7 +58,7 @@ class SessionStore(Protocol):
         """Return the user's sessions that began after that one, oldest first."""
 
     async def samples(self, session: StoredSession, position: int, n: int) -> list[Chunk | Gap]:
-        """Return the first `n` durable samples at `position` or behind it, and what the relay skipped before them."""
+        """Return the first `n` durable samples at or after `position`, and what the relay skipped there."""
 
 
 class Peers(Protocol):

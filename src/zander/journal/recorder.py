@@ -151,17 +151,17 @@ class Recorder:
         if not self._batch:
             self._batch = await self._next()
             self._read_s = monotonic()
+            if self.journals.is_own(self._batch):
+                self.writer.begin_batch(self._batch.n_records)
         batch, started_s = self._batch, monotonic()
         journal = self.journals.of(batch)
         self.journals.read_ahead(batch)
         try:
             written = await self._store.write(batch)
         except Moved as moved:  # the last COMMIT of the process that died was on its way when we asked
-            self._batch = None
-            journal.commit(moved.position)
+            self._commit(batch, journal, moved.position)
             return 0
-        self._batch = None
-        journal.commit(batch.end)
+        self._commit(batch, journal, batch.end)
         self._finish(batch, written, monotonic() - started_s)
         self._note_online()
         return batch.end - batch.start
@@ -215,6 +215,16 @@ class Recorder:
         due_s = now_s if self.writer.is_batch_due else self.writer.oldest_s + self._max_seconds
         return max(due_s, self._read_s + self._linger_seconds) - now_s
 
+    def _commit(self, batch: Batch, journal: Journal, offset: int) -> None:
+        """Let go of a batch, and of its journal up to `offset`."""
+        self._batch = None
+        journal.commit(offset)
+        if self.journals.is_own(batch):
+            self.writer.commit_batch()
+        self.writer.set_limit(self.journals.n_orphan_bytes)
+        if self._is_all_written:
+            self._drained.set()
+
     def _finish(self, batch: Batch, written: Written, seconds: float) -> None:
         counts = self._counts
         counts.written_records += batch.n_records
@@ -225,11 +235,6 @@ class Recorder:
         counts.last_error = None
         counts.last_batch_records = batch.n_records
         counts.last_batch_seconds = seconds
-        if self.journals.is_own(batch):
-            self.writer.commit(batch.n_records, self._read_s)
-        self.writer.set_limit(self.journals.n_orphan_bytes)
-        if self._is_all_written:
-            self._drained.set()
         self._on_written(written)
 
     def _note_online(self) -> None:

@@ -39,6 +39,8 @@ class JournalWriter:
         self._log = journals.own.log
         self._max_bytes = max_bytes
         self._batch_records = batch_records
+        self._n_in_batch = 0  # pending records that are being written
+        self._later_s = 0.0  # when the first of the others came
         self._urgent_end = 0  # offset after the last record that may not wait
         self._in_memory: list[Record] = []  # records that the disk did not take
         self._full_s: float | None = None  # since when
@@ -100,11 +102,17 @@ class JournalWriter:
         """Whether a batch is due whatever its age: it is full, or one of its records is urgent."""
         return self.n_pending >= self._batch_records or self._urgent_end > (self._journals.own.offset or 0)
 
-    def commit(self, n_records: int, read_s: float) -> None:
-        """Count a batch of the own journal as written; the rest of the records came after it was read, at `read_s`."""
+    def begin_batch(self, n_records: int) -> None:
+        """Note that the oldest records are being written."""
+        self._n_in_batch = min(n_records, self.n_pending)
+        self._later_s = monotonic()  # where some came while the batch was read
+
+    def commit_batch(self) -> None:
+        """Count the batch of the own journal as written."""
         is_written = not self._journals.own.n_pending_bytes  # to the end, of which some may have been damaged
-        self.n_pending = self.n_in_memory if is_written else max(0, self.n_pending - n_records)
-        self.oldest_s = read_s
+        self.n_pending = self.n_in_memory if is_written else self.n_pending - self._n_in_batch
+        self.oldest_s = self._later_s
+        self._n_in_batch = 0
 
     def set_limit(self, n_other_bytes: int) -> None:
         """Adjust to what was deleted, and to the bytes that other journals take."""
@@ -124,8 +132,10 @@ class JournalWriter:
     def _count(self, n_records: int) -> None:
         n_before = self.n_pending
         self.n_pending = n_before + n_records
+        if n_before == self._n_in_batch:
+            self._later_s = monotonic()
         if not n_before:
-            self.oldest_s = monotonic()
+            self.oldest_s = self._later_s
             self.wake.set()
         elif n_before < self._batch_records <= self.n_pending:
             self.wake.set()

@@ -226,7 +226,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def release(self) -> None:
         """Drop what still comes, and hold nothing of the session task: both would wait for a collection to be freed."""
         self._take = _drop
-        self._lost = None
+        self._lost = self._interceptor = None
         self.when_something(_nothing)
 
     async def send_all(self, waiting: Callable[[], list[Message]]) -> None:

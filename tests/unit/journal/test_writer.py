@@ -245,20 +245,26 @@ def test_a_batch_is_due_from_an_urgent_record_until_that_is_committed(journals: 
     assert not writer.is_batch_due
 
 
-def test_what_is_left_of_a_batch_is_as_old_as_its_reading(journals: Journals, clock: Clock) -> None:
+def test_what_is_left_of_a_batch_is_as_old_as_the_first_record_that_came_after_it(
+    journals: Journals, clock: Clock
+) -> None:
     writer = within(journals, 1 << 20)
     writer.record_chunk(chunk(0, 5), 0)
     began_s = clock.now_s
     end = journals.own.log.end
+    writer.begin_batch(5)
     clock.now_s += 3
     writer.record_chunk(chunk(5, 2), 0)
-    assert (writer.n_pending, writer.oldest_s) == (7, began_s)
+    clock.now_s += 3
+    writer.record_chunk(chunk(7), 0)
+    assert (writer.n_pending, writer.oldest_s) == (8, began_s)
     journals.own.commit(end)
-    writer.commit(5, began_s + 1)
-    assert (writer.n_pending, writer.oldest_s) == (2, began_s + 1)
+    writer.commit_batch()
+    assert (writer.n_pending, writer.oldest_s) == (3, began_s + 3)
+    writer.begin_batch(1)  # the others are damaged
     journals.own.commit(journals.own.log.end)
-    writer.commit(1, began_s + 2)  # the other was damaged
+    writer.commit_batch()
     assert writer.n_pending == 0
     clock.now_s += 1
-    writer.record_chunk(chunk(7), 0)
-    assert (writer.n_pending, writer.oldest_s) == (1, began_s + 4)
+    writer.record_chunk(chunk(8), 0)
+    assert (writer.n_pending, writer.oldest_s) == (1, began_s + 7)
