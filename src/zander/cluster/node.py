@@ -20,7 +20,7 @@ BEAT_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
 
-class Ingest(Protocol):
+class StreamHolder(Protocol):
     """The part of the hub that other nodes reach."""
 
     @property
@@ -37,9 +37,9 @@ class Ingest(Protocol):
 class Node:
     """This node, as the others know it."""
 
-    def __init__(self, cluster: Cluster, ingest: Ingest) -> None:
+    def __init__(self, cluster: Cluster, holder: StreamHolder) -> None:
         self._cluster = cluster
-        self._ingest = ingest
+        self._holder = holder
         self._calls = cluster.calls
         self._directory = cluster.directory
         self._subscriptions = cluster.subscriptions
@@ -108,7 +108,7 @@ class Node:
         mine, owner = self._cluster.holdings.get(user_id), self._directory.owner(user_id)
         if mine and owner:
             if owner.order > Owner(self._me, mine).order:
-                self._ingest.supersede(user_id)
+                self._holder.supersede(user_id)
                 self._cluster.announce(user_id, None)
             else:
                 self._calls.send(self._state(), owner.node_id)  # it does not know yet that ours is newer
@@ -148,16 +148,15 @@ class Node:
                 return messages.Answered(self._me, answer(self._held(question.query.user_id), question.query))
             case messages.Predict():
                 stream = self._held(question.user_id)
-                delivered = self._ingest.take_prediction(stream, decode_prediction(question.text), question.sender)
+                delivered = self._holder.take_prediction(stream, decode_prediction(question.text), question.sender)
                 return messages.Answered(self._me, delivered=delivered)
             case messages.AskStreams():
-                online = [stream.summary() for stream in self._ingest.streams.values() if stream.online]
-                return messages.Answered(self._me, streams=online)
+                return messages.Answered(self._me, streams=self._holder.streams.online())
             case messages.Follow():
                 return self._follow(question)
 
     def _held(self, user_id: str) -> Stream:
-        if stream := self._ingest.streams.get(user_id):
+        if stream := self._holder.streams.get(user_id):
             return stream
         raise NotFound(f"no stream of user {user_id}")
 

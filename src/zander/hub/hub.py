@@ -89,13 +89,9 @@ class Hub:
             return answer(stream, query)
         return await self.peers.ask(query)
 
-    def online(self) -> list[StreamSummary]:
-        """Return the streams online on this node."""
-        return [stream.summary() for stream in self.ingest.streams.values() if stream.online]
-
     async def streams(self) -> list[StreamSummary]:
         """Return the streams online on all nodes, by user."""
-        return sorted(self.online() + await self.peers.streams(), key=lambda stream: stream.user_id)
+        return sorted(self.ingest.streams.online() + await self.peers.streams(), key=lambda stream: stream.user_id)
 
     # Life.
 

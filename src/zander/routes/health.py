@@ -83,7 +83,7 @@ async def stats(request: Request) -> Response:
         version=version("zander-eeg"),
         uptime_seconds=round(monotonic() - context.started_at, 3),
         connections=hub.n_connections,
-        relays=len(hub.online()),
+        relays=len(hub.ingest.streams.online()),
         consumers=len(hub.subscribers),
         samples_in=hub.ingest.n_samples,
         samples_out=hub.subscribers.n_samples_out,

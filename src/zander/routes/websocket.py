@@ -17,7 +17,7 @@ from zander.errors import BadMessage, ClientError, CloseCode, TooMany, Unauthori
 from zander.routes.context import Service, check_origin, service
 from zander.wire.codec import dumps, message_type
 from zander.wire.messages import Error
-from zander.wire.websocket import DIRECT, Interceptor, Message, WebSocketProtocol
+from zander.wire.websocket import DIRECT, Message, MessageInterceptor, WebSocketProtocol
 
 AUTH_SECONDS = 10.0
 FLUSH_SECONDS = 2.0  # that a connection has, once it is to be closed, for what still waits and for the close itself
@@ -108,7 +108,7 @@ class SessionTask(ABC):
     `interceptor` gets the bytes before.
     """
 
-    def __init__(self, outbox: Outbox, interceptor: Interceptor | None = None) -> None:
+    def __init__(self, outbox: Outbox, interceptor: MessageInterceptor | None = None) -> None:
         self._outbox = outbox
         self._interceptor = interceptor
         self._reader: asyncio.Task[None] | None = None

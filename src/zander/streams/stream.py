@@ -224,3 +224,7 @@ def _buffer_stats(buffer: Ring | History, rate: float) -> BufferStats:
 
 class Streams(dict[str, Stream]):
     """The streams that this node holds, by user."""
+
+    def online(self) -> list[StreamSummary]:
+        """Return a summary of each whose relay is connected."""
+        return [stream.summary() for stream in self.values() if stream.online]

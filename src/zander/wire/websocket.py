@@ -32,7 +32,7 @@ _LENGTH_16 = Struct("!BBH").pack
 _LENGTH_64 = Struct("!BBQ").pack
 
 
-class Interceptor(Protocol):
+class MessageInterceptor(Protocol):
     """A reader that takes messages out of the bytes before the standard parser gets the rest."""
 
     @property
@@ -119,7 +119,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     )
 
     _take: Callable[[Message], None] | None = None
-    _interceptor: Interceptor | None = None  # from when it is known until it stops
+    _interceptor: MessageInterceptor | None = None  # from when it is known until it stops
     _lost: Callable[[], None] | None = None
     _rest: Coroutine[Any, Any, None] | None = None
 
@@ -204,7 +204,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if not self.transport.is_closing():
             self.transport.set_protocol(self)
 
-    def divert(self, take: Callable[[Message], None], interceptor: Interceptor | None) -> None:
+    def divert(self, take: Callable[[Message], None], interceptor: MessageInterceptor | None) -> None:
         """Hand over what is queued and all that comes; the queue is left with the disconnect.
 
         What `interceptor` takes is not handed over.

@@ -54,7 +54,7 @@ async def test_a_relay_that_goes_ends_its_session_once(house: House) -> None:
     assert house.recorder[1:] == [SessionRecord(session_id, "me", NOW_US, NOW_US, '{"firmware":"7"}')]
     assert house.peers.said == [("announce", "me", True), ("announce", "me", False)]
     assert house.streams == {"me": stream}
-    assert house.hub.online() == []
+    assert house.streams.online() == []
 
 
 async def test_a_newer_relay_takes_over(house: House) -> None:
