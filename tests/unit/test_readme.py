@@ -1,4 +1,4 @@
-"""The README, the benches' README and the decision records agree with the code."""
+"""The READMEs, CONTRIBUTING and the decision records agree with the code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from zander.settings import Settings, descriptions, environment
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-TEXTS = [ROOT / "README.md", ROOT / "benches/README.md", *sorted((ROOT / "src").rglob("DECISIONS.md"))]
+CONTRIBUTING = (ROOT / ".github/CONTRIBUTING.md").read_text()
+DECISIONS = sorted((ROOT / "src").rglob("DECISIONS.md"))
+TEXTS = [ROOT / "README.md", ROOT / "benches/README.md", ROOT / ".github/CONTRIBUTING.md", *DECISIONS]
 MAX_CHARACTERS = 140
 
 
@@ -35,7 +37,7 @@ def test_every_endpoint_is_named() -> None:
 
 
 def test_every_module_at_the_root_is_named_and_no_other() -> None:
-    listing = README.split("src/zander/\n", 1)[1].split("```", 1)[0]
+    listing = CONTRIBUTING.split("src/zander/\n", 1)[1].split("```", 1)[0]
     named = {word for line in listing.splitlines() for word in line[:43].split()}
     there = {path.name for path in (ROOT / "src/zander").glob("[!_]*.py")} | {
         f"{path.name}/" for path in (ROOT / "src/zander").iterdir() if path.is_dir() and not path.name.startswith("_")
@@ -77,8 +79,8 @@ def test_every_module_that_a_text_names_is_there(text: Path) -> None:
     assert {name for name in named if not any(str(file).endswith(f"/{name}") for file in files)} == set()
 
 
-def test_every_decision_is_named_in_the_readme() -> None:
-    for text in TEXTS[2:]:
+def test_every_decision_is_named_in_contributing() -> None:
+    for text in DECISIONS:
         for title in re.findall(r"^## (.+)$", text.read_text(), re.MULTILINE):
             anchor = title.lower().replace(" ", "-")
-            assert f"({text.relative_to(ROOT)}#{anchor})" in README
+            assert f"(../{text.relative_to(ROOT)}#{anchor})" in CONTRIBUTING

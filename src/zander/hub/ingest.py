@@ -15,7 +15,7 @@ from zander.errors import CloseCode, Unavailable
 from zander.hub.fastpath import FastPath
 from zander.hub.interfaces import Peers, RecordSink, SessionStore
 from zander.hub.recording import Recording
-from zander.hub.takeover import Takeover
+from zander.hub.session_lookup import SessionLookup
 from zander.journal.batch import Written
 from zander.streams.clock import now_us
 from zander.streams.stream import Stream, Streams
@@ -44,7 +44,7 @@ class Ingest:
         self._subscribers = subscribers
         self._sink = sink
         self._recording = Recording(sink)
-        self._takeover = Takeover(streams, self.fast_path, store, peers)
+        self._lookup = SessionLookup(streams, self.fast_path, store, peers)
         self._peers = peers
         self._buffer_samples = buffer_samples
 
@@ -60,7 +60,7 @@ class Ingest:
         """
         if not self._sink.takes:
             raise Unavailable("the journal is full: what you send could not be kept")
-        session = await self._takeover.session(auth, device, now_us(), relay)
+        session = await self._lookup.session(auth, device, now_us(), relay)
         stream = self.streams.get(auth.user_id)
         if stream and stream.session is session:
             stream.reconnect(relay, device)

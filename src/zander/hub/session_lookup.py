@@ -20,7 +20,7 @@ LOOP_ITERATIONS = 4  # in which the end of a connection is noticed that has come
 LOOKUP_SECONDS = 10.0  # a relay that waits for an answer must be more patient: later it may be elsewhere
 
 
-class Takeover:
+class SessionLookup:
     """Lookup of sessions. Raising a session's fence in the database takes it over from another node."""
 
     def __init__(self, streams: Streams, fast_path: FastPath, store: SessionStore, peers: Peers) -> None:

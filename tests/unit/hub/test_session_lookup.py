@@ -10,7 +10,7 @@ import pytest
 from support.hubs import DEVICE, House, build
 from zander.delivery.outbox import Outbox
 from zander.errors import CloseCode, Unavailable
-from zander.hub import takeover as room
+from zander.hub import session_lookup
 from zander.streams.session import StoredSession
 from zander.streams.stream import Stream
 from zander.wire.messages import Auth
@@ -73,13 +73,13 @@ async def test_a_relay_that_has_gone_meanwhile_takes_nothing_over() -> None:
 
 
 async def test_a_database_that_does_not_answer_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "LOOKUP_SECONDS", 0.01)
+    monkeypatch.setattr(session_lookup, "LOOKUP_SECONDS", 0.01)
     house, session_id = build(), uuid4()
     Gate(house)
     _, connected = come(house, session_id)
     with pytest.raises(Unavailable):
         await connected
-    monkeypatch.setattr(room, "LOOKUP_SECONDS", 10)
+    monkeypatch.setattr(session_lookup, "LOOKUP_SECONDS", 10)
     gate = Gate(house)
     relay, connected = come(house, session_id)
     await waits(gate, 1)
