@@ -43,6 +43,7 @@ class Load(NamedTuple):
     acks: bool = False
     replays: int = 0
     stalled: int = 0  # consumers that never read
+    dialect: str = "zander"  # what the generator in Rust speaks
 
     @property
     def n_messages(self) -> int:

@@ -6,9 +6,9 @@ use std::mem::take;
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
-use mio::{Events, Poll, Token};
-use serde_json::Value;
+use mio::{Events, Poll};
 
+use crate::dialect::Part;
 use crate::frame;
 use crate::histogram::Histogram;
 use crate::inbox::Inbox;
@@ -72,8 +72,7 @@ impl Crowd {
             while self.n_ready < n_all {
                 while self.peers.len() < n_all.min(self.n_ready + N_AT_ONCE) {
                     let n = self.peers.len();
-                    let path = self.load.path(n);
-                    self.peers.push(Peer::open(self.load.port, &path, self.poll.registry(), Token(n))?);
+                    self.peers.push(Peer::open(&self.load, n, self.poll.registry())?);
                 }
                 let n_ready = self.n_ready;
                 self.receive(Some(Duration::from_millis(100)))?;
@@ -205,14 +204,7 @@ impl Crowd {
     fn take(&mut self, n: usize, opcode: u8, payload: &[u8], at_ns: u64) -> io::Result<()> {
         match opcode {
             _ if self.peers[n].stage == Stage::Stalled && opcode != frame::CLOSE => {}
-            frame::TEXT if payload.starts_with(br#"{"type":"status""#) => {}
-            frame::TEXT if self.peers[n].stage == Stage::Greeting => {
-                let answer: Value = serde_json::from_slice(payload)?;
-                let session_id = answer["session_id"].as_str().ok_or_else(|| io::Error::other(answer.to_string()))?;
-                self.sessions[n] = session_id.to_owned();
-                self.let_in(n, Stage::Ready);
-            }
-            frame::TEXT | frame::BINARY => self.take_raw(n, opcode, payload, at_ns),
+            frame::TEXT | frame::BINARY => self.take_parts(n, opcode, payload, at_ns)?,
             frame::PING => {
                 let mut pong = Vec::new();
                 frame::write(&mut pong, frame::PONG, payload, self.random.bits() as u32);
@@ -228,14 +220,46 @@ impl Crowd {
         Ok(())
     }
 
-    fn take_raw(&mut self, n: usize, opcode: u8, payload: &[u8], at_ns: u64) {
-        let is_asked = (opcode == frame::BINARY) == self.load.is_binary;
+    fn take_parts(&mut self, n: usize, opcode: u8, mut payload: &[u8], at_ns: u64) -> io::Result<()> {
+        while !payload.is_empty() {
+            let is_greeting = self.peers[n].stage == Stage::Greeting;
+            let (part, n_taken) = match self.load.dialect.part(payload, !is_greeting) {
+                Ok(found) => found,
+                Err(reason) if is_greeting => {
+                    return Err(io::Error::other(format!("{reason}, got {}", String::from_utf8_lossy(payload))));
+                }
+                Err(_) => {
+                    self.wonder(n, opcode, payload);
+                    return Ok(());
+                }
+            };
+            match part {
+                Part::Welcome(session) if is_greeting => {
+                    if let Role::Relay(relay) = self.load.role(n) {
+                        self.sessions[relay] = session;
+                    }
+                    self.let_in(n, Stage::Ready);
+                }
+                Part::Samples(samples) if !self.take_samples(n, opcode, samples, at_ns) => {
+                    self.wonder(n, opcode, samples);
+                }
+                Part::Ping(answer) => self.say(n, answer)?,
+                _ => {}
+            }
+            payload = &payload[n_taken..];
+        }
+        Ok(())
+    }
+
+    /// Count the samples of a message; false for one that is not this peer's to get.
+    fn take_samples(&mut self, n: usize, opcode: u8, samples: &[u8], at_ns: u64) -> bool {
+        let is_asked = opcode == self.load.dialect.opcode(&self.load);
         let consumer = match self.load.role(n) {
             Role::Consumer(i) if is_asked => i,
-            _ => return self.wonder(n, opcode, payload),
+            _ => return false,
         };
-        let Some(came) = self.inboxes[consumer].take(payload, self.load.is_binary) else {
-            return self.wonder(n, opcode, payload);
+        let Some(came) = self.inboxes[consumer].take(samples, self.load.is_binary) else {
+            return false;
         };
         let relay = self.load.listened(consumer);
         let (mut first, end) = (came.first, came.first + came.n);
@@ -248,24 +272,30 @@ impl Crowd {
             }
             first = next;
         }
+        true
     }
 
-    /// The server has become a WebSocket: a relay says who it is, a consumer has only to listen.
+    /// The server has become a WebSocket: a peer says what it has to, or has only to listen.
     fn enter(&mut self, n: usize) -> io::Result<()> {
-        match self.load.role(n) {
-            Role::Relay(_) => {
-                let mut message = Vec::new();
-                frame::write(&mut message, frame::TEXT, self.load.auth(n).as_bytes(), self.random.bits() as u32);
-                self.peers[n].stage = Stage::Greeting;
-                return self.peers[n].send(&message);
-            }
-            Role::Consumer(_) => self.let_in(n, Stage::Ready),
-            Role::Stalled(_) => {
-                self.peers[n].narrow()?;
-                self.let_in(n, Stage::Stalled);
-            }
+        if matches!(self.load.role(n), Role::Stalled(_)) {
+            self.peers[n].narrow()?;
+            self.let_in(n, Stage::Stalled);
+            return Ok(());
         }
-        Ok(())
+        let greeting = self.load.dialect.greeting(&self.load, n);
+        if greeting.is_empty() {
+            self.let_in(n, Stage::Ready);
+            return Ok(());
+        }
+        self.peers[n].stage = Stage::Greeting;
+        self.say(n, &greeting)
+    }
+
+    /// Send a message of the dialect, as it is.
+    fn say(&mut self, n: usize, words: &[u8]) -> io::Result<()> {
+        let mut message = Vec::new();
+        frame::write(&mut message, self.load.dialect.opcode_of_words(), words, self.random.bits() as u32);
+        self.peers[n].send(&message)
     }
 
     fn let_in(&mut self, n: usize, stage: Stage) {

@@ -86,7 +86,7 @@ mod tests {
 
     fn inbox(is_binary: bool) -> Inbox {
         let text = format!(
-            r#"{{"port":1,"relays":9,"consumers":1,"listened":1,"stalled":0,"rate_hz":8,"n_channels":3,"format":"{}","n_chunk":1,
+            r#"{{"port":1,"dialect":"zander","relays":9,"consumers":1,"listened":1,"stalled":0,"rate_hz":8,"n_channels":3,"format":"{}","n_chunk":1,
             "duration_s":1,"warmup_s":0,"seed":1}}"#,
             if is_binary { "binary" } else { "json" }
         );

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::dialect::Dialect;
+
 /// Who a peer is: of the relays, of the consumers, or of those that listen and never read; by number among them.
 #[derive(Clone, Copy)]
 pub enum Role {
@@ -12,6 +14,7 @@ pub enum Role {
 
 pub struct Load {
     pub port: u16,
+    pub dialect: Dialect,
     pub n_relays: usize,
     pub n_consumers: usize,
     pub n_stalled: usize,
@@ -32,6 +35,7 @@ impl Load {
         let count = |name: &str| value[name].as_u64().ok_or(format!("{name}: expected a count, got {}", value[name]));
         let load = Self {
             port: count("port")? as u16,
+            dialect: value["dialect"].as_str().and_then(Dialect::read).ok_or("dialect: expected that of a system")?,
             n_relays: count("relays")? as usize,
             n_consumers: count("consumers")? as usize,
             n_stalled: count("stalled")? as usize,
@@ -94,15 +98,15 @@ impl Load {
         consumer % self.n_listened
     }
 
-    pub fn path(&self, n: usize) -> String {
-        let format = if self.is_binary { "binary" } else { "json" };
+    /// The relay that a peer is, or listens to.
+    pub fn relay(&self, n: usize) -> usize {
         match self.role(n) {
-            Role::Relay(_) => "/stream".to_owned(),
-            Role::Consumer(i) | Role::Stalled(i) => format!("/subscribe/{}?format={format}", user(self.listened(i))),
+            Role::Relay(i) => i,
+            Role::Consumer(i) | Role::Stalled(i) => self.listened(i),
         }
     }
 
-    /// What a relay says first.
+    /// What a relay of Zander says first.
     pub fn auth(&self, relay: usize) -> String {
         let device = json!({
             "device_type": "bench", "sampling_rate": self.rate_hz, "channel_count": self.n_channels,
@@ -119,7 +123,7 @@ impl Load {
     }
 }
 
-fn user(relay: usize) -> String {
+pub fn user(relay: usize) -> String {
     format!("bench-{relay:04}")
 }
 
@@ -129,10 +133,10 @@ mod tests {
 
     #[test]
     fn consumers_and_those_that_stall_are_spread_over_the_relays_that_have_some() {
-        let text = r#"{"port":1,"relays":5,"consumers":3,"listened":2,"stalled":2,"rate_hz":8,"n_channels":3,
+        let text = r#"{"port":1,"dialect":"zander","relays":5,"consumers":3,"listened":2,"stalled":2,"rate_hz":8,"n_channels":3,
             "format":"json","n_chunk":1,"duration_s":1,"warmup_s":0,"seed":1}"#;
         let load = Load::read(text).unwrap();
-        let paths: Vec<String> = (4..load.n_peers()).map(|n| load.path(n)).collect();
+        let paths: Vec<String> = (4..load.n_peers()).map(|n| load.dialect.path(&load, n)).collect();
         let of = |relay: usize| format!("/subscribe/bench-{relay:04}?format=json");
         assert_eq!(paths, ["/stream".to_owned(), of(0), of(1), of(0), of(0), of(1)]);
         assert!(Load::read(&text.replace(r#""listened":2"#, r#""listened":6"#)).is_err());

@@ -7,6 +7,7 @@
 //! everything has arrived; then waits for a line on stdin and writes its figures.
 
 mod crowd;
+mod dialect;
 mod frame;
 mod histogram;
 mod inbox;

@@ -3,6 +3,7 @@
 
 use std::io::Write;
 
+use crate::dialect::Dialect;
 use crate::frame;
 use crate::load::Load;
 use crate::random::Random;
@@ -14,9 +15,12 @@ pub struct Messages {
     n_channels: usize,
     n_chunk: usize,
     is_binary: bool,
+    dialect: Dialect,
+    opcode: u8,
     sample_us: f64,
     texts: Vec<Vec<u8>>,
     binaries: Vec<Vec<u8>>,
+    samples: Vec<u8>,
     payload: Vec<u8>,
 }
 
@@ -31,9 +35,12 @@ impl Messages {
             n_channels: load.n_channels,
             n_chunk: load.n_chunk,
             is_binary: load.is_binary,
+            dialect: load.dialect,
+            opcode: load.dialect.opcode(load),
             sample_us: 1e6 / load.rate_hz,
             texts: rows.iter().map(text).collect(),
             binaries: rows.iter().map(binary).collect(),
+            samples: Vec::new(),
             payload: Vec::new(),
         }
     }
@@ -41,20 +48,20 @@ impl Messages {
     /// Write a relay's message, a whole frame; it is complete, and due, at `time_us` since 1970.
     pub fn write(&mut self, out: &mut Vec<u8>, relay: usize, message: u64, time_us: i64, mask: u32) {
         let first = message * self.n_chunk as u64;
+        self.samples.clear();
         self.payload.clear();
-        let opcode = if self.is_binary {
+        if self.is_binary {
             self.write_binary(relay, first, time_us);
-            frame::BINARY
         } else {
             self.write_text(relay, first, time_us);
-            frame::TEXT
-        };
-        frame::write(out, opcode, &self.payload, mask);
+        }
+        self.dialect.publish(&mut self.payload, relay, &self.samples);
+        frame::write(out, self.opcode, &self.payload, mask);
     }
 
     fn write_text(&mut self, relay: usize, index: u64, time_us: i64) {
         let (seconds, micros) = (time_us / 1_000_000, time_us % 1_000_000);
-        let out = &mut self.payload;
+        let out = &mut self.samples;
         let _ = write!(out, r#"{{"type":"raw","timestamp":{seconds}.{micros:06},"channels":[{index}.0"#);
         if self.n_channels > 1 {
             let _ = write!(out, ",{relay}.0");
@@ -65,7 +72,7 @@ impl Messages {
 
     fn write_binary(&mut self, relay: usize, first: u64, time_us: i64) {
         let first_us = time_us - ((self.n_chunk - 1) as f64 * self.sample_us) as i64;
-        let out = &mut self.payload;
+        let out = &mut self.samples;
         out.extend_from_slice(&[1, 1, 1, 0]); // version, raw, float32, no flags
         out.extend_from_slice(&(self.n_channels as u16).to_le_bytes());
         out.extend_from_slice(&(self.n_chunk as u16).to_le_bytes());

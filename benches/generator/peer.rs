@@ -7,13 +7,15 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 
+use crate::load::Load;
+
 const NARROW_BYTES: usize = 16 << 10;
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
 #[derive(Clone, Copy, PartialEq)]
 pub enum Stage {
     Shaking,  // asked for a WebSocket
-    Greeting, // a relay that said who it is
+    Greeting, // said who it is, or what it wants
     Ready,
     Stalled, // a consumer that reads no more
     Closed,
@@ -28,16 +30,19 @@ pub struct Peer {
 
 impl Peer {
     /// Connect, and ask for a WebSocket.
-    pub fn open(port: u16, path: &str, registry: &Registry, token: Token) -> io::Result<Self> {
-        let socket = StdStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    pub fn open(load: &Load, n: usize, registry: &Registry) -> io::Result<Self> {
+        let socket = StdStream::connect((Ipv4Addr::LOCALHOST, load.port))?;
         socket.set_nodelay(true)?;
         socket.set_nonblocking(true)?;
         let mut socket = TcpStream::from_std(socket);
-        registry.register(&mut socket, token, Interest::READABLE | Interest::WRITABLE)?;
+        registry.register(&mut socket, Token(n), Interest::READABLE | Interest::WRITABLE)?;
         let mut peer = Self { stage: Stage::Shaking, socket, unsent: Vec::new(), kept: Vec::new() };
+        let path = load.dialect.path(load, n);
+        let more =
+            load.dialect.subprotocol().map_or_else(String::new, |name| format!("Sec-WebSocket-Protocol: {name}\r\n"));
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+             Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n{more}\r\n"
         );
         peer.send(request.as_bytes())?;
         Ok(peer)
