@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from urllib.request import urlopen
 import psutil
 
 from frames import Load
-from parts import BenchError, Program, Subject, Usage, peak_bytes, rss_bytes, service, usage, valkey
+from parts import BenchError, Program, Subject, peak_bytes, rss_bytes, service, usage, valkey
 from zander.embedded.postgres import Postgres, free_port
 
 
@@ -66,42 +66,63 @@ def blaming(server: Program) -> Iterator[None]:
         raise BenchError(f"{error or 'the service ended'}\nThe server said:\n{server.said()}") from None
 
 
-def drive(program: list[str], load: Load, pids: dict[str, int]) -> dict[str, Any]:
-    """Run a load generator, which gets the load as JSON; return its figures, and what the parts took meanwhile."""
-    rss_before = rss_bytes(pids["server"])
+class Course(NamedTuple):
+    """How a run went: what was asked and seen when its steady part began, when that ended, and when all had arrived."""
+
+    figures: dict[str, Any]  # the generator's
+    answers: tuple[Any, Any, Any]
+    took_s: float  # of the steady part
+    spent_s: dict[str, float]  # CPU, by part
+    shares: dict[str, float]  # of one core
+    rss_bytes: int
+    peak_bytes: int
+
+
+def follow(program: list[str], load: Load, pids: dict[str, int], ask: Callable[[], Any]) -> Course:
+    """Run a load generator, which gets the load as JSON."""
     with generator(program, load) as process:
         pids = pids | {"generator": process.pid}
-        _await(process, "steady")
-        n_before, before = samples_in(load.port), usage(pids)
-        _await(process, "sent")
-        counts, after = stats(load.port), usage(pids)
+        sent_before = _await(process, "steady")
+        first, before = ask(), usage(pids)
+        sent_after = _await(process, "sent")
+        second, after = ask(), usage(pids)
         _await(process, "arrived")
         rss, peak = rss_bytes(pids["server"]), peak_bytes(pids["server"])
-        n_served = stats(load.port).get("consumers", 0)
+        third = ask()
         assert process.stdin
         process.stdin.write("\n")
         process.stdin.flush()
         figures = _await(process, "figures")
-    n_samples = counts["samples_in"] - n_before
-    samples_per_s = n_samples / (after.at_s - before.at_s)
+    took_s = after.at_s - before.at_s
+    figures |= {f"{name}_per_s": (n - sent_before[name]) / took_s for name, n in sent_after.items()}
     spent_s = {name: cpu_s - before.cpu_s[name] for name, cpu_s in after.cpu_s.items()}
-    return figures | {
+    return Course(figures, (first, second, third), took_s, spent_s, _shares(spent_s, took_s), rss, peak)
+
+
+def drive(program: list[str], load: Load, pids: dict[str, int]) -> dict[str, Any]:
+    """Let a load generator drive the service; return its figures, and what the parts took meanwhile."""
+    rss_before = rss_bytes(pids["server"])
+    course = follow(program, load, pids, lambda: stats(load.port))
+    before, after, last = course.answers
+    n_samples = after["samples_in"] - before["samples_in"]
+    samples_per_s = n_samples / course.took_s
+    return course.figures | {
         "samples_per_s": samples_per_s,
-        "waiting_s": counts["database"]["pending_records"] / max(1.0, samples_per_s),
-        "server_us_per_sample": 1e6 * spent_s["server"] / max(1, n_samples),
-        "cpu_share": _shares(spent_s, before, after),
-        "rss_kib_per_user": (rss - rss_before) / 1024 / load.relays,
-        "peak_mib": peak / (1 << 20),
-        "served": n_served,
+        "waiting_s": after["database"]["pending_records"] / max(1.0, samples_per_s),
+        "server_us_per_sample": 1e6 * course.spent_s["server"] / max(1, n_samples),
+        "cpu_share": course.shares,
+        "rss_kib_per_user": (course.rss_bytes - rss_before) / 1024 / load.relays,
+        "peak_mib": course.peak_bytes / (1 << 20),
+        "served": last.get("consumers", 0),
     }
 
 
-def _shares(spent_s: dict[str, float], before: Usage, after: Usage) -> dict[str, float]:
+def _shares(spent_s: dict[str, float], took_s: float) -> dict[str, float]:
     """Return the share of one core that each part took, and all that is no part of the bench."""
-    others_s = spent_s.pop("the machine") - sum(spent_s.values())
+    others_s = spent_s["the machine"] - sum(cpu_s for name, cpu_s in spent_s.items() if name != "the machine")
     order = ("server", "generator", "PostgreSQL", "Valkey")
     spent_s = {name: spent_s[name] for name in order if name in spent_s} | {"others": max(0.0, others_s)}
-    return {name: cpu_s / (after.at_s - before.at_s) for name, cpu_s in spent_s.items()}
+    return {name: cpu_s / took_s for name, cpu_s in spent_s.items()}
 
 
 @contextmanager
@@ -125,11 +146,6 @@ def _await(process: subprocess.Popen[str], event: str) -> dict[str, Any]:
     message: dict[str, Any] = json.loads(line)
     assert message.pop("event") == event
     return message
-
-
-def samples_in(port: int) -> int:
-    """Ask the server how many samples it has taken in."""
-    return int(stats(port)["samples_in"])
 
 
 def stats(port: int) -> dict[str, Any]:

@@ -44,6 +44,9 @@ class Run(NamedTuple):
     figures: Figures
     messages_per_s: float
     server_us_per_message: float
+    sent_per_s: float  # messages
+    delivered_per_s: float  # samples
+    latency_from_sent_ms: dict[str, float]  # from when they really left
     generator_us_per_message: float
     generator_system_share: float  # of its CPU
     repeated_samples: int
@@ -84,7 +87,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def build() -> list[str]:
-    """Build the load generator; return its command."""
+    """Build the load generator, and the floor beside it; return its command."""
     cargo = shutil.which("cargo")
     if not cargo:
         raise BenchError("the load generator needs Rust, and there is no cargo")
@@ -139,7 +142,7 @@ def _run_of(load: Load, found: dict[str, Any], path: dict[str, int], lost: int) 
     """Work out the figures from what the generator and the service counted."""
     cpu_s, n_repeated = found["generator_cpu_s"], found["repeated_samples"]
     found["lost_samples"] += n_repeated  # what is not there once
-    for name in ("latency_ms", "generator_lag_ms"):
+    for name in ("latency_ms", "latency_from_sent_ms", "generator_lag_ms"):
         found[name] = {percentile: found[name][percentile] for percentile in PERCENTILES if found[name]}
     figures = figures_of(found, ack_ms={}, lost_features=0, unacked_samples=0, lost_rows=lost)
     messages_per_s = figures.samples_per_s / load.n_chunk
@@ -148,6 +151,9 @@ def _run_of(load: Load, found: dict[str, Any], path: dict[str, int], lost: int) 
         figures=figures,
         messages_per_s=messages_per_s,
         server_us_per_message=figures.server_us_per_sample * load.n_chunk,
+        sent_per_s=found["sent_messages_per_s"],
+        delivered_per_s=found["received_samples_per_s"],
+        latency_from_sent_ms=found["latency_from_sent_ms"],
         generator_us_per_message=1e6 * figures.cpu_share["generator"] / max(1.0, messages_per_s),
         generator_system_share=cpu_s.get("system", 0.0) / max(0.01, sum(cpu_s.values())),
         repeated_samples=n_repeated,
@@ -161,6 +167,7 @@ def _cells(run: Run) -> dict[str, float]:
     """Name the figures of a run that are shown."""
     cells = cells_of(run.figures)
     late_ms = cells.pop("generator late p99, ms")
+    has_consumers = bool(run.latency_from_sent_ms)
     if run.server_us_per_message != run.figures.server_us_per_sample:
         cells["server CPU per message, µs"] = run.server_us_per_message
     return cells | {
@@ -169,6 +176,7 @@ def _cells(run: Run) -> dict[str, float]:
         **{name.replace("_", ", "): n for name, n in run.path.items() if name != "native"},
         "generator CPU per message, µs": run.generator_us_per_message,
         "of it in the system, %": 100 * run.generator_system_share,
+        **{f"latency from sent {name}, ms": run.latency_from_sent_ms[name] for name in ("p50", "p99") if has_consumers},
         "generator late p50, ms": run.figures.generator_lag_ms["p50"],
         "generator late p99, ms": late_ms,
     }

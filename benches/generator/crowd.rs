@@ -31,9 +31,11 @@ pub struct Crowd {
     pub sessions: Vec<String>,
     pub inboxes: Vec<Inbox>,
     pub latency: Histogram,
+    pub latency_from_sent: Histogram,
     pub closed: Vec<String>,
     pub given_up: Vec<(u64, String)>, // of those that stall: when the server closed, and how
     pub strange: Vec<String>,
+    sent_ns: Vec<Vec<u64>>, // by relay that has consumers, and message
     peers: Vec<Peer>,
     pace: Pace,
     n_ready: usize,
@@ -52,9 +54,11 @@ impl Crowd {
             sessions: vec![String::new(); load.n_relays],
             inboxes: (0..load.n_consumers).map(|i| Inbox::new(&load, load.listened(i))).collect(),
             latency: Histogram::new(),
+            latency_from_sent: Histogram::new(),
             closed: Vec::new(),
             given_up: Vec::new(),
             strange: Vec::new(),
+            sent_ns: vec![vec![0; load.n_messages() as usize]; load.n_listened],
             peers: Vec::new(),
             pace: Pace::of(&load),
             n_ready: 0,
@@ -94,8 +98,11 @@ impl Crowd {
         self.start.elapsed().as_nanos() as u64
     }
 
-    /// Send a relay's frame; false when the relay was closed.
-    pub fn send(&mut self, relay: usize, frame: &[u8]) -> bool {
+    /// Send a relay's message; false when the relay was closed.
+    pub fn send(&mut self, relay: usize, message: u64, frame: &[u8], now_ns: u64) -> bool {
+        if let Some(sent_ns) = self.sent_ns.get_mut(relay) {
+            sent_ns[message as usize] = now_ns;
+        }
         let peer = &mut self.peers[relay];
         if peer.stage == Stage::Closed {
             return false;
@@ -123,8 +130,8 @@ impl Crowd {
         self.peers.iter().any(Peer::has_unsent)
     }
 
-    /// Rest until something has come, or is due after `patience`.
-    pub fn rest(&self, patience: Duration) -> io::Result<()> {
+    /// Rest until something has come, or is due after `patience`; false when nothing has come.
+    pub fn rest(&self, patience: Duration) -> io::Result<bool> {
         self.pace.rest(self.poll.registry(), patience)
     }
 
@@ -268,7 +275,9 @@ impl Crowd {
             let next = self.schedule.first_index(message + 1).min(end);
             let due_ns = self.schedule.due_ns(relay, message);
             if due_ns >= self.schedule.warmup_ns {
+                let sent_ns = self.sent_ns[relay][message as usize];
                 self.latency.add(at_ns.saturating_sub(due_ns), next - first);
+                self.latency_from_sent.add(at_ns.saturating_sub(sent_ns), next - first);
             }
             first = next;
         }

@@ -3,8 +3,9 @@
 //!     zander-generator '<Load as JSON>'
 //!
 //! The load is open-loop: every send time is fixed before the run, and latency counts from there, so neither a slow
-//! server nor a slow generator hides in it. Writes a JSON line when the steady part begins, when it ends, and when
-//! everything has arrived; then waits for a line on stdin and writes its figures.
+//! server nor a slow generator hides in it. It counts a second time from when a sample really left: that leaves out
+//! what the generator was late. Writes a JSON line when the steady part begins, when it ends, and when everything has
+//! arrived; then waits for a line on stdin and writes its figures.
 
 mod crowd;
 mod dialect;
@@ -33,12 +34,12 @@ use crate::load::Load;
 use crate::message::Messages;
 
 const LOOK: Duration = Duration::from_millis(1); // between looks, in the end, at what finds no room
-const N_TURN: usize = 64; // sends, after which sockets are looked at even when more is due
+const N_TURN: u64 = 64; // sends, after which sockets are looked at even when more is due
 const LEAD: Duration = Duration::from_millis(200);
 const QUIET: Duration = Duration::from_secs(5); // without anything arriving, after which what is missing is lost
 const TICKS_PER_S: f64 = 100.0; // of /proc/self/stat
 
-/// What was sent, and how late.
+/// What was sent, and how late it left.
 struct Sent {
     n_messages: u64,
     late: Histogram,
@@ -53,33 +54,41 @@ fn drive(crowd: &mut Crowd, messages: &mut Messages) -> io::Result<Sent> {
     let mut sent = Sent { n_messages: 0, late: Histogram::new() };
     let (mut n, mut is_steady, mut frame) = (0, false, Vec::new());
     while n < crowd.schedule.n_sends {
-        let now_ns = crowd.now_ns();
-        for i in 0.. {
+        let mut has_come = true;
+        for _ in 0..N_TURN.min(crowd.schedule.n_sends - n) {
             let (relay, message) = crowd.schedule.send(n);
             let due_ns = crowd.schedule.due_ns(relay, message);
-            if i == N_TURN || n == crowd.schedule.n_sends {
-                break;
-            }
+            let now_ns = crowd.now_ns();
             if due_ns > now_ns {
-                crowd.rest(Duration::from_nanos(due_ns.saturating_sub(crowd.now_ns())))?;
+                has_come = crowd.rest(Duration::from_nanos(due_ns - now_ns))?;
                 break;
             }
             if !is_steady && due_ns >= crowd.schedule.warmup_ns {
                 is_steady = true;
-                tell("steady", json!({}))?;
+                tell("steady", counts(crowd, &sent))?;
             }
             frame.clear();
             let mask = crowd.random.bits() as u32;
             messages.write(&mut frame, relay, message, start_us + (due_ns / 1000) as i64, mask);
-            sent.n_messages += u64::from(crowd.send(relay, &frame));
+            sent.n_messages += u64::from(crowd.send(relay, message, &frame, now_ns));
             if is_steady {
-                sent.late.add(crowd.now_ns() - due_ns, 1);
+                sent.late.add(now_ns - due_ns, 1);
             }
             n += 1;
         }
-        crowd.receive(Some(Duration::ZERO))?;
+        if has_come {
+            crowd.receive(Some(Duration::ZERO))?;
+        }
     }
     Ok(sent)
+}
+
+/// What was sent and heard so far.
+fn counts(crowd: &Crowd, sent: &Sent) -> Value {
+    json!({
+        "sent_messages": sent.n_messages,
+        "received_samples": crowd.inboxes.iter().map(|inbox| inbox.n_received).sum::<u64>(),
+    })
 }
 
 /// Hear the rest: until all is here, or nothing comes any more.
@@ -110,6 +119,7 @@ fn figures(crowd: &Crowd, sent: &Sent) -> Value {
         "lost_samples": sum(&|inbox| inbox.n_lost(n_samples)),
         "repeated_samples": sum(&|inbox| inbox.n_repeated),
         "latency_ms": percentiles(&crowd.latency),
+        "latency_from_sent_ms": percentiles(&crowd.latency_from_sent),
         "generator_lag_ms": percentiles(&sent.late),
         "generator_cpu_s": cpu_s(),
         "closed": crowd.closed,
@@ -150,7 +160,7 @@ fn run() -> io::Result<()> {
     let mut messages = Messages::new(&crowd.load, &mut crowd.random);
     crowd.connect()?;
     let sent = drive(&mut crowd, &mut messages)?;
-    tell("sent", json!({}))?;
+    tell("sent", counts(&crowd, &sent))?;
     drain(&mut crowd)?;
     tell("arrived", json!({}))?;
     io::stdin().read_line(&mut String::new())?; // the parent weighs the server while everybody is still connected

@@ -25,17 +25,17 @@ impl Pace {
         if n_messages / load.period_s() > MANY_PER_S { Self::Turns } else { Self::Exact }
     }
 
-    /// Rest until a socket has something, but no longer than `patience`; in turns always one.
-    pub fn rest(self, sockets: &Registry, patience: Duration) -> io::Result<()> {
+    /// Rest until a socket has something, but no longer than `patience`; in turns always one. False when none has.
+    pub fn rest(self, sockets: &Registry, patience: Duration) -> io::Result<bool> {
         if matches!(self, Self::Turns) {
             sleep(TURN);
-            return Ok(());
+            return Ok(true); // surely
         }
         // mio itself would wait whole milliseconds
         let patience = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
         match poll(&mut [PollFd::new(sockets, PollFlags::IN)], Some(&patience)) {
-            Err(error) if error != Errno::INTR => Err(error.into()),
-            _ => Ok(()),
+            Err(Errno::INTR) => Ok(false),
+            found => Ok(found? > 0),
         }
     }
 }
