@@ -94,9 +94,15 @@ def follow(program: list[str], load: Load, pids: dict[str, int], ask: Callable[[
         process.stdin.flush()
         figures = _await(process, "figures")
     took_s = after.at_s - before.at_s
-    figures |= {f"{name}_per_s": (n - sent_before[name]) / took_s for name, n in sent_after.items()}
+    figures |= _rates(sent_before, sent_after)
     spent_s = {name: cpu_s - before.cpu_s[name] for name, cpu_s in after.cpu_s.items()}
     return Course(figures, (first, second, third), took_s, spent_s, _shares(spent_s, took_s), rss, peak)
+
+
+def _rates(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """Return what the generator has counted a second, by its own clock; nothing where it counts nothing."""
+    steady_s = after.pop("at_s", 0.0) - before.pop("at_s", 0.0)
+    return {f"{name}_per_s": (n - before[name]) / steady_s for name, n in after.items()}
 
 
 def drive(program: list[str], load: Load, pids: dict[str, int]) -> dict[str, Any]:

@@ -22,12 +22,12 @@ from frames import Load
 from options import add_against, add_course, add_rounds, run, save
 from parts import BenchError, Checkout, checkouts, machine
 from report import LATE_MS, NOISE_SHARE, Figures, faults, medians, rows
-from scale import build, measure
+from scale import TOGETHER_MEANS, TOGETHER_SHARE, build, measure
 
 ZANDER_TITLE = "Zander"
 ZANDER, NO_DATABASE = "zander", "zander-no-database"
 SYSTEMS = (*BROKERS, NO_DATABASE, ZANDER)
-LATE, OTHERS = "generator, late p99", "others, % core"  # and the other columns: see _cells
+LATE, TOGETHER, OTHERS = "late p99, ms", "left together, %", "others, % core"  # and the other columns: see _cells
 RATIOS = {"÷ Zander, CPU": "µs CPU, message", "÷ Zander, p50": "latency, p50 ms", "÷ Zander, p99": "latency, p99 ms"}
 
 
@@ -122,6 +122,7 @@ def measure_broker(broker: Broker, program: str, generator: list[str], load: Loa
             latency_ms=found["latency_ms"],
             from_sent_ms=found["latency_from_sent_ms"],
             late_ms=found["generator_lag_ms"],
+            together_share=found["sent_together"] / max(1, found["sent_messages"]),
             shares=course.shares,
             peak_mib=course.peak_bytes / (1 << 20),
         )
@@ -138,6 +139,7 @@ def measure_zander(checkout: Checkout, generator: list[str], settings: argparse.
         latency_ms=figures.latency_ms,
         from_sent_ms=found.latency_from_sent_ms,
         late_ms=figures.generator_lag_ms,
+        together_share=found.together_share,
         shares=figures.cpu_share,
         peak_mib=figures.peak_mib,
     )
@@ -150,7 +152,8 @@ def _cells(
     n_lost: int,
     latency_ms: dict[str, float],
     from_sent_ms: dict[str, float],
-    late_ms: dict[str, float],
+    late_ms: dict[str, float],  # of the generator
+    together_share: float,
     shares: dict[str, float],
     peak_mib: float,
 ) -> dict[str, float]:
@@ -169,6 +172,7 @@ def _cells(
         "CPU, % core": 100 * shares["server"],
         "memory, MiB": peak_mib,
         LATE: late_ms["p99"],
+        TOGETHER: 100 * together_share,
         "generator, % core": 100 * shares["generator"],
         OTHERS: 100 * shares["others"],
     }
@@ -202,13 +206,15 @@ def tables(runs: dict[str, list[Measured]]) -> dict[str, dict[str, float]]:
 
 def doubts(table: dict[str, dict[str, float]]) -> list[str]:
     """Say which rows a reader should not take at their word."""
-    noisy = [title for title, cells in table.items() if cells[OTHERS] > 100 * NOISE_SHARE]
-    late = [title for title, cells in table.items() if cells[LATE] > LATE_MS]
-    said = [
-        (noisy, "other processes took much of the machine meanwhile: run it again on a quiet one"),
-        (late, "the generator was late, which is in the latency and not in the latency from sent"),
-    ]
-    return [f"{what} ({', '.join(titles)})" for titles, what in said if titles]
+    limits = {
+        OTHERS: (100 * NOISE_SHARE, "other processes took much of the machine meanwhile: run it again on a quiet one"),
+        LATE: (LATE_MS, "the generator was late, which is in the latency and not in the latency from sent"),
+        TOGETHER: (100 * TOGETHER_SHARE, TOGETHER_MEANS),
+    }
+    found = {
+        what: [title for title, cells in table.items() if cells[name] > most] for name, (most, what) in limits.items()
+    }
+    return [f"{what} ({', '.join(titles)})" for what, titles in found.items() if titles]
 
 
 def main() -> int:

@@ -31,6 +31,8 @@ HERE = Path(__file__).resolve().parent
 CRATE = HERE / "generator"
 GOOD_P99_MS = 50.0  # that --search asks for
 GOOD_WAITING_S = 2.0  # of samples, for the database; more is a database that does not keep up
+TOGETHER_SHARE = 0.01  # of the messages, that leave together
+TOGETHER_MEANS = "the generator was so late that messages left together, which is cheaper for a server too"
 N_MORE_FILES = 200  # that a process needs besides its connections
 RECORD_BYTES = 100  # of a sample in the journal, besides its values: surely less
 PERCENTILES = ("p50", "p99", "p99.9", "max")
@@ -47,6 +49,7 @@ class Run(NamedTuple):
     sent_per_s: float  # messages
     delivered_per_s: float  # samples
     latency_from_sent_ms: dict[str, float]  # from when they really left
+    together_share: float  # of the messages: so late that they left together with the relay's one before
     generator_us_per_message: float
     generator_system_share: float  # of its CPU
     repeated_samples: int
@@ -154,6 +157,7 @@ def _run_of(load: Load, found: dict[str, Any], path: dict[str, int], lost: int) 
         sent_per_s=found["sent_messages_per_s"],
         delivered_per_s=found["received_samples_per_s"],
         latency_from_sent_ms=found["latency_from_sent_ms"],
+        together_share=found["sent_together"] / max(1, found["sent_messages"]),
         generator_us_per_message=1e6 * figures.cpu_share["generator"] / max(1.0, messages_per_s),
         generator_system_share=cpu_s.get("system", 0.0) / max(0.01, sum(cpu_s.values())),
         repeated_samples=n_repeated,
@@ -179,6 +183,7 @@ def _cells(run: Run) -> dict[str, float]:
         **{f"latency from sent {name}, ms": run.latency_from_sent_ms[name] for name in ("p50", "p99") if has_consumers},
         "generator late p50, ms": run.figures.generator_lag_ms["p50"],
         "generator late p99, ms": late_ms,
+        "left together, %": 100 * run.together_share,
     }
 
 
@@ -279,6 +284,8 @@ def report(runs: dict[str, list[Run]], options: argparse.Namespace) -> int:
     print(lines({name: medians([_cells(run) for run in found]) for name, found in runs.items()}))
     if options.stalled:
         say_stalled(*(found[0] for found in runs.values()))
+    if any(run.together_share > TOGETHER_SHARE for found in runs.values() for run in found):
+        print(f"\nnote: {TOGETHER_MEANS}", file=sys.stderr)
     told: dict[str, Any] = {
         name: [run._asdict() | {"figures": run.figures._asdict()} for run in found] for name, found in runs.items()
     }

@@ -3,7 +3,8 @@
 
 use std::io;
 use std::mem::take;
-use std::time::{Duration, Instant};
+use std::ops::Range;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mio::event::Event;
 use mio::{Events, Poll};
@@ -27,7 +28,7 @@ pub struct Crowd {
     pub load: Load,
     pub schedule: Schedule,
     pub random: Random,
-    pub start: Instant,
+    pub start_us: i64, // since 1970
     pub sessions: Vec<String>,
     pub inboxes: Vec<Inbox>,
     pub latency: Histogram,
@@ -36,6 +37,7 @@ pub struct Crowd {
     pub given_up: Vec<(u64, String)>, // of those that stall: when the server closed, and how
     pub strange: Vec<String>,
     sent_ns: Vec<Vec<u64>>, // by relay that has consumers, and message
+    start: Instant,
     peers: Vec<Peer>,
     pace: Pace,
     n_ready: usize,
@@ -50,6 +52,7 @@ impl Crowd {
         Ok(Self {
             schedule: Schedule::new(&load, &mut random),
             random,
+            start_us: 0,
             start: Instant::now(),
             sessions: vec![String::new(); load.n_relays],
             inboxes: (0..load.n_consumers).map(|i| Inbox::new(&load, load.listened(i))).collect(),
@@ -94,20 +97,27 @@ impl Crowd {
         Ok(())
     }
 
+    /// Let the load start after a while.
+    pub fn begin_in(&mut self, lead: Duration) {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.start_us = (since_1970 + lead).as_micros() as i64;
+        self.start = Instant::now() + lead;
+    }
+
     pub fn now_ns(&self) -> u64 {
         self.start.elapsed().as_nanos() as u64
     }
 
-    /// Send a relay's message; false when the relay was closed.
-    pub fn send(&mut self, relay: usize, message: u64, frame: &[u8], now_ns: u64) -> bool {
+    /// Send messages of a relay; false when the relay was closed.
+    pub fn send(&mut self, relay: usize, messages: Range<u64>, frames: &[u8], now_ns: u64) -> bool {
         if let Some(sent_ns) = self.sent_ns.get_mut(relay) {
-            sent_ns[message as usize] = now_ns;
+            sent_ns[messages.start as usize..messages.end as usize].fill(now_ns);
         }
         let peer = &mut self.peers[relay];
         if peer.stage == Stage::Closed {
             return false;
         }
-        if let Err(error) = peer.send(frame) {
+        if let Err(error) = peer.send(frames) {
             self.close(relay, &error.to_string());
             return false;
         }
