@@ -17,7 +17,7 @@ from functools import partial
 from typing import NamedTuple
 
 from brokers import BROKERS, Broker
-from drive import follow
+from drive import blaming, follow
 from frames import Load
 from options import add_against, add_course, add_rounds, run, save
 from parts import BenchError, Checkout, checkouts, machine
@@ -107,11 +107,9 @@ def systems(options: argparse.Namespace, generator: list[str]) -> dict[str, Call
 
 def measure_broker(broker: Broker, program: str, generator: list[str], load: Load) -> Measured:
     """Run the load once against a broker that was just started."""
-    with broker.running(program) as (port, server):
-        try:
-            course = follow(generator, load._replace(port=port, dialect=broker.dialect), {"server": server.pid}, int)
-        except BenchError as error:
-            raise BenchError(f"{error}\n{server.said()}") from None
+    with broker.running(program) as (port, server), blaming(server):
+        load = load._replace(port=port, dialect=broker.dialect)
+        course = follow(generator, load, {"server": server.pid}, lambda: None)
     found = course.figures
     if wrong := found["closed"] + found["strange"]:
         raise BenchError(f"{len(wrong)} times something went wrong, first: {wrong[0]}")
@@ -190,6 +188,8 @@ def compare(load: Load, found: dict[str, Callable[[Load], Measured]], n_rounds: 
                     raise
                 print(f"{title} is left out: {error}", file=sys.stderr, flush=True)
                 del runs[title]
+    if not runs:
+        raise BenchError("nothing could be measured")
     return runs
 
 
@@ -222,6 +222,8 @@ def main() -> int:
     options = arguments()
     generator = build()
     found = systems(options, generator)
+    if not found:
+        raise BenchError("there is nothing to measure")
     sent = (
         f"{options.rate:g} Hz × {options.channels} channels, one-sample JSON; {options.duration:g} s, {options.rounds}×"
     )
@@ -237,7 +239,7 @@ def main() -> int:
         ours = [(title, run.figures) for title, measured in runs.items() for run in measured if run.figures]
         wrong += [f"LOST ({title}, {name}): {fault}" for title, figures in ours for fault in faults(figures)]
     save(options.json, told)
-    print("\n" + ("\n".join(wrong) or "Zander lost nothing"), flush=True)
+    print("\n" + ("\n".join(wrong) or "nothing lost that Zander took"), flush=True)
     return 1 if wrong else 0
 
 
