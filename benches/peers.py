@@ -22,7 +22,7 @@ from frames import Load
 from options import add_against, add_course, add_rounds, run, save
 from parts import BenchError, Checkout, checkouts, machine
 from report import LATE_MS, NOISE_SHARE, Figures, faults, medians, rows
-from scale import TOGETHER_MEANS, TOGETHER_SHARE, build, measure
+from scale import TOGETHER_MEANS, TOGETHER_SHARE, Heard, build, heard_of, measure
 
 ZANDER_TITLE = "Zander"
 ZANDER, NO_DATABASE = "zander", "zander-no-database"
@@ -113,52 +113,24 @@ def measure_broker(broker: Broker, program: str, generator: list[str], load: Loa
     found = course.figures
     if wrong := found["closed"] + found["strange"]:
         raise BenchError(f"{len(wrong)} times something went wrong, first: {wrong[0]}")
-    return Measured(
-        _cells(
-            n_per_s=(found["sent_messages_per_s"], found["received_samples_per_s"]),
-            n_lost=found["lost_samples"] + found["repeated_samples"],
-            latency_ms=found["latency_ms"],
-            from_sent_ms=found["latency_from_sent_ms"],
-            late_ms=found["generator_lag_ms"],
-            together_share=found["sent_together"] / max(1, found["sent_messages"]),
-            shares=course.shares,
-            peak_mib=course.peak_bytes / (1 << 20),
-        )
-    )
+    n_lost = found["lost_samples"] + found["repeated_samples"]
+    return Measured(_cells(heard_of(found), n_lost, course.shares, course.peak_bytes / (1 << 20)))
 
 
 def measure_zander(checkout: Checkout, generator: list[str], settings: argparse.Namespace, load: Load) -> Measured:
     """Run the load once against a Zander that was just started, and look for every sample in its database."""
     found = measure(checkout, generator, load, settings)
     figures = found.figures
-    cells = _cells(
-        n_per_s=(found.sent_per_s, found.delivered_per_s),
-        n_lost=figures.lost_samples + figures.lost_rows,
-        latency_ms=figures.latency_ms,
-        from_sent_ms=found.latency_from_sent_ms,
-        late_ms=figures.generator_lag_ms,
-        together_share=found.together_share,
-        shares=figures.cpu_share,
-        peak_mib=figures.peak_mib,
-    )
-    return Measured(cells, figures)
+    n_lost = figures.lost_samples + figures.lost_rows
+    return Measured(_cells(found.heard, n_lost, figures.cpu_share, figures.peak_mib), figures)
 
 
-def _cells(
-    *,
-    n_per_s: tuple[float, float],  # sent, delivered
-    n_lost: int,
-    latency_ms: dict[str, float],
-    from_sent_ms: dict[str, float],
-    late_ms: dict[str, float],  # of the generator
-    together_share: float,
-    shares: dict[str, float],
-    peak_mib: float,
-) -> dict[str, float]:
+def _cells(heard: Heard, n_lost: int, shares: dict[str, float], peak_mib: float) -> dict[str, float]:
     """Name the figures of a run, as heads of their columns."""
-    n_messages_per_s = max(1.0, *n_per_s)  # what there is more of: messages in, or deliveries
+    latency_ms, from_sent_ms = heard.latency_ms, heard.latency_from_sent_ms
+    n_messages_per_s = max(1.0, heard.sent_per_s, heard.delivered_per_s)  # in or out, what there is more of
     return {
-        "delivered, per s": n_per_s[1],
+        "delivered, per s": heard.delivered_per_s,
         "lost, ": n_lost,
         "latency, p50 ms": latency_ms["p50"],
         "latency, p99 ms": latency_ms["p99"],
@@ -169,8 +141,8 @@ def _cells(
         "µs CPU, message": 1e6 * shares["server"] / n_messages_per_s,
         "CPU, % core": 100 * shares["server"],
         "memory, MiB": peak_mib,
-        LATE: late_ms["p99"],
-        TOGETHER: 100 * together_share,
+        LATE: heard.late_ms["p99"],
+        TOGETHER: 100 * heard.together_share,
         "generator, % core": 100 * shares["generator"],
         OTHERS: 100 * shares["others"],
     }

@@ -39,6 +39,17 @@ PERCENTILES = ("p50", "p99", "p99.9", "max")
 PASSED = ("passed_frames", "passed_messages", "passed_sessions")
 
 
+class Heard(NamedTuple):
+    """What the generator says of the steady part of a run."""
+
+    sent_per_s: float  # messages
+    delivered_per_s: float  # samples
+    latency_ms: dict[str, float]
+    latency_from_sent_ms: dict[str, float]  # from when they really left
+    late_ms: dict[str, float]
+    together_share: float  # of the messages: so late that they left together with the relay's one before
+
+
 class Run(NamedTuple):
     """What a run has shown: the figures of every bench, and those that only this one has."""
 
@@ -46,10 +57,7 @@ class Run(NamedTuple):
     figures: Figures
     messages_per_s: float
     server_us_per_message: float
-    sent_per_s: float  # messages
-    delivered_per_s: float  # samples
-    latency_from_sent_ms: dict[str, float]  # from when they really left
-    together_share: float  # of the messages: so late that they left together with the relay's one before
+    heard: Heard
     generator_us_per_message: float
     generator_system_share: float  # of its CPU
     repeated_samples: int
@@ -145,8 +153,8 @@ def _run_of(load: Load, found: dict[str, Any], path: dict[str, int], lost: int) 
     """Work out the figures from what the generator and the service counted."""
     cpu_s, n_repeated = found["generator_cpu_s"], found["repeated_samples"]
     found["lost_samples"] += n_repeated  # what is not there once
-    for name in ("latency_ms", "latency_from_sent_ms", "generator_lag_ms"):
-        found[name] = {percentile: found[name][percentile] for percentile in PERCENTILES if found[name]}
+    heard = heard_of(found)
+    found |= {"latency_ms": heard.latency_ms, "generator_lag_ms": heard.late_ms}
     figures = figures_of(found, ack_ms={}, lost_features=0, unacked_samples=0, lost_rows=lost)
     messages_per_s = figures.samples_per_s / load.n_chunk
     return Run(
@@ -154,10 +162,7 @@ def _run_of(load: Load, found: dict[str, Any], path: dict[str, int], lost: int) 
         figures=figures,
         messages_per_s=messages_per_s,
         server_us_per_message=figures.server_us_per_sample * load.n_chunk,
-        sent_per_s=found["sent_messages_per_s"],
-        delivered_per_s=found["received_samples_per_s"],
-        latency_from_sent_ms=found["latency_from_sent_ms"],
-        together_share=found["sent_together"] / max(1, found["sent_messages"]),
+        heard=heard,
         generator_us_per_message=1e6 * figures.cpu_share["generator"] / max(1.0, messages_per_s),
         generator_system_share=cpu_s.get("system", 0.0) / max(0.01, sum(cpu_s.values())),
         repeated_samples=n_repeated,
@@ -167,11 +172,27 @@ def _run_of(load: Load, found: dict[str, Any], path: dict[str, int], lost: int) 
     )
 
 
+def heard_of(found: dict[str, Any]) -> Heard:
+    """Take from the generator's figures what needs no server that counts."""
+    latency_ms, latency_from_sent_ms, late_ms = (
+        {percentile: found[name][percentile] for percentile in PERCENTILES if found[name]}
+        for name in ("latency_ms", "latency_from_sent_ms", "generator_lag_ms")
+    )
+    return Heard(
+        sent_per_s=found["sent_messages_per_s"],
+        delivered_per_s=found["received_samples_per_s"],
+        latency_ms=latency_ms,
+        latency_from_sent_ms=latency_from_sent_ms,
+        late_ms=late_ms,
+        together_share=found["sent_together"] / max(1, found["sent_messages"]),
+    )
+
+
 def _cells(run: Run) -> dict[str, float]:
     """Name the figures of a run that are shown."""
     cells = cells_of(run.figures)
     late_ms = cells.pop("generator late p99, ms")
-    has_consumers = bool(run.latency_from_sent_ms)
+    from_sent_ms = run.heard.latency_from_sent_ms
     if run.server_us_per_message != run.figures.server_us_per_sample:
         cells["server CPU per message, µs"] = run.server_us_per_message
     return cells | {
@@ -180,10 +201,10 @@ def _cells(run: Run) -> dict[str, float]:
         **{name.replace("_", ", "): n for name, n in run.path.items() if name != "native"},
         "generator CPU per message, µs": run.generator_us_per_message,
         "of it in the system, %": 100 * run.generator_system_share,
-        **{f"latency from sent {name}, ms": run.latency_from_sent_ms[name] for name in ("p50", "p99") if has_consumers},
+        **{f"latency from sent {name}, ms": from_sent_ms[name] for name in ("p50", "p99") if from_sent_ms},
         "generator late p50, ms": run.figures.generator_lag_ms["p50"],
         "generator late p99, ms": late_ms,
-        "left together, %": 100 * run.together_share,
+        "left together, %": 100 * run.heard.together_share,
     }
 
 
@@ -284,10 +305,11 @@ def report(runs: dict[str, list[Run]], options: argparse.Namespace) -> int:
     print(lines({name: medians([_cells(run) for run in found]) for name, found in runs.items()}))
     if options.stalled:
         say_stalled(*(found[0] for found in runs.values()))
-    if any(run.together_share > TOGETHER_SHARE for found in runs.values() for run in found):
+    if any(run.heard.together_share > TOGETHER_SHARE for found in runs.values() for run in found):
         print(f"\nnote: {TOGETHER_MEANS}", file=sys.stderr)
     told: dict[str, Any] = {
-        name: [run._asdict() | {"figures": run.figures._asdict()} for run in found] for name, found in runs.items()
+        name: [run._asdict() | {"figures": run.figures._asdict(), "heard": run.heard._asdict()} for run in found]
+        for name, found in runs.items()
     }
     if options.rounds == 1:
         told = {name: found[0] for name, found in told.items()}
