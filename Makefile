@@ -10,6 +10,7 @@
 # make bench: latency, with ARGS=--baseline beside an ordinary service · make memory: a connection's and a user's
 # make fill: samples a second into the database, beside psql
 # make chaos: random faults on a live system, and a checker of the promises
+# make attack: what bytes can do to a server and to the neighbour of who sends them
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,7 +22,7 @@ TESTERS ?= 2# processes that share all tests; those that ARGS choose are run by 
 
 COVERED ?= 97# percent of the lines, at least
 
-.PHONY: run test coverage test-bench test-native test-msrv test-dist dist lock bench scale peers memory fill chaos fuzz lint protocol clean
+.PHONY: run test coverage test-bench test-native test-msrv test-dist dist lock bench scale peers memory fill chaos attack fuzz lint protocol clean
 
 run: $(VENV)/ready
 	@$(BIN)/zander serve
@@ -55,6 +56,9 @@ fill: $(VENV)/ready-dev
 
 chaos: $(VENV)/ready-dev
 	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
+
+attack: $(VENV)/ready-dev
+	PYTHONPATH=tests $(BIN)/python -m attack $(ARGS)
 
 # Two wheels for one release: with the native path for this machine, and without it for every other. setuptools takes
 # the crate into the source package only when a MANIFEST.in names it; what is committed is packed, and nothing else.

@@ -19,14 +19,14 @@ BARE = {name: value for name, value in os.environ.items() if name == "PATH" or n
 
 
 class Program(Http):
-    """A running `zander serve`; it dies with the test run."""
+    """A running `zander serve`; it dies with the test run. `max_files`: as many files as it may have open, at most."""
 
-    def __init__(self, *arguments: str, **variables: Any) -> None:
+    def __init__(self, *arguments: str, max_files: Any = None, **variables: Any) -> None:
         self._log = tempfile.NamedTemporaryFile(prefix="zander-log-")  # noqa: SIM115 - lives as long as the program
         self._folder = tempfile.TemporaryDirectory(prefix="zander-data-")
         given = {"DATA_DIR": self._folder.name} | {name.upper(): str(value) for name, value in variables.items()}
         self._child = Child(
-            [sys.executable, "-m", "zander", "serve", *arguments],
+            [*_limited(max_files), sys.executable, "-m", "zander", "serve", *arguments],
             orphan_signal=signal.SIGKILL,
             output=self._log.file,
             environment=BARE | {"PORT": "0"} | given,
@@ -79,3 +79,8 @@ class Program(Http):
         """End it at once."""
         self._child.send(signal.SIGKILL)
         self._child.ended.wait()
+
+
+def _limited(max_files: Any) -> list[str]:
+    """Begin a command that has fewer files than we have; not even the server can raise that again."""
+    return ["/bin/sh", "-c", f'ulimit -n {max_files} && exec "$@"', "sh"] if max_files else []

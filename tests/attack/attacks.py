@@ -1,0 +1,138 @@
+"""The list of attacks: how large each is, and what it must come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from attack import floods, fragments, requests, unread
+from attack.line import Order, Report
+
+KIB, MIB = 1 << 10, 1 << 20
+MAX_GROWTH_BYTES = 20 * MIB  # of the server's memory, for somebody who has no right to be served
+SMALL_GROWTH_BYTES = 8 * MIB  # the same, of one connection that sends less than all it could
+EVER = 1 << 62  # bytes: it is time that ends it
+
+GONE = frozenset({"closed", "reset"})
+REQUEST = GONE | {"400", "408", "413", "414", "431"}
+BODY = REQUEST | {"405", "411"}
+MUTE = GONE | {"408", "4408", "4429"}
+STRANGER = GONE | {"4408", "4429", "4501"}
+FRAGMENT = GONE | {"1009", "4408", "4429", "4501"}
+BAD = GONE | {"4429", "4500"}
+
+AS_IT_IS: Mapping[str, Any] = {}
+ROLLING = {"journal_max_bytes": 64 * KIB}  # its files are 8 KiB then: the neighbour alone needs a new one every second
+FEW_FILES = {"max_files": 1024, **ROLLING}
+FEW_PLACES = {"max_connections": 50}
+
+
+class Short(NamedTuple):
+    """The extent of an attack in `make test`, and what is different there."""
+
+    seconds: float
+    n_bytes: int
+    n_connections: int = 1
+    must_end: bool = True  # by then; False: it is time that ends it, more than a test has
+    max_growth_bytes: int = MAX_GROWTH_BYTES
+    settings: Mapping[str, Any] = AS_IT_IS
+
+
+class Attack(NamedTuple):
+    """An attack, and what it must come to.
+
+    `ends`: how each of its connections may end, and each must; None: as it likes. `max_growth_bytes`: of the server's
+    memory; None: it has the right to be served. `must_serve`: all of them get what they come for.
+    """
+
+    run: Callable[[Order], Report]
+    seconds: float
+    n_bytes: int
+    short: Short
+    ends: frozenset[str] | None
+    n_connections: int = 1
+    max_growth_bytes: int | None = MAX_GROWTH_BYTES
+    must_serve: bool = False
+    settings: Mapping[str, Any] = AS_IT_IS  # of the server
+
+    def order(self, port: int) -> Order:
+        """Ask for all of it."""
+        return Order(port, self.seconds, self.n_bytes, self.n_connections)
+
+    def shortened(self) -> Attack:
+        """Return what a test has the time for."""
+        short = self.short
+        return self._replace(
+            seconds=short.seconds,
+            n_bytes=short.n_bytes,
+            n_connections=short.n_connections,
+            ends=self.ends if short.must_end else None,
+            max_growth_bytes=self.max_growth_bytes and short.max_growth_bytes,
+            settings={**self.settings, **short.settings},
+        )
+
+
+def _request(run: Callable[[Order], Report], ends: frozenset[str] = REQUEST) -> Attack:
+    return Attack(run, 15, 100 * MIB, Short(2, 4 * MIB), ends)
+
+
+def _crowd(run: Callable[[Order], Report], short_seconds: float) -> Attack:
+    short = Short(short_seconds, EVER, 600, must_end=False, settings={"max_files": 300})
+    return Attack(run, 15, EVER, short, MUTE, 4000, settings=FEW_FILES)
+
+
+def _websocket(
+    run: Callable[[Order], Report], ends: frozenset[str] | None, short: Short, n_connections: int = 1
+) -> Attack:
+    return Attack(run, 15, 100 * MIB, short, ends, n_connections)
+
+
+def _flood(run: Callable[[Order], Report]) -> Attack:
+    return Attack(run, 5, EVER, Short(1, 8 * MIB), None, max_growth_bytes=None)
+
+
+PINGS = Short(1.5, 16 * MIB, must_end=False, max_growth_bytes=SMALL_GROWTH_BYTES)
+TOLD = Short(4, 8 * MIB, max_growth_bytes=SMALL_GROWTH_BYTES)  # has 2 s for its close
+HELD = Short(1.5, 8 * MIB, 5, must_end=False)
+FRAGMENTS = Short(2, 8 * MIB, max_growth_bytes=SMALL_GROWTH_BYTES)
+
+ATTACKS = {
+    "headers": _request(requests.headers),
+    "header": _request(requests.header),
+    "url": _request(requests.url),
+    "kept-alive": _request(requests.kept_alive),
+    "body": _request(requests.body, BODY),
+    "chunks": _request(requests.chunks, BODY),
+    "trailers": _request(requests.trailers, BODY),
+    "silent": _crowd(requests.silent, 1.5),
+    "half": _crowd(requests.half, 1.5),
+    "slow": _crowd(requests.slow, 2.5),
+    "mute": Attack(requests.mute, 15, EVER, Short(1, EVER, 60, must_end=False), MUTE, 60, settings=FEW_PLACES),
+    "pings": _websocket(unread.pings, STRANGER, PINGS),
+    "pings-of-relay": _websocket(unread.pings_of_relay, None, PINGS),
+    "pings-of-consumer": _websocket(unread.pings_of_consumer, None, PINGS),
+    "texts": _websocket(unread.texts, STRANGER, TOLD),
+    "errors-of-relay": _websocket(unread.errors_of_relay, BAD, TOLD),
+    "errors-of-consumer": _websocket(unread.errors_of_consumer, BAD, TOLD),
+    "probes-unread": _websocket(unread.probes_unread, None, PINGS),
+    "refused": _websocket(unread.refused, STRANGER, TOLD, 10),
+    "refused-late": _websocket(unread.refused_late, STRANGER, HELD, 10),
+    "health-unread": _websocket(unread.health_unread, GONE, HELD, 50),
+    "buffer-unread": _websocket(unread.buffer_unread, GONE, HELD, 50),
+    "empty-fragments": _websocket(fragments.empty, FRAGMENT, FRAGMENTS),
+    "empty-fragments-of-relay": _websocket(fragments.empty_of_relay, FRAGMENT, FRAGMENTS),
+    "empty-fragments-of-consumer": _websocket(fragments.empty_of_consumer, FRAGMENT, FRAGMENTS),
+    "tiny-fragments": _websocket(fragments.tiny, FRAGMENT, FRAGMENTS),
+    "tiny-fragments-of-relay": _websocket(fragments.tiny_of_relay, FRAGMENT, FRAGMENTS),
+    "tiny-fragments-of-consumer": _websocket(fragments.tiny_of_consumer, FRAGMENT, FRAGMENTS),
+    "flood-raw": _flood(floods.raw),
+    "flood-binary": _flood(floods.binary),
+    "flood-gaps": _flood(floods.gaps),
+    "flood-fragments": _flood(floods.fragments),
+    "flood-features": _flood(floods.features),
+    "flood-features-64-KiB": _flood(floods.features_of_64_kib),
+    "flood-features-1-MiB": _flood(floods.features_of_1_mib),
+    "flood-predictions": _flood(floods.predictions),
+    "flood-probes": _flood(floods.probes),
+    "storm": Attack(floods.storm, 15, EVER, Short(4, EVER, 300), None, 5000, max_growth_bytes=None, must_serve=True),
+}

@@ -1,0 +1,51 @@
+"""Visitors of a server that is attacked: somebody who asks for /health, and relays that are new."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from time import monotonic
+from uuid import uuid4
+
+from attack.line import auth, handshake, request, text
+
+PATIENCE_SECONDS = 5.0
+MANY_SECONDS = 1e9  # of a visitor who got no answer
+
+
+class Visit:
+    """A connection that asks, one after another, for what it must get an answer to; `close` ends it."""
+
+    def __init__(self, port: int, *talk: tuple[bytes, bytes]) -> None:
+        began_s = monotonic()
+        self.seconds = MANY_SECONDS
+        self._socket = socket.socket()
+        with suppress(OSError):  # it got no answer
+            self._socket.settimeout(PATIENCE_SECONDS)
+            self._socket.connect(("127.0.0.1", port))
+            for question, answer in talk:
+                self._socket.sendall(question)
+                self._listen_for(answer, began_s + PATIENCE_SECONDS)
+            self.seconds = monotonic() - began_s
+
+    def _listen_for(self, answer: bytes, until_s: float) -> None:
+        said = b""
+        while answer not in said:
+            self._socket.settimeout(max(0.001, until_s - monotonic()))
+            data = self._socket.recv(4096)
+            if not data:
+                raise ConnectionError("closed by the server")
+            said += data
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def ask_for_health(port: int) -> Visit:
+    """Ask for /health over a new connection."""
+    return Visit(port, (request("/health"), b'"ok"'))
+
+
+def come_as_relay(port: int) -> Visit:
+    """Come as a relay that was not there before and has the key."""
+    return Visit(port, (handshake("/stream"), b"\r\n\r\n"), (text(auth(f"newcomer-{uuid4().hex[:12]}")), b'"auth_ok"'))
