@@ -14,6 +14,7 @@ pub const CONTINUATION: u8 = 0;
 pub const TEXT: u8 = 1;
 pub const BINARY: u8 = 2;
 pub const CONTROL: u8 = 8; // and above
+pub const PONG: u8 = 10;
 
 /// Read a header; None when it is not all there yet. The standard parser does not wait for the rest of one whose opcode
 /// is unknown, that is not masked or has more than `max_payload` bytes: then neither do we.

@@ -1,10 +1,13 @@
-//! `zander._native`: the only file that knows Python. `_native.pyi` is its manual.
+//! `zander._native`: with `reactor.rs` and `intake.rs` what knows Python. `_native.pyi` is its manual.
 
 mod frame;
+mod intake;
 mod raw;
+mod reactor;
 mod reader;
 mod record;
 mod session;
+mod socket;
 mod text;
 
 use std::cell::Cell;
@@ -15,40 +18,36 @@ use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyInt, PyList, PyString};
+use pyo3::types::{PyBytes, PyList, PyString};
 
+use intake::Intake;
+use reactor::{Reactor, Socket};
 use reader::Fed;
 use session::{Run, SessionState};
 
 #[pyclass]
-struct FrameReader {
-    #[pyo3(get)]
+pub struct FrameReader {
+    reader: reader::Reader,
+    clock: Option<Py<PyAny>>,
+    relay: Option<Relay>, // whose samples are taken
+}
+
+/// The session of a relay, as far as it is needed for samples that simply follow.
+struct Relay {
     stream: Py<PyAny>,
-    #[pyo3(get)]
     user_id: Py<PyString>,
     session_id: Py<PyString>,
-    session: Py<PyAny>,
     ring: Ring,
-    reader: reader::Reader,
     template: record::Template,
     prefix: Vec<u8>,
     state: Option<SessionState>,
     is_stale: bool, // others may have moved what `state` and `ring.n_written` tell
-    clock: Option<Py<PyAny>>,
-    attachment: Option<Attachment>,
-}
-
-/// What `receive` asks, and whom it calls.
-struct Attachment {
-    closed: Py<PyAny>,
-    waiting: Py<PyList>,
-    schedule: Py<PyAny>,
-    pass_on: Py<PyAny>,
+    closed: Option<Py<PyAny>>,
+    intake: Option<Py<Intake>>,
 }
 
 /// A `ring.Ring`, which keeps its memory.
 struct Ring {
-    ring: Py<PyAny>,
     times_us: PyBuffer<i64>,
     samples: PyBuffer<f32>,
     n_written: usize,
@@ -57,91 +56,74 @@ struct Ring {
 #[pymethods]
 impl FrameReader {
     #[new]
-    #[pyo3(signature = (stream, clock=None))]
-    fn new(py: Python<'_>, stream: Py<PyAny>, clock: Option<Py<PyAny>>) -> PyResult<Self> {
-        let session = stream.getattr(py, "session")?;
-        let origin = session.getattr(py, "origin")?;
-        let session_id: Py<PyString> = session.getattr(py, "session_id")?.extract(py)?;
-        let id = uuid(session_id.bind(py).to_str()?).ok_or_else(|| PyValueError::new_err("expected a UUID"))?;
-        let user_id: Py<PyString> = session.getattr(py, "user_id")?.extract(py)?;
-        let n_channels: usize = session.getattr(py, "n_channels")?.extract(py)?;
-        let fence: i64 = session.getattr(py, "fence")?.extract(py)?;
-        let period_us: f64 = origin.getattr(py, "period_us")?.extract(py)?;
-        let prefix: String = origin.getattr(py, "prefix")?.extract(py)?;
-        let ring = Ring::new(py, stream.getattr(py, "ring")?)?;
-        let (session_text, user_text) = (session_id.bind(py).to_str()?, user_id.bind(py).to_str()?);
-        Ok(Self {
-            reader: reader::Reader::new(n_channels, period_us, ring.times_us.item_count()),
-            template: record::Template::new(session_text, id, user_text, n_channels, fence),
-            prefix: prefix.into_bytes(),
-            session_id,
-            session,
-            stream,
-            user_id,
-            ring,
-            state: None,
-            is_stale: true,
-            clock,
-            attachment: None,
-        })
+    #[pyo3(signature = (clock=None))]
+    fn new(clock: Option<Py<PyAny>>) -> Self {
+        Self { reader: reader::Reader::default(), clock, relay: None }
     }
 
-    fn attach(&mut self, closed: Py<PyAny>, waiting: Py<PyList>, schedule: Py<PyAny>, pass_on: Py<PyAny>) {
-        self.attachment = Some(Attachment { closed, waiting, schedule, pass_on });
-    }
-
-    fn detach<'py>(&mut self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        self.attachment = None;
-        PyBytes::new(py, &self.reader.take_kept())
-    }
-
-    fn receive(slf: &Bound<'_, Self>, data: &[u8]) -> PyResult<()> {
-        let py = slf.py();
-        let mut reader = slf.borrow_mut();
-        let Some(attachment) = &reader.attachment else {
-            return Err(PyValueError::new_err("expected a reader that is attached"));
-        };
-        let (waiting, schedule, pass_on) =
-            (attachment.waiting.clone_ref(py), attachment.schedule.clone_ref(py), attachment.pass_on.clone_ref(py));
-        let is_over = attachment.closed.call_method0(py, intern!(py, "done"))?.is_truthy(py)?;
-        let waited = reader.has_samples();
-        let passed = if is_over {
-            reader.reader.keep(data);
-            Some(PyBytes::new(py, b""))
-        } else {
-            reader.feed(py, data)?
-        };
-        let is_first = reader.has_samples() && !waited;
-        drop(reader);
-        if is_first {
-            let waiting = waiting.bind(py);
-            waiting.append(slf)?;
-            if waiting.len() == 1 {
-                schedule.call0(py)?;
-            }
-        }
-        if let Some(passed) = passed {
-            pass_on.call1(py, (passed,))?;
-        }
+    #[pyo3(signature = (stream, closed=None, intake=None))]
+    fn intercept(
+        &mut self,
+        py: Python<'_>,
+        stream: Py<PyAny>,
+        closed: Option<Py<PyAny>>,
+        intake: Option<Py<Intake>>,
+    ) -> PyResult<()> {
+        let relay = Relay::new(py, stream, closed, intake)?;
+        let session = relay.stream.bind(py).getattr("session")?;
+        let period_us = session.getattr("origin")?.getattr("period_us")?.extract()?;
+        let capacity = relay.ring.times_us.item_count();
+        self.reader.layout = Some(reader::Layout::new(session.getattr("n_channels")?.extract()?, period_us, capacity));
+        self.relay = Some(relay);
         Ok(())
     }
 
+    fn stop(&mut self) {
+        self.reader.layout = None;
+        self.relay = None;
+    }
+
+    #[getter]
+    fn stream(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        Ok(self.relay()?.stream.clone_ref(py))
+    }
+
+    #[getter]
+    fn user_id(&self, py: Python<'_>) -> PyResult<Py<PyString>> {
+        Ok(self.relay()?.user_id.clone_ref(py))
+    }
+
     fn feed<'py>(&mut self, py: Python<'py>, data: &[u8]) -> PyResult<Option<Bound<'py, PyBytes>>> {
-        if self.is_stale {
-            self.look_up_session(py)?;
+        let (mut pass, mut state) = (Vec::new(), None);
+        if let Some(relay) = &mut self.relay {
+            if relay.is_stale {
+                relay.look_up(py)?;
+            }
+            state = relay.state;
         }
         let now_us = match &self.clock {
             Some(clock) => clock.call0(py)?.extract(py)?,
             None => clock_us(),
         };
-        let mut pass = Vec::new();
-        Ok(match self.reader.feed(data, &mut self.state, now_us, &mut pass) {
+        let fed = self.reader.feed(data, &mut state, now_us, &mut pass);
+        if let Some(relay) = &mut self.relay {
+            relay.state = state;
+            relay.is_stale = matches!(fed, Fed::More);
+        }
+        Ok(match fed {
             Fed::All => None,
-            Fed::More => {
-                self.is_stale = true;
-                Some(PyBytes::new(py, &pass))
-            }
+            Fed::More => Some(PyBytes::new(py, &pass)),
         })
+    }
+
+    #[getter]
+    fn is_intercepting(&self) -> bool {
+        self.relay.is_some()
+    }
+
+    #[getter]
+    fn is_between_messages(&self) -> bool {
+        self.reader.is_between_messages()
     }
 
     #[getter]
@@ -169,24 +151,8 @@ impl FrameReader {
         self.reader.n_passed.into()
     }
 
-    fn write_direct<'py>(&self, py: Python<'py>, subscribers: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let (mut frames, mut others) = (None, Vec::new());
-        for subscriber in subscribers.try_iter()? {
-            let subscriber = subscriber?;
-            if !self.write_to(py, &subscriber, &mut frames)? {
-                others.push(subscriber);
-            }
-        }
-        Ok(others)
-    }
-
     fn json<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
-        if self.reader.run.times_us.first().is_none_or(|&time_us| time_us < text::PLAIN_TIME_US) {
-            return None;
-        }
-        let (mut scratch, mut out) = (Vec::new(), Vec::with_capacity(256 * self.reader.run.times_us.len()));
-        text::write(&self.reader.run, &self.prefix, &mut scratch, &mut out);
-        Some(PyBytes::new(py, &out))
+        self.write_json().map(|out| PyBytes::new(py, &out))
     }
 
     fn samples<'py>(&self, py: Python<'py>) -> (Bound<'py, PyBytes>, Bound<'py, PyBytes>) {
@@ -197,83 +163,138 @@ impl FrameReader {
     }
 
     fn advance_session(&mut self, py: Python<'_>) -> PyResult<()> {
-        self.is_stale = true;
-        self.move_session(py).map(drop)
+        let relay = self.relay.as_mut().ok_or_else(no_relay)?;
+        relay.is_stale = true;
+        relay.advance(py, 0)
     }
 }
 
 impl FrameReader {
+    fn relay(&self) -> PyResult<&Relay> {
+        self.relay.as_ref().ok_or_else(no_relay)
+    }
+
+    /// Feed what a socket has received; of a relay that is to be closed nothing counts any more.
+    fn receive<'py>(&mut self, py: Python<'py>, data: &[u8]) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let closed = self.relay.as_ref().and_then(|relay| relay.closed.as_ref());
+        if closed.map_or(Ok(false), |closed| closed.call_method0(py, intern!(py, "done"))?.is_truthy(py))? {
+            self.stop();
+        }
+        self.feed(py, data)
+    }
+
+    fn write_json(&self) -> Option<Vec<u8>> {
+        if self.reader.run.times_us.first().is_none_or(|&time_us| time_us < text::PLAIN_TIME_US) {
+            return None;
+        }
+        let (mut scratch, mut out) = (Vec::new(), Vec::with_capacity(256 * self.reader.run.times_us.len()));
+        text::write(&self.reader.run, &self.relay.as_ref()?.prefix, &mut scratch, &mut out);
+        Some(out)
+    }
+
+    /// Where the samples go.
+    fn intake(&self, py: Python<'_>) -> PyResult<Py<Intake>> {
+        self.relay()?.intake.as_ref().map(|intake| intake.clone_ref(py)).ok_or_else(no_relay)
+    }
+
+    fn user<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        Ok(self.relay()?.user_id.bind(py).clone())
+    }
+
+    /// Write the samples as a frame of the journal; return how many.
+    fn write_record(&mut self, out: &mut Vec<u8>) -> usize {
+        if let Some(relay) = &mut self.relay {
+            relay.template.write(&self.reader.run, out);
+        }
+        self.reader.run.times_us.len()
+    }
+
     /// Write the samples past the queue of one subscriber, and move its cursor; false when it has to be offered them.
-    fn write_to<'py>(
+    fn write_to(
         &self,
-        py: Python<'py>,
-        subscriber: &Bound<'py, PyAny>,
-        frames: &mut Option<Option<Bound<'py, PyBytes>>>, // made for the first who takes them
+        py: Python<'_>,
+        subscriber: &Bound<'_, PyAny>,
+        frames: &mut Option<Option<Vec<u8>>>, // made for the first who takes them
     ) -> PyResult<bool> {
         let through = subscriber.getattr(intern!(py, "through"))?;
-        if through.is_none() {
-            return Ok(false);
-        }
+        let Ok(socket) = through.cast_into::<Socket>() else { return Ok(false) };
         let (run, cursor) = (&self.reader.run, subscriber.getattr(intern!(py, "cursor"))?);
         let is_next = cursor.getattr(intern!(py, "position"))?.extract::<i64>()? == run.position
-            && cursor.getattr(intern!(py, "session_id"))?.eq(&self.session_id)?;
+            && cursor.getattr(intern!(py, "session_id"))?.eq(&self.relay()?.session_id)?;
         if !is_next {
             return Ok(false);
         }
-        let frames = frames.get_or_insert_with(|| self.json(py)).as_ref();
-        let Some(frames) = frames.filter(|frames| frames.as_bytes().len() <= MAX_THROUGH_BYTES) else {
-            return Ok(false);
-        };
-        let is_written = through.call1((frames,))?.is_truthy()?;
+        let frames = frames.get_or_insert_with(|| self.write_json()).as_ref();
+        let Some(frames) = frames.filter(|frames| frames.len() <= MAX_THROUGH_BYTES) else { return Ok(false) };
+        let is_written = Socket::write_now(&socket, frames)?;
         if is_written {
-            cursor.setattr(intern!(py, "position"), run.end())?;
+            intake::advance(py, &cursor, run.end())?;
         }
         Ok(is_written)
     }
 
-    /// Read the state of the session; None when what follows has to go by the twin.
-    fn look_up_session(&mut self, py: Python<'_>) -> PyResult<()> {
-        let (session, ring) = (self.session.bind(py), self.ring.ring.bind(py));
-        let next_position = session.getattr(intern!(py, "next_position"))?.extract()?;
-        let ring_end: Option<i64> = ring.getattr(intern!(py, "next_position"))?.extract()?;
-        let is_lossless = self.stream.bind(py).getattr(intern!(py, "lost_from"))?.is_none();
-        self.ring.n_written = ring.getattr(intern!(py, "n_written"))?.extract()?;
-        self.state = if ring_end == Some(next_position) && is_lossless {
-            let count = session.getattr(intern!(py, "count"))?.extract()?;
-            let last_time_us = session.getattr(intern!(py, "last_time_us"))?.extract()?;
-            Some(SessionState { next_position, count, last_time_us })
-        } else {
-            None
-        };
+    /// Write the run into the ring, and tell it and the session.
+    fn commit(&mut self, py: Python<'_>) -> PyResult<()> {
+        let relay = self.relay.as_mut().ok_or_else(no_relay)?;
+        relay.ring.write(py, &self.reader.run)?;
+        relay.advance(py, self.reader.run.times_us.len())
+    }
+}
+
+impl Relay {
+    fn new(py: Python<'_>, stream: Py<PyAny>, closed: Option<Py<PyAny>>, intake: Option<Py<Intake>>) -> PyResult<Self> {
+        let session = stream.getattr(py, "session")?;
+        let origin = session.getattr(py, "origin")?;
+        let session_id: Py<PyString> = session.getattr(py, "session_id")?.extract(py)?;
+        let session_text = session_id.bind(py).to_str()?;
+        let id = uuid(session_text).ok_or_else(|| PyValueError::new_err("expected a UUID"))?;
+        let user_id: Py<PyString> = session.getattr(py, "user_id")?.extract(py)?;
+        let n_channels: usize = session.getattr(py, "n_channels")?.extract(py)?;
+        let fence: i64 = session.getattr(py, "fence")?.extract(py)?;
+        let prefix: String = origin.getattr(py, "prefix")?.extract(py)?;
+        Ok(Self {
+            template: record::Template::new(session_text, id, user_id.bind(py).to_str()?, n_channels, fence),
+            ring: Ring::new(py, stream.getattr(py, "ring")?)?,
+            prefix: prefix.into_bytes(),
+            session_id,
+            user_id,
+            stream,
+            state: None,
+            is_stale: true,
+            closed,
+            intake,
+        })
+    }
+
+    /// Read where the session is; None when what follows has to go by the twin.
+    fn look_up(&mut self, py: Python<'_>) -> PyResult<()> {
+        let found = self.stream.call_method0(py, intern!(py, "follows"))?;
+        let found: Option<(i64, i64, i64, usize)> = found.extract(py)?;
+        self.state = found.map(|(next_position, count, last_time_us, n_written)| {
+            self.ring.n_written = n_written;
+            SessionState { next_position, count, last_time_us }
+        });
         self.is_stale = false;
         Ok(())
     }
 
-    /// Write the state to the session, and return its next position.
-    fn move_session<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyInt>> {
+    /// Tell where the session is, and how many samples were written to the ring.
+    fn advance(&self, py: Python<'_>, n_written: usize) -> PyResult<()> {
         let state = self.state.ok_or_else(|| PyValueError::new_err("expected a reader that has samples"))?;
-        let (session, position) = (self.session.bind(py), PyInt::new(py, state.next_position));
-        session.setattr(intern!(py, "next_position"), &position)?;
-        session.setattr(intern!(py, "count"), &position)?;
-        session.setattr(intern!(py, "last_time_us"), state.last_time_us)?;
-        Ok(position)
+        let arguments = (state.next_position, state.last_time_us, n_written);
+        self.stream.call_method1(py, intern!(py, "advance"), arguments).map(drop)
     }
+}
 
-    /// Write the run into the ring, and tell it and the session.
-    fn commit(&mut self, py: Python<'_>) -> PyResult<()> {
-        self.ring.write(py, &self.reader.run)?;
-        let position = self.move_session(py)?;
-        let ring = self.ring.ring.bind(py);
-        ring.setattr(intern!(py, "n_written"), self.ring.n_written)?;
-        ring.setattr(intern!(py, "next_position"), position)
-    }
+fn no_relay() -> PyErr {
+    PyValueError::new_err("expected a reader that has begun")
 }
 
 impl Ring {
     fn new(py: Python<'_>, ring: Py<PyAny>) -> PyResult<Self> {
         let times_us = PyBuffer::get(ring.getattr(py, "times_us")?.bind(py))?;
         let samples = PyBuffer::get(ring.getattr(py, "samples")?.bind(py))?;
-        Ok(Self { ring, times_us, samples, n_written: 0 })
+        Ok(Self { times_us, samples, n_written: 0 })
     }
 
     fn write(&mut self, py: Python<'_>, run: &Run) -> PyResult<()> {
@@ -284,25 +305,11 @@ impl Ring {
 }
 
 const MAX_THROUGH_BYTES: usize = 64 << 10; // past a queue at once: about what a transport buffers before it says stop
-const WRITE_BYTES: usize = 1 << 20; // to the journal at once: its bound is looked at in between
 
 #[pyfunction]
-fn journal_frames<'py>(
-    py: Python<'py>,
-    readers: Vec<PyRefMut<'py, FrameReader>>,
-) -> (Bound<'py, PyBytes>, usize, usize) {
-    let mut out = Vec::with_capacity(256 * readers.len());
-    let (mut n_samples, mut n_readers) = (0, 0);
-    for mut reader in readers {
-        if out.len() >= WRITE_BYTES {
-            break;
-        }
-        let reader = &mut *reader;
-        reader.template.write(&reader.reader.run, &mut out);
-        n_samples += reader.reader.run.times_us.len();
-        n_readers += 1;
-    }
-    (PyBytes::new(py, &out), n_samples, n_readers)
+fn journal_frames<'py>(py: Python<'py>, readers: Vec<Py<FrameReader>>) -> (Bound<'py, PyBytes>, usize, usize) {
+    let (frames, n_samples, n_readers) = intake::journal_frames(py, &readers);
+    (PyBytes::new(py, &frames), n_samples, n_readers)
 }
 
 #[pyfunction]
@@ -322,18 +329,6 @@ fn split_frames<'py>(py: Python<'py>, data: &[u8], max_others: usize) -> PyResul
         }
     });
     Ok((records.collect::<PyResult<_>>()?, n_bytes))
-}
-
-#[pyfunction]
-fn commit(py: Python<'_>, readers: Vec<PyRefMut<'_, FrameReader>>) -> PyResult<()> {
-    readers.into_iter().try_for_each(|mut reader| reader.commit(py))
-}
-
-#[pyfunction]
-fn clear(readers: Vec<PyRefMut<'_, FrameReader>>) {
-    for mut reader in readers {
-        reader.reader.run.clear();
-    }
 }
 
 #[pyfunction]
@@ -406,10 +401,11 @@ fn uuid(text: &str) -> Option<[u8; 16]> {
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DEBUG", cfg!(debug_assertions))?;
     module.add_class::<FrameReader>()?;
+    module.add_class::<Intake>()?;
+    module.add_class::<Reactor>()?;
+    module.add_class::<Socket>()?;
     module.add_function(wrap_pyfunction!(journal_frames, module)?)?;
     module.add_function(wrap_pyfunction!(split_frames, module)?)?;
-    module.add_function(wrap_pyfunction!(commit, module)?)?;
-    module.add_function(wrap_pyfunction!(clear, module)?)?;
     module.add_function(wrap_pyfunction!(sample_texts, module)?)?;
     module.add_function(wrap_pyfunction!(chunk_text, module)?)
 }

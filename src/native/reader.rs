@@ -1,12 +1,15 @@
-//! What comes on one relay's connection: raw messages that simply follow are taken, everything else passes.
+//! What comes on one connection, frame by frame: of a relay raw messages that simply follow are taken, everything else
+//! passes.
 
 use std::cell::RefCell;
 
-use crate::frame::{self, BINARY, CONTINUATION, CONTROL, TEXT};
+use crate::frame::{self, BINARY, CONTINUATION, CONTROL, PONG, TEXT};
 use crate::raw::{self, Raw};
 use crate::session::{Run, SessionState};
 
 const MAX_MESSAGE_BYTES: u64 = 1 << 20;
+const MAX_PASS_BYTES: usize = 16 << 10; // at once, to a parser that is slower
+const MAX_PASS_FRAMES: usize = 32;
 const MAX_RUN_BYTES: usize = 64 << 10; // of float32, as MAX_CHUNK_BYTES of chunk.py
 
 /// Why bytes go to the standard parser.
@@ -68,12 +71,27 @@ thread_local! {
     static SCRATCH: RefCell<(Vec<u8>, Raw)> = RefCell::default();
 }
 
-pub struct Reader {
-    pub run: Run,
+/// What the samples of a session are like.
+#[derive(Clone, Copy)]
+pub struct Layout {
     pub n_channels: usize,
     pub period_us: f64,
     pub max_run_samples: usize,
-    pub n_intercepted: u64, // messages
+}
+
+impl Layout {
+    /// `capacity` is that of the ring: what is taken in at once has to fit into it.
+    pub fn new(n_channels: usize, period_us: f64, capacity: usize) -> Self {
+        let max_run_samples = capacity.min(MAX_RUN_BYTES / 4 / n_channels).max(1);
+        Self { n_channels, period_us, max_run_samples }
+    }
+}
+
+#[derive(Default)]
+pub struct Reader {
+    pub run: Run,
+    pub layout: Option<Layout>, // None: everything passes
+    pub n_intercepted: u64,     // messages
     pub n_passed: [u64; N_REASONS],
     kept: Kept,
     n_passing: u64,  // bytes of a frame that are still to be passed
@@ -82,22 +100,6 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub fn new(n_channels: usize, period_us: f64, capacity: usize) -> Self {
-        let max_run_samples = capacity.min(MAX_RUN_BYTES / 4 / n_channels).max(1);
-        Self {
-            run: Run::default(),
-            n_channels,
-            period_us,
-            max_run_samples,
-            n_intercepted: 0,
-            n_passed: [0; N_REASONS],
-            kept: Kept::default(),
-            n_passing: 0,
-            is_joined: false,
-            in_fragments: false,
-        }
-    }
-
     /// Go through what was kept and `data`. `state` is the session's, and moves with it; None: nothing follows.
     pub fn feed(&mut self, data: &[u8], state: &mut Option<SessionState>, now_us: i64, pass: &mut Vec<u8>) -> Fed {
         if self.kept.is_empty() {
@@ -113,14 +115,9 @@ impl Reader {
         fed
     }
 
-    /// Keep bytes for the standard parser, behind what was kept.
-    pub fn keep(&mut self, data: &[u8]) {
-        self.kept.add(data);
-    }
-
-    /// Return what was kept, for good: everything passes from now on.
-    pub fn take_kept(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.kept).bytes().to_vec()
+    /// Whether a parser that got all that was passed is between two messages.
+    pub fn is_between_messages(&self) -> bool {
+        self.n_passing == 0 && !self.in_fragments
     }
 
     fn walk(
@@ -130,14 +127,16 @@ impl Reader {
         now_us: i64,
         pass: &mut Vec<u8>,
     ) -> (usize, Fed) {
-        let mut at = 0;
+        let (mut at, mut n_passed) = (0, 0);
         loop {
             if self.n_passing > 0 {
-                let n = self.n_passing.min((input.len() - at) as u64) as usize;
+                let n = self.n_passing.min((input.len() - at).min(MAX_PASS_BYTES) as u64) as usize;
                 pass.extend_from_slice(&input[at..at + n]);
                 self.n_passing -= n as u64;
                 at += n;
-                if self.n_passing > 0 || !self.is_joined {
+                let is_joined = self.is_joined || self.layout.is_none();
+                n_passed += 1;
+                if self.n_passing > 0 || !is_joined || pass.len() >= MAX_PASS_BYTES || n_passed == MAX_PASS_FRAMES {
                     return (at, Fed::of(pass));
                 }
             }
@@ -146,8 +145,15 @@ impl Reader {
             };
             let n_frame = header.n_payload.saturating_add(header.n_bytes as u64);
             let is_data = header.opcode == TEXT || header.opcode == BINARY;
+            if header.opcode == PONG && header.is_plain && header.fin && header.n_payload < 126 && pass.is_empty() {
+                if ((input.len() - at) as u64) < n_frame {
+                    return (at, Fed::All);
+                }
+                at += n_frame as usize; // it has told that the peer is there
+                continue;
+            }
             let is_plain = header.is_plain && header.fin && is_data && !self.in_fragments;
-            if !is_plain {
+            if !is_plain || self.layout.is_none() {
                 if is_data || header.opcode == CONTINUATION {
                     self.in_fragments = !header.fin;
                 }
@@ -174,7 +180,7 @@ impl Reader {
     fn start_passing(&mut self, n_bytes: u64, reason: Reason) {
         self.n_passing = n_bytes;
         self.is_joined = false;
-        self.n_passed[reason as usize] += 1;
+        self.n_passed[reason as usize] += u64::from(self.layout.is_some());
     }
 
     /// Take a message in; false when there is no room for it in this run.
@@ -186,18 +192,18 @@ impl Reader {
         state: &mut Option<SessionState>,
         now_us: i64,
     ) -> Result<bool, Reason> {
-        let Some(now) = *state else { return Err(Reason::Session) };
+        let (Some(now), Some(layout)) = (*state, self.layout) else { return Err(Reason::Session) };
         SCRATCH.with_borrow_mut(|(plain, raw)| {
             frame::unmask(payload, mask, plain);
             let read = if is_text { raw::read_json } else { raw::read_binary };
-            read(plain, self.n_channels, raw).ok_or(Reason::Message)?;
-            if raw.n_samples > self.max_run_samples {
+            read(plain, layout.n_channels, raw).ok_or(Reason::Message)?;
+            if raw.n_samples > layout.max_run_samples {
                 return Err(Reason::Session);
             }
-            if self.run.times_us.len() + raw.n_samples > self.max_run_samples {
+            if self.run.times_us.len() + raw.n_samples > layout.max_run_samples {
                 return Ok(false);
             }
-            *state = Some(self.run.accept(raw, now, self.period_us, now_us).ok_or(Reason::Session)?);
+            *state = Some(self.run.accept(raw, now, layout.period_us, now_us).ok_or(Reason::Session)?);
             Ok(true)
         })
     }

@@ -5,8 +5,9 @@ that simply follows the one before it is left to them, and so is every error.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
+from zander.delivery.outbox import Outbox
 from zander.delivery.subscribers import Subscriber
 from zander.errors import CloseCode
 from zander.streams.stream import Stream
@@ -15,36 +16,91 @@ from zander.wire.chunk import Samples, Times
 DEBUG: bool
 """Whether it was built without optimisation: for no measurement."""
 
+class Reactor:
+    """All connections in one epoll set. The loop watches `fileno` for reading, and calls `turn`."""
+
+    def __init__(self, event_loop: asyncio.AbstractEventLoop) -> None: ...
+    def fileno(self) -> int: ...
+    def add(self, fd: int, peername: object, protocol: asyncio.Protocol) -> Socket:
+        """Take over a connected socket, which must not block and which nobody else uses or closes."""
+
+    def turn(self) -> None:
+        """Receive from all who sent, once each; take in what readers found; give the rest to the protocols."""
+
+class Socket(asyncio.Transport):
+    """The transport of one connection of a reactor. It never waits: what cannot be sent is kept."""
+
+    def read_frames(self, reader: FrameReader) -> None:
+        """Let a reader have what is received first; the protocol gets what it passes on."""
+
+    @property
+    def n_received(self) -> int:
+        """How many bytes were received."""
+
+    def delay(self, seconds: float) -> None:
+        """Hold samples that are written past a queue for so long, so that more go in one piece."""
+
+    def send_held(self) -> None:
+        """Send what is held."""
+
+    def take_heard(self) -> bool:
+        """Return whether something was received since the last time."""
+
+class Intake:
+    """The samples of all relays in one turn, on their way to the journal, the rings and the subscribers.
+
+    `record` appends frames of the journal with so many samples, and returns whether there was room; `refuse` is told of
+    a reader for which there was none. Consumers in `live` whose cursor is at the first sample and who can be written to
+    get what `json` writes, and their cursor moves behind it; `offer` is told of a reader and everybody else.
+    """
+
+    n_samples: int  # taken in since the start
+    n_given: int  # to consumers
+
+    def __init__(
+        self,
+        record: Callable[[bytes, int], bool],
+        refuse: Callable[[FrameReader], object],
+        offer: Callable[[FrameReader, list[Subscriber]], object],
+        live: dict[str, set[Outbox]],
+        followers: dict[str, Subscriber],
+    ) -> None: ...
+    def take(self, readers: list[FrameReader]) -> None:
+        """Take in the samples of each, which has some."""
+
 class FrameReader:
-    """The frames on one relay's connection, and the samples that were taken from them in this loop iteration."""
+    """The frames on one connection, and the samples that were taken from them in this loop iteration.
+
+    It begins at the boundary of a frame. Until `intercept` everything passes, but for pongs.
+    """
 
     stream: Stream
     user_id: str  # of its session
 
-    def __init__(self, stream: Stream, clock: Callable[[], int] | None = None) -> None:
-        """Begin at the boundary of a frame. `clock` is that of the samples that carry no time, µs; None: the system's.
+    def __init__(self, clock: Callable[[], int] | None = None) -> None:
+        """Make one. `clock` is that of the samples that carry no time, µs; None: the system's."""
+
+    def intercept(
+        self,
+        stream: Stream,
+        closed: asyncio.Future[CloseCode] | None = None,
+        intake: Intake | None = None,
+    ) -> None:
+        """Take the samples of a relay until it is closed; a reactor lets `intake` have them.
 
         ValueError unless the session's channels are known.
         """
 
-    def attach(
-        self,
-        closed: asyncio.Future[CloseCode],
-        waiting: list[FrameReader],
-        schedule: Callable[[], object],
-        pass_on: Callable[[bytes], None],
-    ) -> None:
-        """Set whom `receive` asks whether the relay is to be closed, and whom it calls.
+    def stop(self) -> None:
+        """Let everything pass again."""
 
-        A reader that has samples appends itself to `waiting`, and calls `schedule` when it is the first there.
-        `pass_on` gets what `feed` returns; once the relay is closed everything is kept, and `pass_on` gets b"".
-        """
+    @property
+    def is_intercepting(self) -> bool:
+        """Whether samples are taken."""
 
-    def receive(self, data: bytes) -> None:
-        """Take what was received, as a protocol's `data_received`. ValueError unless it is attached."""
-
-    def detach(self) -> bytes:
-        """End what `attach` began, and return what is kept, for the standard parser."""
+    @property
+    def is_between_messages(self) -> bool:
+        """Whether a parser that got all that was passed is between two messages."""
 
     def feed(self, data: bytes) -> bytes | None:
         """Take bytes; None when nothing is left of them but perhaps an unfinished frame, which is kept.
@@ -67,12 +123,6 @@ class FrameReader:
 
     def json(self) -> bytes | None:
         """Write each as the original JSON message, in a WebSocket frame; None for times that the twin has to write."""
-
-    def write_direct(self, subscribers: Iterable[Subscriber]) -> list[Subscriber]:
-        """Write the samples to subscribers whose cursor is at the first and who can be written to; return the others.
-
-        Each gets what `json` writes, and its cursor moves behind it.
-        """
 
     def samples(self) -> tuple[bytes, bytes]:
         """Return their times, int64 `(n,)` in µs, and the samples, float32 `(n, n_channels)` in µV."""
@@ -100,12 +150,6 @@ def split_frames(data: bytes, max_others: int) -> tuple[list[tuple[str, int, int
     A raw record comes as its fields, joined to the raw before it in its session where it follows; any other as its
     payload. Behind `max_others` payloads nothing more is read.
     """
-
-def commit(readers: list[FrameReader]) -> None:
-    """Write the samples of each, which has some, to its ring, and the state behind them to its session."""
-
-def clear(readers: list[FrameReader]) -> None:
-    """Forget the samples of each."""
 
 def sample_texts(prefix: str, position: int, times_us: Times, samples: Samples) -> list[str] | None:
     """Write each sample as the original JSON message, which begins with `prefix`.

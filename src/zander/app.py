@@ -68,7 +68,11 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
     streams, subscribers = Streams(), Subscribers()
     cluster = Cluster(RedisLink(settings.redis_url), streams, subscribers) if settings.redis_url else None
     peers = cluster or NoPeers(subscribers)
-    ingest = Ingest(streams, subscribers, writer, sessions, peers, buffer_samples=settings.buffer_samples)
+    ingest = Ingest(
+        *(streams, subscribers, writer, sessions, peers),
+        buffer_samples=settings.buffer_samples,
+        max_bytes_per_second=settings.relay_max_bytes_per_second,
+    )
     hub = Hub(ingest, subscribers, peers, buffer_keep_seconds=settings.buffer_keep_seconds)
     replays = Replays(hub, subscribers, sessions, writer)
     recorder = _recorder(settings, storage, journals, writer, ingest)

@@ -26,12 +26,14 @@ class CloseCode(IntEnum):
 
     meaning: str
 
+    NOT_UTF8 = 1007, "a text that cannot be decoded"
     TOO_BIG = 1009, "a message over 1 MiB"
+    INTERNAL_ERROR = 1011, "no answer to a ping for 40 s, or an error of the server"
     RESTART = 1012, "the server restarts"
     TRY_LATER = 1013, "the server cannot keep what you would send, or not reach what it needs, now"
     AUTH_TIMEOUT = 4408, "no first message within 10 s"
     TOO_SLOW = 4413, "read too slowly for too long"
-    TOO_MANY = 4429, "more connections than this node serves"
+    TOO_MANY = 4429, "more connections than this node serves, or a relay that sends too much for too long"
     BAD_MESSAGES = 4500, "a first message or a query that is wrong, or 100 bad messages"
     UNAUTHORIZED = 4501, "the key is wrong or missing"
     FORBIDDEN = 4503, "not allowed for this user: the `session_id` is another user's"

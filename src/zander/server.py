@@ -7,8 +7,10 @@ import gc
 import logging
 import logging.config
 import resource
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,16 +18,15 @@ from tempfile import TemporaryFile
 from time import monotonic
 
 import msgspec
-import uvicorn
+import uvloop
 from starlette.applications import Starlette
 
 from zander.app import create_app
-from zander.errors import SettingsError
+from zander.errors import CloseCode, SettingsError
 from zander.journal.journal import FOLDER
 from zander.native import IS_NATIVE, WHY_NOT
 from zander.settings import Settings
-from zander.wire.messages import MAX_MESSAGE_BYTES
-from zander.wire.websocket import WebSocketProtocol
+from zander.wire.listener import Listener
 
 ACK_SECONDS = 2.0  # of the 15 s that a stop may take, to write what waits and tell the relays
 CLOSE_SECONDS = 4.0  # then for the sockets; the database has its own in app.py
@@ -90,56 +91,60 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     return listener
 
 
-class Server(uvicorn.Server):
-    """uvicorn, with a word to the operator at the start and a drain before the end."""
+class Server:
+    """The process's server: an app from its start to its end, with a word to the operator and a drain."""
 
     def __init__(self, app: Starlette, greeting: str = "") -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                ws=WebSocketProtocol,
-                ws_max_size=MAX_MESSAGE_BYTES,
-                ws_per_message_deflate=False,
-                timeout_graceful_shutdown=CUT_SECONDS,
-            )
-        )
+        self.started = False
+        self.listener: Listener
         self._app = app
         self._greeting = greeting
+        self._stopping: asyncio.Event
+        self.loop: asyncio.AbstractEventLoop
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Stop on SIGTERM and SIGINT, and leave it at that: uvicorn would raise them again, over our own clean-up."""
-        with super().capture_signals():
-            yield
-            self._captured_signals.clear()
+    def run(self, sockets: list[socket.socket]) -> None:
+        """Serve until SIGTERM, SIGINT or `stop`."""
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._serve(sockets))
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        _spare_the_collector()
-        print(self._greeting, end="", file=sys.stderr, flush=True)
+    def stop(self) -> None:
+        """End as SIGTERM does; from any thread, and once more does nothing."""
+        with suppress(RuntimeError):  # it has ended, and its loop is closed
+            self.loop.call_soon_threadsafe(self._stopping.set)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept nobody, close every WebSocket with 1012 after its outbox, then let uvicorn and the lifespan end.
+    async def _serve(self, sockets: list[socket.socket]) -> None:
+        self.loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.loop.add_signal_handler(number, self._stopping.set)
+        async with self._app.router.lifespan_context(self._app):
+            self.listener = Listener(self._app)
+            self.listener.begin(sockets)
+            _spare_the_collector()
+            print(self._greeting, end="", file=sys.stderr, flush=True)
+            self.started = True
+            await self._stopping.wait()
+            await self._close()
+
+    async def _close(self) -> None:
+        """Accept nobody, close every WebSocket with 1012 after its outbox, and answer the last requests.
 
         What waits for the database is written first, so that relays hear of it and send less again elsewhere.
         """
         began = monotonic()
-        for server in self.servers:
-            server.close()
+        self.listener.end()
         service = self._app.state.service
         await service.recorder.drain(ACK_SECONDS)
         closing = monotonic()
         await service.hub.close_all(CLOSE_SECONDS)
-        while self._closing() and monotonic() - closing < CLOSE_SECONDS:  # noqa: ASYNC110 - uvicorn has no event for it
-            await asyncio.sleep(0.02)
-        await super().shutdown(sockets)
+        for connection in list(self.listener.open):  # that nobody has authenticated on
+            await connection.close(CloseCode.RESTART)
+        while self.listener.open and monotonic() - closing < CLOSE_SECONDS:  # noqa: ASYNC110 - nobody else asks for it
+            await asyncio.sleep(0.02)  # cut before it answers our close, a peer might never read it
+        if self.listener.tasks:
+            await asyncio.wait(self.listener.tasks, timeout=CUT_SECONDS)
+        await self.listener.close()
         log.info("stopped in %.1f s", monotonic() - began)
-
-    def _closing(self) -> bool:
-        """Whether a peer still has to answer our close: cut before that, it might never read it."""
-        return any(isinstance(connection, WebSocketProtocol) for connection in self.server_state.connections)
 
 
 def _spare_the_collector() -> None:
@@ -172,7 +177,7 @@ def greeting(settings: Settings, listener: socket.socket) -> str:
 
 
 def configure_logging(settings: Settings) -> None:
-    """Log to stderr, a line each; uvicorn only from WARNING, its lines hold whole URLs."""
+    """Log to stderr, a line each; of single connections only from WARNING: those lines hold whole URLs."""
     logging.config.dictConfig(
         {
             "version": 1,
@@ -180,6 +185,6 @@ def configure_logging(settings: Settings) -> None:
             "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(name)s: %(message)s"}},
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
             "root": {"level": settings.log_level, "handlers": ["stderr"]},
-            "loggers": {"uvicorn": {"level": "WARNING"}},
+            "loggers": {"zander.wire": {"level": "WARNING"}},
         }
     )

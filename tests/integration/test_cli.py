@@ -576,10 +576,10 @@ sys.exit(main(arguments))
 @pytest.mark.parametrize(
     ("absent", "arguments", "sentence"),
     [
-        ("uvicorn,starlette,msgspec,asyncpg,redis", ["serve"], "install `zander-eeg[server]`"),
-        ("uvicorn,starlette,msgspec,asyncpg,redis", ["dsn"], "install `zander-eeg[server]`"),
-        ("uvicorn,starlette,msgspec,asyncpg,redis", ["migrate"], "install `zander-eeg[server]`"),
-        ("uvicorn,starlette,msgspec,asyncpg,redis", ["sql", "SELECT 1"], "install `zander-eeg[server]`"),
+        ("uvloop,starlette,msgspec,asyncpg,redis", ["serve"], "install `zander-eeg[server]`"),
+        ("uvloop,starlette,msgspec,asyncpg,redis", ["dsn"], "install `zander-eeg[server]`"),
+        ("uvloop,starlette,msgspec,asyncpg,redis", ["migrate"], "install `zander-eeg[server]`"),
+        ("uvloop,starlette,msgspec,asyncpg,redis", ["sql", "SELECT 1"], "install `zander-eeg[server]`"),
         ("pyedflib", ["relay", "--sample"], "install `zander-eeg[local]`"),
         ("pyedflib", ["relay", "night.edf"], "install `zander-eeg[local]`"),
     ],

@@ -15,8 +15,8 @@ from support.nodes import Node
 from support.services import eventually
 
 KINDS = {
-    *("Chunk", "Cursor", "Interceptor", "Origin", "Outbox", "Ring", "SendQueue", "Session", "Stream"),
-    *("WebSocketProtocol", "_Consumer", "_Relay"),
+    *("Chunk", "Cursor", "FirstRequest", "Origin", "Outbox", "Pending", "Ring", "SendQueue", "Session", "Stream"),
+    *("WebSocketConnection", "_Consumer", "_Handshake", "_Relay"),
 }
 AT_ONCE = 25
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,11 +31,11 @@ from support.samples import T0_US  # noqa: E402
 from support.stories import any_story, dumped, loaded  # noqa: E402
 from support.twins import Stage, Story, World, stage  # noqa: E402
 from support.vectors import CHUNKS, FRAMES, GOOD, text_messages  # noqa: E402
-from zander._native import journal_frames  # noqa: E402
+from zander._native import FrameReader, journal_frames  # noqa: E402
 from zander.journal.log import frame as journal_frame  # noqa: E402
 from zander.journal.records import encode, raw_record  # noqa: E402
 from zander.wire.chunk import MAX_POSITION, Chunk  # noqa: E402
-from zander.wire.websocket import frame  # noqa: E402
+from zander.wire.frames import frame  # noqa: E402
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -289,25 +289,22 @@ async def test_what_fails_for_one_does_not_hold_up_the_others(caplog: pytest.Log
             if isinstance(event, Chunk):
                 sent.append(event)
 
-    def never(*_: object) -> NoReturn:
-        raise AssertionError("nothing is for the parser")
-
     house = build()
-    interceptors = []
+    intake = house.ingest.fast_path.intake
+    assert intake
+    readers = []
     for user_id, follower in (("one", Failing()), ("two", Getting())):
         relay = Outbox(user_id, types=())
         stream = await house.ingest.connect(Auth(user_id), DEVICE, relay)
         stream.ring.next_position = 0
         house.subscribers.follow(user_id, follower)
-        interceptor = house.ingest.fast_path.interceptor(stream, relay)
-        assert interceptor is not None
-        interceptor.begin(never, never)
-        interceptors.append(interceptor)
+        readers.append(FrameReader())
+        house.ingest.fast_path.begin(readers[-1], stream, relay)
     for _ in range(2):
-        for interceptor in interceptors:
-            interceptor.reader.receive(unnumbered(1))
-        house.ingest.fast_path.flush()
+        for reader in readers:
+            assert reader.feed(unnumbered(1)) is None
+        intake.take(readers)
     assert [chunk.end for chunk in sent] == [1, 2]
-    assert not any(interceptor.reader.has_samples for interceptor in interceptors)
+    assert not any(reader.has_samples for reader in readers)
     assert len(house.recorder.frames) == 2
     assert caplog.text.count("not all got the samples of one") == 2

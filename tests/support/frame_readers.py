@@ -10,8 +10,8 @@ from zander._native import FrameReader
 from zander.streams.session import Session
 from zander.streams.stream import Stream
 from zander.wire.chunk import Chunk, Samples
+from zander.wire.frames import frame
 from zander.wire.messages import DeviceInfo
-from zander.wire.websocket import frame
 
 
 class Alone:
@@ -22,7 +22,8 @@ class Alone:
         self.session = Session(user_id, ORIGIN.session_id, 0, device, {}, fence=fence, next_position=position)
         stream = Stream(self.session, None, 10_000)  # type: ignore[arg-type]
         stream.ring.next_position = position
-        self.reader = FrameReader(stream, lambda: T0_US)
+        self.reader = FrameReader(lambda: T0_US)
+        self.reader.intercept(stream)
 
     def take(self, samples: Samples, time_us: int | None) -> Chunk:
         """Take samples in one message, and return what the twin makes of it."""

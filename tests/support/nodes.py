@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import tempfile
 import threading
 import urllib.error
@@ -10,10 +12,14 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
+import uvicorn
+from starlette.applications import Starlette
+
 from support.services import eventually
 from zander.app import create_app
 from zander.server import Server, listen
 from zander.settings import Settings
+from zander.wire.messages import MAX_MESSAGE_BYTES
 
 
 class Http:
@@ -49,19 +55,43 @@ class Http:
         return self.get("/health/ready")[0] == 200
 
 
+class OtherServer(uvicorn.Server):
+    """Another ASGI server than ours, which closes WebSockets with 1012 too."""
+
+    def __init__(self, app: Starlette) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                ws="websockets-sansio",
+                ws_max_size=MAX_MESSAGE_BYTES,
+                ws_per_message_deflate=False,
+                timeout_graceful_shutdown=2,
+            )
+        )
+        self._app = app
+
+    def stop(self) -> None:
+        """End as SIGTERM does."""
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._app.state.service.hub.close_all(4.0)
+        await super().shutdown(sockets)
+
+
 class Node(Http):
     """One node in a thread, from construction to `stop`."""
 
-    def __init__(self, ws: str | None = None, **settings: Any) -> None:
-        """Serve with the settings; `ws` names another WebSocket class of uvicorn's than ours."""
+    def __init__(self, *, on_another_server: bool = False, **settings: Any) -> None:
+        """Serve with the settings."""
         self._folder = tempfile.TemporaryDirectory(prefix="zander-data-")
         defaults: dict[str, Any] = {"port": 0, "data_dir": Path(self._folder.name)}
         self.settings = Settings(**(defaults | settings))
         listener = listen(self.settings.host, 0)
         self._port = int(listener.getsockname()[1])
         self.app = create_app(self.settings)
-        self.server = Server(self.app)
-        self.server.config.ws = ws or self.server.config.ws
+        self.server = OtherServer(self.app) if on_another_server else Server(self.app)
         self._thread = threading.Thread(target=self.server.run, args=([listener],))
         self._thread.start()
         eventually(lambda: self.server.started)
@@ -69,6 +99,11 @@ class Node(Http):
     @property
     def http(self) -> str:
         return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that it runs in."""
+        return self.server.servers[0].get_loop() if isinstance(self.server, OtherServer) else self.server.loop
 
     def __enter__(self) -> Self:
         return self
@@ -78,6 +113,6 @@ class Node(Http):
 
     def stop(self) -> None:
         """Drain and end, as SIGTERM does."""
-        self.server.should_exit = True
+        self.server.stop()
         self._thread.join()
         self._folder.cleanup()

@@ -1,12 +1,14 @@
 """Two worlds that get the same bytes: one with the native path, one without. What came of them has to be the same.
 
-Each has a real hub, journal and `WebSocketProtocol`, on transports that are lists; the clock stands still.
+Each has a real hub, journal and listener. The native one has sockets, the other transports that are lists; the clock
+stands still.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -15,11 +17,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import uvicorn
 from msgspec import Struct
 from msgspec.json import encode
 from starlette.applications import Starlette
-from uvicorn.server import ServerState
 
 from support.hubs import ListedPeers, Shelf
 from support.memory_database import MemoryStorage
@@ -39,15 +39,16 @@ from zander.routes import ROUTES
 from zander.routes.context import Service
 from zander.settings import Settings
 from zander.streams.stream import Streams
-from zander.wire.messages import MAX_MESSAGE_BYTES
-from zander.wire.websocket import WebSocketProtocol
+from zander.wire import websocket
+from zander.wire.listener import FirstRequest, Listener
+from zander.wire.websocket import WebSocketConnection
 
 if IS_NATIVE:
-    from zander._native import FrameReader
-    from zander.hub import fastpath
+    from zander._native import FrameReader, Reactor
 
 USER = "üser-1"
 SESSION_ID = str(uuid.UUID(int=0x1234_5678_9ABC_4DEF_8123_4567_89AB_CDEF))
+SMALL_TURN_BYTES = 32 * 6  # that a turn passes to the parser at least
 STEP_US = 7_000  # what passes with every turn
 
 
@@ -89,23 +90,22 @@ def pinned() -> Iterator[Clock]:
             patched.enter_context(patch(room, clock.seconds))
         patched.enter_context(patch("zander.hub.ingest.now_us", lambda: clock.now_us))
         if IS_NATIVE:
-            patched.enter_context(
-                patch.object(fastpath, "FrameReader", lambda stream: FrameReader(stream, lambda: clock.now_us))
-            )
+            patched.enter_context(patch.object(websocket, "FrameReader", lambda: FrameReader(lambda: clock.now_us)))
         yield clock
 
 
 class Pipe(asyncio.Transport):
-    """A peer's transport: what was written to it, and what is read from it."""
+    """A peer of the world without the native path: what was written to it, and what is read from it."""
 
-    def __init__(self, make: Any) -> None:
+    is_intercepted = False  # nothing ever is
+
+    def __init__(self, listener: Listener) -> None:
         super().__init__()
         self.written = bytearray()
         self.closed = False
-        self.crash = ""
         self._unread: list[bytes] = []
         self._paused = False
-        self.protocol: WebSocketProtocol = make()
+        self.protocol: Any = FirstRequest(listener)
         self.protocol.connection_made(self)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -123,6 +123,8 @@ class Pipe(asyncio.Transport):
             self.closed = True
             asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
 
+    abort = lose = close
+
     def is_closing(self) -> bool:
         return self.closed
 
@@ -131,58 +133,113 @@ class Pipe(asyncio.Transport):
 
     def resume_reading(self) -> None:
         self._paused = False
-        asyncio.get_running_loop().call_soon(self._read_on)
-
-    @property
-    def is_intercepted(self) -> bool:
-        """Whether the native path gets the bytes, and they count."""
-        interceptor: Any = self.protocol._interceptor
-        return "data_received" in vars(self.protocol) and not interceptor.is_over
+        asyncio.get_running_loop().call_soon(self.turn)
 
     def feed(self, data: bytes) -> None:
         """Let the peer send."""
         self._unread.append(data)
-        self._read_on()
+        self.turn()
 
-    def _read_on(self) -> None:
+    def turn(self) -> bool:
+        """Let the server read; True when it did."""
+        has_read = False
         while self._unread and not self._paused and not self.closed:
             if data := self._unread.pop(0):
-                try:
-                    self.protocol.data_received(data)
-                except AssertionError as error:  # uvicorn's, of bytes behind a close; asyncio cuts the connection
-                    self.crash = repr(error)
-                    self.close()
+                self.protocol.data_received(data)
+                has_read = True
+        return has_read
 
 
-async def quiet() -> None:
+class Plug:
+    """A peer of the world with the native path: the other end of a real socket."""
+
+    def __init__(self, listener: Listener, reactor: Reactor) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._socket.setblocking(False)
+        theirs.setblocking(False)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
+        self._reactor = reactor
+        self._written = bytearray()
+        self._unsent = b""
+        self.closed = False
+        self._transport = reactor.add(theirs.detach(), None, FirstRequest(listener))
+        self._protocol: Any = self._transport.get_protocol()
+
+    @property
+    def protocol(self) -> Any:
+        """The server's end, also after it."""
+        self._protocol = self._transport.get_protocol() or self._protocol
+        return self._protocol
+
+    @property
+    def is_intercepted(self) -> bool:
+        """Whether samples are taken natively."""
+        reader = getattr(self.protocol, "reader", None)
+        return bool(reader and reader.is_intercepting)
+
+    @property
+    def written(self) -> bytearray:
+        """All that came from the server."""
+        while not self.closed:
+            try:
+                data = self._socket.recv(1 << 20)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""
+            self._written += data
+            self.closed = not data
+        return self._written
+
+    def feed(self, data: bytes) -> None:
+        """Let the peer send."""
+        self._unsent += data
+        self.turn()
+        for _ in range(len(data) // SMALL_TURN_BYTES):
+            self._reactor.turn()
+
+    def turn(self) -> bool:
+        """Send what can be sent, and let the server read; True when something was sent."""
+        protocol, n_unsent = self.protocol, len(self._unsent)
+        while self._unsent:
+            try:
+                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+            except BlockingIOError:
+                break
+            except OSError:
+                self._unsent = b""
+            self._reactor.turn()
+        self._reactor.turn()
+        self._protocol = self._transport.get_protocol() or protocol
+        return len(self._unsent) < n_unsent
+
+    def lose(self) -> None:
+        """Let the peer go."""
+        _ = self.written
+        self.closed = True
+        self._socket.close()
+        self.turn()
+
+    close = lose
+
+
+async def quiet(*pipes: Pipe | Plug) -> None:
     """Let the loop turn until nothing is left to do."""
     ready: Any = asyncio.get_running_loop()._ready  # type: ignore[attr-defined]
-    await asyncio.sleep(0)
-    for _ in range(2):
+    for _ in range(3):
         await asyncio.sleep(0)
-        while ready:  # noqa: ASYNC110 - what it waits for is that nothing happens
+        while sum(pipe.turn() for pipe in pipes) or ready:  # noqa: ASYNC110 - it waits until nothing happens
             await asyncio.sleep(0)
 
 
 class Stage:
-    """What stays from story to story: for each world a journal, and the app on its server."""
+    """What stays from story to story: for each world a journal, and the app."""
 
     def __init__(self, clock: Clock, folder: Path) -> None:
         self.clock = clock
         self.journals = {native: Journals(folder / str(native), 1 << 30) for native in (True, False)}
         self.errors: list[str] = []
         self.app = Starlette(routes=ROUTES)
-        self.server = ServerState()
-        self.config = uvicorn.Config(
-            self.app,
-            interface="asgi3",
-            log_config=None,
-            ws_max_size=MAX_MESSAGE_BYTES,
-            ws_per_message_deflate=False,
-            ws_ping_interval=None,
-        )
-        self.config.loaded_app = self.app
-        self.config.loaded = True
 
     def close(self) -> None:
         for journals in self.journals.values():
@@ -195,17 +252,17 @@ class _Errors(logging.Handler):
         self.stage = stage
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep what uvicorn says of an endpoint that failed."""
+        """Keep what is said of a connection that failed."""
         self.stage.errors.append(f"{record.getMessage()}{record.exc_info and record.exc_info[1]!r}")
 
 
 @contextmanager
 def stage() -> Iterator[Stage]:
     """Set a stage; nobody else plays meanwhile."""
-    uvicorn_log, own_log = logging.getLogger("uvicorn.error"), logging.getLogger("zander")
+    wire_log, own_log = logging.getLogger("zander.wire"), logging.getLogger("zander")
     with pinned() as clock, tempfile.TemporaryDirectory(prefix="zander-twins-") as folder, ExitStack() as patched:
         stage = Stage(clock, Path(folder))
-        for log, handlers in ((uvicorn_log, [_Errors(stage)]), (own_log, [logging.NullHandler()])):
+        for log, handlers in ((wire_log, [_Errors(stage)]), (own_log, [logging.NullHandler()])):
             patched.enter_context(patch.object(log, "propagate", False))
             patched.enter_context(patch.object(log, "handlers", handlers))
         yield stage
@@ -237,20 +294,30 @@ class World:
             linger_seconds=0.0,
             on_written=self.ingest.on_written,
         )
-        if not native:
-            self.ingest.fast_path.interceptor = lambda stream, relay: None  # type: ignore[method-assign]
         settings = Settings(outbox_max_bytes=story.outbox_bytes, buffer_samples=capacity)
         stage.app.state.service = Service(settings, self.hub, self.recorder, self.archive, None, replays, 0.0)  # type: ignore[arg-type]
-        self._server, self._config = stage.server, stage.config
-        self.relays: list[Pipe] = []
-        self.consumers: dict[str, Pipe] = {}
+        self.listener = Listener(stage.app)
+        self._reactor = Reactor(asyncio.get_running_loop()) if native else None
+        self._through: dict[Any, Any] = {}  # while nobody reads
+        self.relays: list[Pipe | Plug] = []
+        self.consumers: dict[str, Pipe | Plug] = {}
         self.errors = stage.errors = []
 
-    def pipe(self, path: str) -> Pipe:
+    @property
+    def pipes(self) -> list[Pipe | Plug]:
+        """All peers."""
+        return [*self.relays, *self.consumers.values()]
+
+    async def quiet(self) -> None:
+        """Let everything happen that is on its way."""
+        await quiet(*self.pipes)
+
+    def pipe(self, path: str) -> Pipe | Plug:
         """Connect a peer; its upgrade is on its way."""
-        pipe = Pipe(lambda: WebSocketProtocol(self._config, self._server, {}))
+        self.listener.n_connections += 1
+        pipe = Plug(self.listener, self._reactor) if self._reactor else Pipe(self.listener)
         pipe.feed(
-            f"GET {path} HTTP/1.1\r\nHost: zander\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
         )
         return pipe
@@ -269,10 +336,10 @@ class World:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: self.errors.append(repr(context)))
         for format in self.story.formats:
             self.consumers[format] = self.pipe(f"/subscribe/%C3%BCser-1?format={format}")
-        await quiet()
+        await self.quiet()
         self.connect_relay()
         if not self.story.eager:
-            await quiet()
+            await self.quiet()
 
     async def do(self, name: str, data: bytes, clock: Clock) -> None:  # noqa: PLR0912 - one for each step
         """Do a step of the story; whatever else than bytes or the relay's end comes to a loop that is quiet."""
@@ -286,14 +353,14 @@ class World:
             self.ingest.supersede(USER)
             return
         if name == "lost":
-            if not self.relays[-1].protocol.handshake_complete:
-                await quiet()  # uvicorn has something to log of who goes before
-            self.relays[-1].close()
+            self.relays[-1].lose()
             return
         if name == "again-at-once":
+            if self.story.eager:
+                await self.quiet()  # how much of what came with the auth was read by now is chance
             self.connect_relay()
             return
-        await quiet()
+        await self.quiet()
         clock.now_us += STEP_US
         stream, log = self.ingest.streams.get(USER), self.journals.own.log
         if name == "full":
@@ -303,21 +370,38 @@ class World:
             log.__dict__.pop("probe", None)
             clock.now_us += 2_000_000
         elif name == "stall":
-            for pipe in self.consumers.values():
-                pipe.protocol.pause_writing()
+            self.stall()
         elif name == "read":
-            for pipe in self.consumers.values():
-                pipe.protocol.resume_writing()
+            self.read_on()
         elif name == "again":
             self.connect_relay()
-            await quiet()
+            await self.quiet()
         elif name == "late":
             clock.now_us += 60_000_000
         elif name == "early":
             clock.now_us -= 3_600_000_000
         elif name == "written" and stream:
             self.ingest.on_written(Written({SESSION_ID: stream.session.next_position}))
-        await quiet()
+        await self.quiet()
+
+    def stall(self) -> None:
+        """Let no consumer read: nothing can be written to it, nor past its queue."""
+        for outbox in self.hub.subscribers:
+            self._through.setdefault(outbox, outbox._socket)
+            outbox.close_through()
+        for pipe in self.consumers.values():
+            if isinstance(pipe.protocol, WebSocketConnection):
+                pipe.protocol.pause_writing()
+
+    def read_on(self) -> None:
+        """Let all consumers read again."""
+        for pipe in self.consumers.values():
+            if isinstance(pipe.protocol, WebSocketConnection):
+                pipe.protocol.resume_writing()
+        for outbox, through in self._through.items():
+            if through:
+                outbox.open_through(through)
+        self._through.clear()
 
     async def play(self, clock: Clock) -> None:
         """Play the story to its end."""
@@ -329,14 +413,14 @@ class World:
 
     async def end(self) -> None:
         """Let everybody go."""
-        for pipe in (*self.relays, *self.consumers.values()):
-            pipe.protocol.resume_writing()
-            pipe.close()
+        self.read_on()
+        for pipe in self.pipes:
+            pipe.lose()
         for _ in range(1000):
-            if not self._server.tasks:
+            if not self.listener.tasks:
                 break
-            await quiet()
-        assert not self._server.tasks, "an endpoint does not end"
+            await self.quiet()
+        assert not self.listener.tasks, "an endpoint does not end"
         self.journals.own.log.__dict__.pop("write", None)
         self.journals.own.log.__dict__.pop("probe", None)
         end = self.journals.own.log.end

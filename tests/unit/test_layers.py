@@ -45,7 +45,9 @@ KNOWN_TO = {
     "redis": ("cluster.link",),
     "starlette": ("app", "server", "routes"),
     "uvicorn": ("server", "wire.websocket"),
-    "websockets": ("client", "wire.websocket"),
+    "websockets": ("client", "routes.asgi", "wire.frames", "wire.handshake", "wire.websocket"),
+    "h11": ("wire.http",),
+    "uvloop": ("server",),
     "dotenv": ("variables",),
     "jinja2": ("routes.docs",),
     "markupsafe": ("routes.docs",),
@@ -60,6 +62,7 @@ LARGER = {  # and why
     "terminal.dashboard.View": 18,  # what one screen shows, plain values
     "client.relay.Relay": 26,  # the public face of the client
     "cluster.subscriptions.Subscriptions": 25,  # to be one task per user
+    "wire.websocket.WebSocketConnection": 28,  # what asyncio calls, and what a session task does
 }
 
 PRONOUNS = {"What", "Who", "Which", "Whose", "Where", "Whether", "How", "From"}

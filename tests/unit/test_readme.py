@@ -74,7 +74,11 @@ def test_no_line_is_too_long_to_be_read(text: Path) -> None:
 @pytest.mark.parametrize("text", TEXTS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_every_module_that_a_text_names_is_there(text: Path) -> None:
     folders = [ROOT / folder for folder in ("src/zander", "benches", "tests")]
-    files = [*(ROOT / "src/native").glob("*.rs"), *(file for folder in folders for file in folder.rglob("*.py*"))]
+    files = [
+        *(ROOT / "src/native").glob("*.rs"),
+        *(ROOT / "benches/generator").glob("*.rs"),
+        *(file for folder in folders for file in folder.rglob("*.py*")),
+    ]
     named = re.findall(r"`([\w/]+\.(?:py|pyi|rs))`", text.read_text())
     assert {name for name in named if not any(str(file).endswith(f"/{name}") for file in files)} == set()
 

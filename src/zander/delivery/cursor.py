@@ -9,7 +9,7 @@ class Cursor:
     """`position` in `session_id` is the next sample owed; None before the first session.
 
     A session that begins or goes on while the subscriber is there is entered where its relay begins, or where the
-    subscriber left it. The native path moves `position` itself.
+    subscriber left it.
     """
 
     __slots__ = ("_left", "position", "session_id")
@@ -32,6 +32,10 @@ class Cursor:
         """Go to where the subscriber left a session, or to `position` in one where it never was."""
         if session_id != self.session_id:
             self.seek(session_id, self._left.get(session_id, position))
+
+    def advance(self, position: int) -> None:
+        """Go on in the session, behind what was given past the queue."""
+        self.position = position
 
     def position_in(self, session_id: str) -> int | None:
         """Return the position in a session; None: the subscriber was never in it."""

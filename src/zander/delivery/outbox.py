@@ -10,8 +10,9 @@ it alone is more than the bound: then the consumer is closed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from time import monotonic, time
+from typing import TYPE_CHECKING
 
 from zander.delivery.cursor import Cursor
 from zander.delivery.queue import Format, SendQueue
@@ -21,14 +22,17 @@ from zander.wire.chunk import Chunk
 from zander.wire.codec import dumps
 from zander.wire.messages import KINDS, Gap, Item, Kind, Reason
 
+if TYPE_CHECKING:
+    from zander._native import Socket
+
 STALLED_SECONDS = 60.0
 
 
 class Outbox:
     """Everything that waits for one client. Offering never waits; one task takes. `since_us`: when the client came.
 
-    `through` writes whole frames of JSON to the client at once, past the queue, while nothing waits in it; it is None
-    otherwise. Whoever uses it moves the cursor.
+    `through` is the native socket while nothing waits: JSON may be written to it past the queue. It is None otherwise.
+    Whoever uses it moves the cursor.
     """
 
     def __init__(
@@ -46,10 +50,10 @@ class Outbox:
         self.since_us = int(time() * 1e6)
         self.cursor = Cursor()
         self.queue = SendQueue(format, announces_gaps="gap" in self.types)
-        self.through: Callable[[bytes], bool] | None = None
+        self.through: Socket | None = None
         self.ready = Event()
         self.closed: asyncio.Future[CloseCode] = asyncio.get_running_loop().create_future()
-        self._sink: Callable[[bytes], bool] | None = None
+        self._socket: Socket | None = None
         self._unread_since = monotonic()  # when the client last took something, or something began to wait
         self._emptied: Event | None = None  # while somebody waits for it
 
@@ -98,15 +102,15 @@ class Outbox:
         if self.queue:
             self._wake()
 
-    def open_sink(self, sink: Callable[[bytes], bool]) -> None:
-        """Set the way past the queue, for raw in JSON. `sink` writes whole frames, or returns False: they must wait."""
+    def open_through(self, socket: Socket) -> None:
+        """Set the way past the queue, for raw in JSON."""
         if self.queue.format == "json" and "raw" in self.types:
-            self._sink = sink
+            self._socket = socket
             self._reopen()
 
-    def close_sink(self) -> None:
+    def close_through(self) -> None:
         """Forget the way past the queue: the connection has ended."""
-        self.through = self._sink = None
+        self.through = self._socket = None
 
     def take(self) -> list[str | bytes]:
         """Take frames for about 8 KiB, in order; none when nothing waits."""
@@ -180,4 +184,4 @@ class Outbox:
                 self._emptied = None
             if not self.closed.done():
                 self.ready.clear()
-                self.through = self._sink
+                self.through = self._socket

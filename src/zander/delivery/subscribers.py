@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from time import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from zander.delivery.outbox import Outbox
 from zander.wire.chunk import Chunk
 from zander.wire.codec import dumps
 from zander.wire.messages import Item, Note, Status
 
+if TYPE_CHECKING:
+    from zander._native import Socket
+
 
 class Subscriber(Protocol):
     """Anybody who gets what happens to a user; a call never waits."""
 
     @property
-    def through(self) -> Callable[[bytes], bool] | None:
-        """Write whole frames past the queue; None while they have to be offered as chunks."""
+    def through(self) -> Socket | None:
+        """The native socket to write JSON to, past the queue; None while samples have to be offered as chunks."""
 
     def offer(self, item: Item) -> None:
         """Take an item, in the order in which it happened."""
@@ -32,53 +35,53 @@ def status_note(status: Status) -> Note:
 class Subscribers:
     """Consumers and followers, by user. A consumer is either live or behind: behind it gets nothing from here.
 
-    `n_samples_out` counts what live consumers were given.
+    `n_samples_out` counts what live consumers were given from here; the native path gives to those in `live` by itself.
     """
 
     def __init__(self) -> None:
         self.n_samples_out = 0
         self.behind: set[Outbox] = set()
         self.sent_back: asyncio.Queue[Outbox] = asyncio.Queue()  # for `Replays`, which lets them catch up
-        self._live: dict[str, set[Outbox]] = {}
-        self._followers: dict[str, Subscriber] = {}
+        self.live: dict[str, set[Outbox]] = {}
+        self.followers: dict[str, Subscriber] = {}
 
     def __contains__(self, user_id: str) -> bool:
-        return user_id in self._live
+        return user_id in self.live
 
     def __iter__(self) -> Iterator[Outbox]:
         yield from self.behind
-        for live in self._live.values():
+        for live in self.live.values():
             yield from live
 
     def __len__(self) -> int:
-        return len(self.behind) + sum(map(len, self._live.values()))
+        return len(self.behind) + sum(map(len, self.live.values()))
 
     @property
     def user_ids(self) -> list[str]:
         """The users who have a live consumer."""
-        return list(self._live)
+        return list(self.live)
 
     def consumers(self, user_id: str) -> Collection[Outbox]:
         """Return the live consumers of a user."""
-        return self._live.get(user_id, ())
+        return self.live.get(user_id, ())
 
     def of(self, user_id: str) -> Collection[Subscriber]:
         """Return all subscribers of a user."""
-        live, follower = self._live.get(user_id, ()), self._followers.get(user_id)
+        live, follower = self.live.get(user_id, ()), self.followers.get(user_id)
         return (follower, *live) if follower else live
 
     def add(self, outbox: Outbox, status: Status, items: Sequence[Item]) -> None:
         """Make a consumer live, with the status of its user's relay and what it gets first."""
         self.behind.discard(outbox)
         outbox.preload([status_note(status), *items])
-        self._live.setdefault(outbox.user_id, set()).add(outbox)
+        self.live.setdefault(outbox.user_id, set()).add(outbox)
 
     def remove(self, outbox: Outbox) -> bool:
         """Forget a consumer; True when its user has no live one any more."""
         self.behind.discard(outbox)
-        live = self._live.get(outbox.user_id, set())
+        live = self.live.get(outbox.user_id, set())
         live.discard(outbox)
-        return not live and self._live.pop(outbox.user_id, None) is not None
+        return not live and self.live.pop(outbox.user_id, None) is not None
 
     def send_back(self, outbox: Outbox) -> bool:
         """Let a live consumer that may have missed something catch up from its cursor; return as `remove` does."""
@@ -89,11 +92,11 @@ class Subscribers:
 
     def follow(self, user_id: str, follower: Subscriber) -> None:
         """Give a follower what happens to a user; a user has one at most, which serves all nodes."""
-        self._followers[user_id] = follower
+        self.followers[user_id] = follower
 
     def unfollow(self, user_id: str) -> None:
         """Forget the follower of a user."""
-        self._followers.pop(user_id, None)
+        self.followers.pop(user_id, None)
 
     def count(self, user_id: str, n_samples: int) -> None:
         """Count samples that the live consumers of a user are given."""

@@ -1,14 +1,12 @@
 """Native taking in: what relays sent in one iteration of the event loop, as one batch.
 
-An `Interceptor` is before a relay's standard parser: its `FrameReader` gets the bytes, and takes what it can. The
+A `FrameReader` is on each connection: it gets the bytes first, and takes the raw messages that simply follow. The
 `FastPath` brings what the readers hold into the journal with one write, then into the rings and to the subscribers, in
-one go like `Ingest.take_raw`. What is not a raw message that simply follows goes the standard way, after what came
-before it.
+one go like `Ingest.take_raw`. Everything else goes the standard way, after what came before it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from typing import Annotated
@@ -25,7 +23,7 @@ from zander.wire.chunk import Chunk
 from zander.wire.messages import Gap
 
 if IS_NATIVE:
-    from zander._native import FrameReader, clear, commit, journal_frames
+    from zander._native import FrameReader, Intake
 
 log = logging.getLogger(__name__)
 
@@ -47,56 +45,8 @@ class PathStats(Struct):
     ] = 0
 
 
-class Interceptor:
-    """One relay's bytes on their way to its standard parser; the native path takes messages out of them."""
-
-    def __init__(self, fast_path: FastPath, stream: Stream, relay: Outbox) -> None:
-        self._fast_path = fast_path
-        self._relay = relay
-        self._parse: Callable[[bytes], bool] = _ended
-        self._stop: Callable[[], None] | None = None  # while it gets the bytes
-        self.reader = FrameReader(stream)
-        fast_path.interceptors.add(self)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the relay is to be closed, and nothing counts any more that it sends."""
-        return self._relay.closed.done()
-
-    def begin(self, parse: Callable[[bytes], bool], stop: Callable[[], None]) -> Callable[[bytes], None]:
-        """Begin between two messages; return what gets the bytes from now on.
-
-        `parse` gets what is not taken, until it returns False, or nothing counts any more; then `stop` is called, and
-        `parse` gets all the rest.
-        """
-        self._parse, self._stop = parse, stop
-        self.reader.attach(self._relay.closed, self._fast_path.waiting, self._fast_path.schedule, self._pass_on)
-        return self.reader.receive
-
-    def end(self) -> None:
-        """Intercept no more."""
-        self._fast_path.forget(self)
-        rest, stop, parse = self.reader.detach(), self._stop, self._parse
-        self._stop, self._parse = None, _ended  # and no circle is left: it would keep stream and ring for long
-        if stop:
-            stop()
-            parse(rest)
-
-    def _pass_on(self, passed: bytes) -> None:
-        """Leave bytes to the parser, after what came before them, and go on with what came behind."""
-        more: bytes | None = passed
-        while more is not None:
-            self._fast_path.flush()
-            if not self._parse(more) or self.is_over:
-                self.end()
-                return
-            more = self.reader.feed(b"")
-            if self.reader.has_samples:
-                self._fast_path.add(self.reader)
-
-
 class FastPath:
-    """The batch of one loop iteration: readers that have samples, in the order in which these came.
+    """Batches of what all relays sent in one iteration of the loop, on their way to the journal and the subscribers.
 
     `take_in` takes samples the standard way: `Ingest` sees there to what found no room in the journal.
     """
@@ -107,74 +57,52 @@ class FastPath:
         subscribers: Subscribers,
         take_in: Callable[[Stream, Gap | None, Chunk], None],
     ) -> None:
-        self.n_samples = 0  # taken in here since the start
-        self.interceptors: set[Interceptor] = set()
-        self.waiting: list[FrameReader] = []  # readers append themselves
-        self._sink = sink
-        self._subscribers = subscribers
+        self._readers: set[FrameReader] = set()
         self._take_in = take_in
-        self._ended = PathStats()  # of interceptors that are over
+        self._ended = PathStats()  # of readers that are done
+        self.intake: Intake | None = None
+        if IS_NATIVE:
+            live, followers = subscribers.live, subscribers.followers
+            self.intake = Intake(sink.record_frames, self._refuse, self._offer, live, followers)
 
-    def interceptor(self, stream: Stream, relay: Outbox) -> Interceptor | None:
-        """Return an interceptor for a relay, where that is possible: its channels have to be known."""
-        return Interceptor(self, stream, relay) if IS_NATIVE and stream.session.n_channels else None
+    @property
+    def n_samples(self) -> int:
+        """How many samples were taken in here since the start."""
+        return self.intake.n_samples if self.intake else 0
 
-    def add(self, reader: FrameReader) -> None:
-        """Take in what a reader holds at the end of this iteration."""
-        self.waiting.append(reader)
-        if len(self.waiting) == 1:
-            self.schedule()
+    @property
+    def n_samples_out(self) -> int:
+        """How many samples live consumers were given here."""
+        return self.intake.n_given if self.intake else 0
 
-    def schedule(self) -> None:
-        """Take in what all readers hold at the end of this iteration."""
-        asyncio.get_running_loop().call_soon(self.flush)
+    def begin(self, reader: FrameReader, stream: Stream, relay: Outbox) -> None:
+        """Take what a relay sends, where that is possible: its channels have to be known."""
+        if stream.session.n_channels:
+            reader.intercept(stream, relay.closed, self.intake)
+            self._readers.add(reader)
 
-    def flush(self) -> None:
-        """Take in what all readers hold, now."""
-        readers = self.waiting[:]
-        self.waiting.clear()
-        while readers:
-            frames, n_samples, n_readers = journal_frames(readers)
-            self._flush(readers[:n_readers], frames, n_samples)
-            readers = readers[n_readers:]
-
-    def forget(self, interceptor: Interceptor) -> None:
-        """Add an interceptor that is over to the counts."""
-        if interceptor in self.interceptors:
-            self.interceptors.remove(interceptor)
-            _count(self._ended, interceptor.reader)
+    def end(self, reader: FrameReader) -> None:
+        """Take no more of a relay."""
+        reader.stop()
+        if reader in self._readers:
+            self._readers.remove(reader)
+            _count(self._ended, reader)
 
     def stats(self) -> PathStats:
         """Return the counts since the start."""
         stats = structs.replace(self._ended)
-        for interceptor in self.interceptors:
-            _count(stats, interceptor.reader)
+        for reader in self._readers:
+            _count(stats, reader)
         return stats
 
-    def _flush(self, readers: list[FrameReader], frames: bytes, n_samples: int) -> None:
+    def _offer(self, reader: FrameReader, subscribers: list[Subscriber]) -> None:
+        """Give samples to those who do not keep up, or get no JSON."""
         try:
-            if self._sink.record_frames(frames, n_samples):
-                commit(readers)
-                self.n_samples += n_samples
-                self._deliver(readers)
-            else:
-                for reader in readers:
-                    self._refuse(reader)
-        finally:
-            clear(readers)
-
-    def _deliver(self, readers: list[FrameReader]) -> None:
-        """Give samples to subscribers: those who keep up get the very bytes, the others a chunk."""
-        for reader in readers:
-            subscribers = self._subscribers.of(reader.user_id)
-            if not subscribers:
-                continue
-            self._subscribers.count(reader.user_id, reader.end - reader.position)
-            try:
-                if others := reader.write_direct(subscribers):
-                    _offer(_chunk(reader), others)
-            except Exception:  # of one must not hold up the others
-                log.exception("not all got the samples of %s", reader.user_id)
+            chunk = _chunk(reader)
+            for subscriber in subscribers:
+                subscriber.offer(chunk)
+        except Exception:  # of one must not hold up the others
+            log.exception("not all got the samples of %s", reader.user_id)
 
     def _refuse(self, reader: FrameReader) -> None:
         """Take in the standard way what found no room."""
@@ -184,15 +112,6 @@ class FastPath:
             self._take_in(reader.stream, None, chunk)
         except Exception:
             log.exception("not all got the samples of %s", reader.user_id)
-
-
-def _ended(_: bytes) -> bool:
-    return False
-
-
-def _offer(chunk: Chunk, subscribers: list[Subscriber]) -> None:
-    for subscriber in subscribers:
-        subscriber.offer(chunk)
 
 
 def _chunk(reader: FrameReader) -> Chunk:

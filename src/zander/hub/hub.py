@@ -72,6 +72,11 @@ class Hub:
             return self.ingest.take_prediction(stream, incoming, sender)
         return await self.peers.predict(user_id, text, sender)
 
+    @property
+    def n_samples_out(self) -> int:
+        """How many samples live consumers were given since the start."""
+        return self.subscribers.n_samples_out + self.ingest.fast_path.n_samples_out
+
     # Dashboards.
 
     def held(self, user_id: str) -> Stream | None:
@@ -101,6 +106,7 @@ class Hub:
             stream.tick()
             if stream.offline_at is not None and monotonic() - stream.offline_at > self._buffer_keep_seconds:
                 self.ingest.forget(user_id)
+        self.ingest.rate_limit.tick()
         for outbox in list(self.subscribers):
             if outbox.stalled():
                 outbox.close(CloseCode.TOO_SLOW)
@@ -116,11 +122,10 @@ class Hub:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._gone.wait(), seconds)
 
-    def enter(self) -> int:
-        """Count a connection; return how many there are."""
+    def enter(self) -> None:
+        """Count a connection."""
         self.n_connections += 1
         self._gone.clear()
-        return self.n_connections
 
     def leave(self) -> None:
         """Count a connection that has ended."""

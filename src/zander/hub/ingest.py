@@ -14,6 +14,7 @@ from zander.delivery.subscribers import Subscribers, status_note
 from zander.errors import CloseCode, Unavailable
 from zander.hub.fastpath import FastPath
 from zander.hub.interfaces import Peers, RecordSink, SessionStore
+from zander.hub.ratelimit import RateLimit
 from zander.hub.recording import Recording
 from zander.hub.session_lookup import SessionLookup
 from zander.journal.batch import Written
@@ -36,15 +37,17 @@ class Ingest:
         peers: Peers,
         *,
         buffer_samples: int,
+        max_bytes_per_second: int = 8 << 20,
     ) -> None:
         self.streams = streams
+        self.rate_limit = RateLimit(max_bytes_per_second)
         self.n_bad_messages = 0
         self.fast_path = FastPath(sink, subscribers, self._take_in)
         self._n_samples = 0
         self._subscribers = subscribers
         self._sink = sink
         self._recording = Recording(sink)
-        self._lookup = SessionLookup(streams, self.fast_path, store, peers)
+        self._lookup = SessionLookup(streams, store, peers)
         self._peers = peers
         self._buffer_samples = buffer_samples
 
@@ -76,7 +79,6 @@ class Ingest:
 
     def disconnect(self, stream: Stream, relay: Outbox) -> None:
         """End a session whose relay has gone; what it left in the buffer stays for a while."""
-        self.fast_path.flush()
         if stream.relay is not relay:
             return  # it has another by now, or none
         self._end(stream)
@@ -85,7 +87,6 @@ class Ingest:
 
     def supersede(self, user_id: str, code: CloseCode = CloseCode.TAKEN_OVER) -> None:
         """Give up the user's stream on this node, because a newer relay has it."""
-        self.fast_path.flush()  # which may turn the relay away
         stream = self.streams.pop(user_id, None)
         if stream and stream.relay:
             stream.relay.close(code)

@@ -8,7 +8,6 @@ from uuid import uuid4
 
 from zander.delivery.outbox import Outbox
 from zander.errors import Unavailable
-from zander.hub.fastpath import FastPath
 from zander.hub.interfaces import Peers, SessionStore
 from zander.streams.session import Session, resumed
 from zander.streams.stream import Stream, Streams
@@ -23,9 +22,8 @@ LOOKUP_SECONDS = 10.0  # a relay that waits for an answer must be more patient: 
 class SessionLookup:
     """Lookup of sessions. Raising a session's fence in the database takes it over from another node."""
 
-    def __init__(self, streams: Streams, fast_path: FastPath, store: SessionStore, peers: Peers) -> None:
+    def __init__(self, streams: Streams, store: SessionStore, peers: Peers) -> None:
         self._streams = streams
-        self._fast_path = fast_path
         self._store = store
         self._peers = peers
         self._waiting: dict[str, list[Outbox]] = {}  # by user, relays whose session is being looked up, oldest first
@@ -66,8 +64,7 @@ class SessionLookup:
         return await self._resumed(auth, device, session_id, now_us)
 
     def _held(self, user_id: str) -> Stream | None:
-        """Return what this node holds of a user, with all that came."""
-        self._fast_path.flush()
+        """Return what this node holds of a user."""
         return self._streams.get(user_id)
 
     async def _is_elsewhere(self, held: Stream) -> bool:

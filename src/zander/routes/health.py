@@ -86,7 +86,7 @@ async def stats(request: Request) -> Response:
         relays=len(hub.ingest.streams.online()),
         consumers=len(hub.subscribers),
         samples_in=hub.ingest.n_samples,
-        samples_out=hub.subscribers.n_samples_out,
+        samples_out=hub.n_samples_out,
         bad_messages=hub.ingest.n_bad_messages,
         redis=hub.peers.state,
         peers=hub.peers.n_peers,

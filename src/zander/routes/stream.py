@@ -4,35 +4,43 @@ from __future__ import annotations
 
 from functools import partial
 from time import time
-
-from starlette.websockets import WebSocket
+from typing import TYPE_CHECKING
 
 from zander import auth
 from zander.delivery.outbox import Outbox
 from zander.errors import CloseCode
 from zander.hub.ingest import Ingest
-from zander.routes.context import Service
-from zander.routes.websocket import SessionTask, endpoint, find_direct, first_message
+from zander.routes.websocket import Opening, SessionTask, endpoint
 from zander.streams.clock import now_us
 from zander.streams.stream import Stream
 from zander.wire.chunk import RawIn
 from zander.wire.codec import decode_auth, decode_fields, decode_relay, dumps
+from zander.wire.connection import Connection, Message
 from zander.wire.messages import AuthOk, Features, Pong
-from zander.wire.websocket import Message
+
+if TYPE_CHECKING:
+    from zander._native import FrameReader
 
 
 @endpoint
-async def stream(socket: WebSocket, context: Service) -> SessionTask:
+async def stream(opening: Opening) -> SessionTask:
     """Authenticate a relay and connect it; what it sends from then on is taken in."""
-    relay, connected = await _connect(socket, context)
-    return _Relay(relay, connected, context.hub.ingest)
+    came_us, settings, ingest = now_us(), opening.service.settings, opening.service.hub.ingest
+    first, device = decode_auth(await opening.first_message())
+    auth.require(settings.edge_api_key, auth.given_key(opening.request.headers) or first.api_key)
+    opening.admit()
+    relay = Outbox(first.user_id, types=(), max_bytes=settings.outbox_max_bytes)
+    relay.since_us = came_us
+    opening.connection.when_lost(partial(relay.close, CloseCode.TRY_LATER))  # it may go while the database is asked
+    return _Relay(relay, await ingest.connect(first, device, relay), ingest)
 
 
 class _Relay(SessionTask):
     def __init__(self, relay: Outbox, connected: Stream, ingest: Ingest) -> None:
-        super().__init__(relay, ingest.fast_path.interceptor(connected, relay))
+        super().__init__(relay)
         self._connected = connected
         self._ingest = ingest
+        self._reader: FrameReader | None = None
 
     async def begin(self) -> None:
         session = self._connected.session
@@ -48,21 +56,20 @@ class _Relay(SessionTask):
         else:
             self._outbox.say(dumps(Pong(incoming.t0, received, time())))
 
+    def begin_direct(self, connection: Connection) -> None:
+        self._ingest.rate_limit.watch(self._outbox, connection.n_received)
+        if connection.reader:
+            self._reader = connection.reader
+            self._ingest.fast_path.begin(self._reader, self._connected, self._outbox)
+
+    def end_direct(self, connection: Connection) -> None:
+        self._ingest.rate_limit.forget(self._outbox)
+        if self._reader:
+            self._ingest.fast_path.end(self._reader)
+
     def count_bad(self) -> int:
         self._ingest.n_bad_messages += 1
         return self._connected.session.count_bad()
 
     def end(self) -> None:
         self._ingest.disconnect(self._connected, self._outbox)
-
-
-async def _connect(socket: WebSocket, context: Service) -> tuple[Outbox, Stream]:
-    settings, came_us = context.settings, now_us()
-    first, device = decode_auth(await first_message(socket))
-    auth.require(settings.edge_api_key, auth.given_key(socket.headers) or first.api_key)
-    relay = Outbox(first.user_id, types=(), max_bytes=settings.outbox_max_bytes)
-    relay.since_us = came_us
-    if direct := find_direct(socket):  # it may go while the database is asked
-        direct.when_lost(partial(relay.close, CloseCode.TRY_LATER))
-    connected = await context.hub.ingest.connect(first, device, relay)
-    return relay, connected

@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from uuid import uuid4
 
-from starlette.websockets import WebSocket
-
 from zander import auth
 from zander.delivery.outbox import Outbox
 from zander.delivery.queue import FORMATS
 from zander.errors import BadMessage
 from zander.routes.context import Service
 from zander.routes.parameters import choice, choices, number, session_id, user_id
-from zander.routes.websocket import SessionTask, endpoint, first_message
+from zander.routes.websocket import Opening, SessionTask, endpoint
 from zander.wire.chunk import MAX_POSITION
 from zander.wire.codec import decode_consumer, decode_consumer_auth, dumps
+from zander.wire.connection import Connection, Message
 from zander.wire.messages import KINDS, ConsumerAuth, PredictionAck
-from zander.wire.websocket import Message
+
+MAX_DELAY_MS = 1000
 
 
 class _Place(NamedTuple):
@@ -29,17 +29,29 @@ class _Place(NamedTuple):
 
 
 @endpoint
-async def subscribe(socket: WebSocket, context: Service) -> SessionTask:
+async def subscribe(opening: Opening) -> SessionTask:
     """Authenticate a consumer; from then on it is sent what happens, and its predictions are taken."""
-    outbox, start = await _admit(socket, context)
-    return _Consumer(outbox, start, context)
+    await _authenticate(opening)
+    request, settings = opening.request, opening.service.settings
+    query = request.query_params
+    outbox = Outbox(
+        user_id(request.path_params),
+        uuid4().hex,
+        choice(query, "format", FORMATS, "json"),
+        choices(query, "types", KINDS),
+        settings.outbox_max_bytes,
+    )
+    start = _place(query) or number(query, "last", 0, settings.buffer_samples, 0)
+    delay_ms = number(query, "delay_ms", 0, MAX_DELAY_MS, 0)
+    opening.admit()
+    return _Consumer(outbox, start, delay_ms / 1e3, opening.service)
 
 
 class _Consumer(SessionTask):
     """The session task of a consumer, from a position on or from the last so many samples."""
 
-    def __init__(self, outbox: Outbox, start: _Place | int, context: Service) -> None:
-        super().__init__(outbox)
+    def __init__(self, outbox: Outbox, start: _Place | int, delay_s: float, context: Service) -> None:
+        super().__init__(outbox, delay_s)
         self._start = start
         self._hub, self._replays = context.hub, context.replays
         self._n_bad = 0
@@ -61,6 +73,14 @@ class _Consumer(SessionTask):
             if (prediction_id := incoming.prediction.id) is not None:
                 self._outbox.say(dumps(PredictionAck(prediction_id, delivered)))
 
+    def begin_direct(self, connection: Connection) -> None:
+        if connection.socket:
+            connection.socket.delay(self.delay_s)
+            self._outbox.open_through(connection.socket)
+
+    def end_direct(self, connection: Connection) -> None:
+        self._outbox.close_through()
+
     def count_bad(self) -> int:
         self._hub.ingest.n_bad_messages += 1
         self._n_bad += 1
@@ -71,21 +91,12 @@ class _Consumer(SessionTask):
         self._replays.stop(self._outbox)
 
 
-async def _admit(socket: WebSocket, context: Service) -> tuple[Outbox, _Place | int]:
-    settings = context.settings
-    key = auth.given_key(socket.headers)
-    if settings.consumer_keys and key is None:
-        key = decode_consumer_auth(await first_message(socket)).api_key
-    auth.require(settings.consumer_keys, key)
-    query = socket.query_params
-    outbox = Outbox(
-        user_id(socket.path_params),
-        uuid4().hex,
-        choice(query, "format", FORMATS, "json"),
-        choices(query, "types", KINDS),
-        settings.outbox_max_bytes,
-    )
-    return outbox, _place(query) or number(query, "last", 0, settings.buffer_samples, 0)
+async def _authenticate(opening: Opening) -> None:
+    """Look for a key in the headers, or in the first message."""
+    keys, key = opening.service.settings.consumer_keys, auth.given_key(opening.request.headers)
+    if keys and key is None:
+        key = decode_consumer_auth(await opening.first_message()).api_key
+    auth.require(keys, key)
 
 
 def _place(query: Mapping[str, str]) -> _Place | None:

@@ -23,8 +23,7 @@ class Ring:
 
     Positions are not stored per sample: `_starts` holds (index, position) for every place where they jump, an index
     being the count of samples written before. `base` is the position before the first write, `next_position` the one
-    after the last. The native path writes to `samples`, `times_us`, `n_written` and `next_position` itself, where
-    samples follow.
+    after the last. Where samples follow, the native path writes to `samples` and `times_us`, and the stream moves on.
     """
 
     __slots__ = (

@@ -1,299 +1,301 @@
-"""WebSocket connection: uvicorn's, with a way past its queue and its send, which cost half of a message otherwise.
+"""WebSocket connection of our server, once its request is there.
 
-The way is offered as `DIRECT` in the scope's extensions. Another ASGI server does not offer it; the endpoints then go
-message by message, with the same results.
+The rules are those of `websockets`: its `ServerProtocol`, which has no input and output of its own, judges every frame
+that the native path does not take.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
-from struct import Struct
-from typing import Any, Protocol, cast
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
-from uvicorn.protocols.utils import ClientDisconnected
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.exceptions import InvalidState
-from websockets.frames import Frame
-from websockets.http11 import Request
-from websockets.protocol import State
+from websockets.frames import Frame, Opcode
+from websockets.protocol import SEND_EOF, State
+from websockets.server import ServerProtocol
 
+from zander.errors import CloseCode
 from zander.event import Event
+from zander.native import IS_NATIVE
+from zander.wire.connection import Disconnected, Message, Take
+from zander.wire.frames import PING, Messages, WrongMessage, frame
+from zander.wire.handshake import Handshake
+from zander.wire.inbox import Inbox
+from zander.wire.messages import MAX_MESSAGE_BYTES
+from zander.wire.pending import Pending, abort
 
-DIRECT = "zander.direct"
-MAX_QUEUED = 64  # messages read but not taken yet, from which on a peer has to wait; uvicorn pauses for each one
+if IS_NATIVE:
+    from zander._native import FrameReader, Socket
 
-Message = str | bytes
+if TYPE_CHECKING:
+    from zander.wire.listener import Listener
 
-_NO_EVENTS: deque[Any] = deque(maxlen=0)  # stands for every inbox that is empty: a deque takes 760 bytes
+CLOSE_SECONDS = 10.0  # that a peer has to read what it was sent, and to answer our close
+REFUSED_SECONDS = 1.0  # that one has which is not known, or sends nonsense
+REFUSED_BYTES = 64 << 10  # that one may send meanwhile
+PARSE_BYTES = (16 if IS_NATIVE else 4) << 10  # that are parsed at once; then all others have their turn
 
-_LENGTH_16 = Struct("!BBH").pack
-_LENGTH_64 = Struct("!BBQ").pack
-
-
-class MessageInterceptor(Protocol):
-    """A reader that takes messages out of the bytes before the standard parser gets the rest."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing counts any more, and it must not begin."""
-
-    def begin(self, parse: Callable[[bytes], bool], stop: Callable[[], None]) -> Callable[[bytes], None]:
-        """Begin between two messages; return what gets the bytes from now on.
-
-        `parse` gets what is not taken, until it says False; then `stop` is called, and `parse` gets all the rest.
-        """
-
-    def end(self) -> None:
-        """Take no more."""
+log = logging.getLogger(__name__)
 
 
-class _Inbox:
-    """The methods of an asyncio.Queue that are used here, without the 3 KB that it takes while it is empty."""
+class WebSocketConnection(asyncio.Protocol):
+    """One WebSocket of our server, on any transport; `socket` and `reader` are there where that is the native one."""
 
-    __slots__ = ("_came", "_events", "_tell")
-
-    def __init__(self) -> None:
-        self._events = _NO_EVENTS
-        self._came = Event()
-        self._tell: Callable[[], object] | None = None
-
-    def put_nowait(self, event: Any) -> None:
-        if self._events is _NO_EVENTS:
-            self._events = deque()
-        self._events.append(event)
-        self._came.set()
-        tell, self._tell = self._tell, None
-        if tell:
-            tell()
-
-    async def get(self) -> Any:
-        while not self._events:
-            self._came.clear()
-            await self._came.wait()
-        return self.get_nowait()
-
-    def get_nowait(self) -> Any:
-        event = self._events.popleft()
-        if not self._events:
-            self._events = _NO_EVENTS
-        return event
-
-    def qsize(self) -> int:
-        return len(self._events)
-
-    def empty(self) -> bool:
-        return not self._events
-
-    def when_something(self, call: Callable[[], object]) -> None:
-        """Call once there is an event."""
-        if self._events:
-            call()
-        else:
-            self._tell = call
-
-
-class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """Like uvicorn's, but an endpoint may take messages as they are read, and send many in one write."""
-
-    # uvicorn's, which has more attributes than fit into a dict that shares its keys: 1.2 KB for each connection.
     __slots__ = (
-        "app_state",
-        "asgi_version",
-        "client",
-        "close_timeout",
-        "config",
-        "connections",
-        "default_headers",
-        "initial_response",
-        "last_ping_rtt",
-        "logger",
-        "loop",
-        "ping_interval",
-        "ping_timeout",
-        "root_path",
-        "scheme",
-        "server",
-        "tasks",
+        "_closing",
+        "_inbox",
+        "_is_alive",
+        "_is_gone",
+        "_listener",
+        "_lost",
+        "_messages",
+        "_n_received",
+        "_pending",
+        "_pong",
+        "_protocol",
+        "_unparsed",
+        "_writable",
+        "is_paused",
+        "reader",
+        "socket",
+        "transport",
     )
 
-    _take: Callable[[Message], None] | None = None
-    _interceptor: MessageInterceptor | None = None  # from when it is known until it stops
-    _lost: Callable[[], None] | None = None
-    _rest: Coroutine[Any, Any, None] | None = None
+    def __init__(self, listener: Listener, pending: Pending) -> None:
+        self.transport = pending.transport
+        self.socket: Socket | None = None
+        self.reader: FrameReader | None = None
+        self.is_paused = False  # nothing is read
+        self._listener = listener
+        self._pending: Pending | None = pending
+        self._protocol: ServerProtocol | None = None
+        self._messages = Messages()
+        self._inbox = Inbox(self._go_on_soon)
+        self._unparsed = b""  # what has to wait for its turn
+        self._n_received = 0
+        self._pong = b""  # the last one, while the peer reads nothing
+        self._writable = Event()
+        self._writable.set()
+        self._is_alive = True  # something has come since the last ping
+        self._is_gone = False  # nothing comes from the peer any more
+        self._closing: asyncio.TimerHandle | None = None  # from when the connection is to end
+        self._lost: Callable[[], None] | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.app = self._run
-        self.queue = cast(Any, _Inbox())
-        self.writable = cast(Any, Event())
-        self.writable.set()
+    # The start.
 
-    async def _run(self, scope: Any, receive: Any, send: Any) -> None:
-        self.app = self.config.loaded_app  # and no circle is left
-        await self.app(scope, receive, send)
-        del scope, receive, send
-        if self._rest:
-            rest, self._rest = self._rest, None
-            await rest
+    def begin(self, head: bytes, rest: bytes) -> None:
+        """Answer a request; where it is a handshake, run the app. `rest` came behind it."""
+        assert self._pending
+        handshake = Handshake(self, self._pending.address)
+        if scope := handshake.judge(head):
+            self._unparsed = rest
+            self._pause_reading()
+            self._listener.run(handshake.run(self._listener.app, scope))
 
-    def run_after(self, rest: Coroutine[Any, Any, None]) -> None:
-        """Run this once the app has returned, as a part of it, but without all that it keeps for a request."""
-        self._rest = rest
+    def answer(self, response: bytes, *, is_open: bool) -> None:
+        """Write the response to the handshake; a connection that is not open by that ends. Disconnected."""
+        if self._is_gone:
+            raise Disconnected
+        self.transport.write(response)
+        assert self._pending
+        self._listener.pending.add(self._pending)
+        self._pending.expires_at = None  # the session task gives it its time to authenticate
+        if not is_open:
+            self._end(REFUSED_SECONDS)
+            return
+        self._listener.opened(self)
+        if IS_NATIVE and isinstance(self.transport, Socket):
+            self._read_natively(self.transport)
+        self._go_on_soon()
 
-    def forget_handshake(self) -> None:
-        """Empty what only the handshake needed: the request, which the parser keeps, the response and the scope."""
-        self.request.headers.clear()
-        self.response.headers.clear()
-        cast(Any, self.scope).clear()
+    def _read_natively(self, socket: Socket) -> None:
+        """Let the native path see every frame first, from the first."""
+        self.socket, self.reader = socket, FrameReader()
+        socket.read_frames(self.reader)
+        passed, self._unparsed = self.reader.feed(self._unparsed), b""
+        while passed is not None:
+            self._unparsed += passed
+            passed = self.reader.feed(b"")
 
-    def when_something(self, call: Callable[[], object]) -> None:
-        """Call once there is something to receive."""
-        cast(_Inbox, self.queue).when_something(call)
+    def admit(self) -> None:
+        """Let the client stay: it has authenticated."""
+        if self._pending:
+            self._listener.pending.remove(self._pending)
+            self._pending = None
+        if self.reader and self.reader.is_between_messages and not self._unparsed:
+            self._protocol = None  # until it is needed again: most consumers never say a word
 
-    def handle_connect(self, event: Request) -> None:
-        """Begin as uvicorn does; the endpoint runs in a later turn of the loop and finds the way in its scope."""
-        super().handle_connect(event)
-        if not self.handshake_complete:
-            cast(Any, self.scope)["extensions"][DIRECT] = self
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End as uvicorn does, and tell who wants to know at once."""
-        super().connection_lost(exc)
-        if self._lost:
-            self._lost()
-
-    def when_lost(self, call: Callable[[], None]) -> None:
-        """Call when the connection is gone, whoever ended it; at once if it is gone already."""
-        self._lost = call
-        if self.disconnected:
-            call()
+    # Reading.
 
     def data_received(self, data: bytes) -> None:
-        """Read, until an interceptor does so instead."""
-        super().data_received(data)
-        if self._interceptor:
-            self._begin_to_intercept()
+        """Take frames; of many those that have their turn."""
+        self._is_alive = True
+        self._n_received += len(data)
+        if self._pending:
+            self._listener.pending.receive(self._pending, len(data))
+            if self._closing and self._pending.n_bytes > REFUSED_BYTES:
+                self._pause_reading()  # for good: it is refused, and does not care
+                return
+        self._unparsed += data
+        if not self.is_paused:
+            self._parse()
 
-    def push(self, frames: bytes) -> bool:
-        """Write whole frames at once; False when they have to wait, or the connection is closing."""
-        if self.conn.state is not State.OPEN or self.disconnected or not self.writable.is_set():
-            return False
-        self.transport.write(frames)
-        return True
+    def _parse(self) -> None:
+        data, self._unparsed = self._unparsed[:PARSE_BYTES], self._unparsed[PARSE_BYTES:]
+        protocol = self._frames()
+        protocol.receive_data(data)
+        for event in protocol.events_received():
+            self._take(cast(Frame, event))
+        self._write_answers(protocol)
+        if (self._unparsed or self._inbox.is_full) and not self._is_gone:
+            self._pause_reading()
+            if not self._inbox.is_full:
+                self._go_on_soon()
 
-    def _begin_to_intercept(self) -> None:
-        """Begin once the parser is between two messages: it waits for the next frame, and no fragment is open."""
-        if self._interceptor and not self._interceptor.is_over and self.conn.state is State.OPEN and not self.frames:
-            waits_in: Any = self.conn.parser
-            while inner := waits_in.gi_yieldfrom:
-                waits_in = inner
-            if waits_in.__name__ == "at_eof":
-                self.data_received = self._interceptor.begin(self._parse, self._stop_intercepting)  # type: ignore[method-assign,assignment]
-                self.transport.set_protocol(self)  # it may keep the method that it knows
+    def _frames(self) -> ServerProtocol:
+        """Return what judges the frames. The one of the handshake would keep the request."""
+        if self._protocol is None:
+            self._protocol = ServerProtocol(state=State.OPEN, max_size=MAX_MESSAGE_BYTES, logger=log)
+        return self._protocol
 
-    def _parse(self, data: bytes) -> bool:
-        """Read what the interceptor leaves; False when there is no use in going on with it."""
-        super().data_received(data)
-        return self.conn.state is State.OPEN
-
-    def _stop_intercepting(self) -> None:
-        self._interceptor = None
-        del self.data_received
-        if not self.transport.is_closing():
-            self.transport.set_protocol(self)
-
-    def divert(self, take: Callable[[Message], None], interceptor: MessageInterceptor | None) -> None:
-        """Hand over what is queued and all that comes; the queue is left with the disconnect.
-
-        What `interceptor` takes is not handed over.
-        """
-        events: list[Any] = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
-        for event in events:
-            if event["type"] == "websocket.receive":
-                text = event.get("text")
-                take(event["bytes"] if text is None else text)
+    def _take(self, received: Frame) -> None:
+        if received.opcode is Opcode.CLOSE:
+            self._go()
+        elif received.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT) and not self._closing and not self._is_gone:
+            try:
+                message = self._messages.add(received)
+            except WrongMessage as error:
+                self._fail(error.code, str(error))
             else:
-                self.queue.put_nowait(event)
-        self._take = take
-        self._interceptor = interceptor
-        self._begin_to_intercept()
-        if self.read_paused:
-            self.read_paused = False
-            self.transport.resume_reading()
+                if message is not None:
+                    self._inbox.put(message)
+        received.data = b""  # the parser keeps its last frame until the next
 
-    def release(self) -> None:
-        """Drop what still comes, and hold nothing of the session task: both would wait for a collection to be freed."""
-        self._take = _drop
-        self._lost = self._interceptor = None
-        self.when_something(_nothing)
-
-    async def send_all(self, waiting: Callable[[], list[Message]]) -> None:
-        """Send what waits in one write, once the transport takes more; OSError when the peer is gone."""
-        await self.writable.wait()
-        if self.disconnected or self.conn.state is not State.OPEN:
-            raise ClientDisconnected
-        self.transport.write(b"".join([frame(message) for message in waiting()]))
-
-    def handle_parser_exception(self) -> None:
-        """Close as uvicorn does, after what came in the same read before the mistake."""
-        if self.handshake_complete:
-            self.handle_events()
-        super().handle_parser_exception()
-
-    def handle_text(self, event: Frame) -> None:
-        """Take a frame, and leave nothing of it to the parser, which keeps its last one until the next."""
-        super().handle_text(event)
-        event.data = b""
-
-    def handle_bytes(self, event: Frame) -> None:
-        """Take a frame, as `handle_text` does."""
-        super().handle_bytes(event)
-        event.data = b""
-
-    def handle_cont(self, event: Frame) -> None:
-        """Take a frame, as `handle_text` does."""
-        super().handle_cont(event)
-        event.data = b""
-
-    def send_receive_event_to_app(self) -> None:
-        """Pass a whole message on. Text that is not UTF-8 closes with 1007, without uvicorn's traceback in the log."""
-        data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
-        self.frames = []
-        if self.close_sent:
-            return  # the endpoint is gone; reading goes on for the peer's close
-        is_text = self.curr_msg_data_type == "text"
-        try:
-            message: Message = data.decode() if is_text else bytes(data)
-        except UnicodeDecodeError:
-            with suppress(InvalidState):  # it came with the peer's close, which is answered already
-                self.conn.send_close(1007)
-            self.handle_parser_exception()
-            return
-        if self._take:
-            self._take(message)
-            return
-        self.queue.put_nowait(cast(Any, {"type": "websocket.receive", "text" if is_text else "bytes": message}))
-        if self.queue.qsize() >= MAX_QUEUED and not self.read_paused:
-            self.read_paused = True
+    def _pause_reading(self) -> None:
+        if not self.is_paused:
+            self.is_paused = True
             self.transport.pause_reading()
 
+    def _go_on_soon(self) -> None:
+        if self.is_paused:
+            asyncio.get_running_loop().call_soon(self._go_on)
 
-def _drop(_: Message) -> None:
-    pass
+    def _go_on(self) -> None:
+        """Read on, and take what had to wait."""
+        if self.is_paused and not self._inbox.is_full and not self._is_gone:
+            self.is_paused = False
+            self.transport.resume_reading()
+            if self._unparsed:
+                self._parse()
 
+    def n_received(self) -> int:
+        """Return how many bytes have come."""
+        return self.socket.n_received if self.socket else self._n_received
 
-def _nothing() -> None:
-    pass
+    async def receive(self) -> Message:
+        """Return the next message; Disconnected when there is none any more. Not after `listen`."""
+        return await self._inbox.receive()
 
+    def listen(self, take: Take, ended: Callable[[], None]) -> None:
+        """Give `take` every message, one after the other; once the peer has gone, call `ended`. Neither may raise."""
+        self._inbox.listen(take, ended)
 
-def frame(message: Message) -> bytes:
-    """Write a message as one frame of a server, unmasked (RFC 6455, 5.2)."""
-    first, payload = (0x81, message.encode()) if isinstance(message, str) else (0x82, message)
-    n_bytes = len(payload)
-    if n_bytes < 126:
-        return bytes((first, n_bytes)) + payload
-    if n_bytes < 1 << 16:
-        return _LENGTH_16(first, 126, n_bytes) + payload
-    return _LENGTH_64(first, 127, n_bytes) + payload
+    # Writing.
+
+    def pause_writing(self) -> None:
+        """Wait: the peer reads too slowly."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._writable.set()
+        if self._pong:
+            self.transport.write(self._pong)
+            self._pong = b""
+
+    async def send_all(self, waiting: Callable[[], list[Message]]) -> None:
+        """Send what waits in one write, once the transport takes more; Disconnected when the peer has gone."""
+        await self._writable.wait()
+        if self._closing or self._is_gone:
+            raise Disconnected
+        self.transport.write(b"".join([frame(message) for message in waiting()]))
+
+    def _write_answers(self, protocol: ServerProtocol) -> None:
+        """Write pongs and closes. While the peer reads nothing, only the last pong is kept (RFC 6455, 5.5.3)."""
+        for data in protocol.data_to_send():
+            if data == SEND_EOF:
+                self._end(CLOSE_SECONDS)
+            elif data[0] == 0x80 | Opcode.PONG and not self._writable.is_set():
+                self._pong = data
+            else:
+                self.transport.write(data)
+
+    def ping(self) -> None:
+        """Ask whether the peer is there; close when nothing has come since the last time."""
+        if self._closing or self._is_gone:
+            return
+        if self._is_alive or (self.socket and self.socket.take_heard()):
+            self._is_alive = False
+            self.transport.write(PING)
+        else:
+            self._fail(CloseCode.INTERNAL_ERROR, "expected an answer to a ping")
+
+    # The end.
+
+    def when_lost(self, call: Callable[[], None]) -> None:
+        """Call when the peer has gone; at once if it has already."""
+        self._lost = call
+        if self._is_gone:
+            call()
+
+    async def close(self, code: int) -> None:
+        """Close, behind what was sent; nothing happens when the peer has gone."""
+        if not self._closing and not self._is_gone:
+            protocol = self._frames()
+            protocol.send_close(code)
+            self._write_answers(protocol)
+            is_refused = self._pending or code == CloseCode.BAD_MESSAGES
+            self._cut_after(REFUSED_SECONDS if is_refused else CLOSE_SECONDS)
+            self._go_on_soon()  # for the peer's close
+
+    def release(self) -> None:
+        """Drop what still comes, and hold nothing of the session task."""
+        self._inbox.close()
+        self._lost = None
+        self._go_on_soon()
+
+    def _fail(self, code: CloseCode, reason: str) -> None:
+        """Close at once, for what the peer did."""
+        protocol = self._frames()
+        protocol.fail(code, reason)
+        self._write_answers(protocol)
+
+    def _end(self, seconds: float) -> None:
+        """Close the transport, which has some time to write what it holds."""
+        self._go()
+        self._cut_after(seconds)
+        self.transport.close()
+
+    def _cut_after(self, seconds: float) -> None:
+        if self._closing:
+            self._closing.cancel()
+        self._closing = asyncio.get_running_loop().call_later(seconds, abort, self.transport)
+
+    def _go(self) -> None:
+        """Note that nothing comes any more, and tell those who wait."""
+        if not self._is_gone:
+            self._is_gone = True
+            self._inbox.end()
+            if self._lost:
+                self._lost()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End: the transport has closed."""
+        self._listener.lost(self._pending, self)
+        self._unparsed = b""
+        self._go()
+        self.socket = self.reader = None
+        self._writable.set()
+        if self._closing:
+            self._closing.cancel()

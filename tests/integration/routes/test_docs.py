@@ -30,7 +30,7 @@ from zander.routes.docs.examples import EXAMPLES, PROGRAM
 from zander.routes.docs.openapi import BINARY_TYPES, document
 from zander.routes.docs.reference import REFERENCE
 from zander.streams import stream
-from zander.wire import messages
+from zander.wire import listener, messages
 from zander.wire.bodies import Answer
 from zander.wire.chunk import Chunk, Origin, RawIn, encode_binary
 
@@ -137,6 +137,7 @@ class TestDocument:
         numbers = {code: re.findall(r"\d+", code.meaning) for code in CloseCode}
         assert {code: found for code, found in numbers.items() if found} == {
             CloseCode.TOO_BIG: [f"{messages.MAX_MESSAGE_BYTES >> 20}"],
+            CloseCode.INTERNAL_ERROR: [f"{2 * listener.PING_SECONDS}"],
             CloseCode.AUTH_TIMEOUT: [f"{websocket.AUTH_SECONDS:g}"],
             CloseCode.BAD_MESSAGES: [f"{websocket.MAX_BAD_MESSAGES}"],
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket as sockets
 from collections.abc import Callable
 from itertools import pairwise
@@ -324,3 +325,25 @@ async def test_one_that_is_brought_up_gets_answers_to_its_predictions(node: Node
                 {"type": "prediction", "prediction_type": "a", "classifier_name": "b", "data": {}, "id": 1}
             )
             assert (await azure.until("prediction_ack"))["delivered"] is True
+
+
+@pytest.mark.parametrize("format", ["json", "chunks"])
+async def test_a_consumer_that_would_rather_wait_gets_the_same_in_its_order(node: Node, user: str, format: str) -> None:
+    async with relay(node.ws, user) as edge, consumer(node.ws, user, f"?delay_ms=20&format={format}") as azure:
+        for i in range(100):
+            await edge.send({"type": "raw", "channels": [i, 0]})
+            if i % 30 == 29:
+                await edge.send({"type": "features", "workload": 0.5})
+        got: list[float] = []
+        while len(got) < 100:
+            message = await azure.until("raw")
+            got += [message["channels"][0]] if "channels" in message else [row[0] for row in message["samples"]]
+        assert got == [*range(100)]
+
+
+@pytest.mark.parametrize("delay", ["-1", "1001", "x", "1.5"])
+async def test_a_delay_that_is_wrong_is_refused_with_its_range(node: Node, user: str, delay: str) -> None:
+    async with connect(f"{node.ws}/subscribe/{user}?delay_ms={delay}") as socket:
+        error = json.loads(await socket.recv())
+        assert (error["code"], "delay_ms" in error["message"]) == ("bad_parameter", True)
+        assert await Peer(socket).close_code() == 4500

@@ -72,7 +72,7 @@ async def test_a_consumer_that_fails_takes_nothing_from_other_nodes(monkeypatch:
     followers(calls, subscribers).follow("one", "there")
     outbox = Outbox("one")
     monkeypatch.setattr(outbox, "offer", lambda item: 1 / 0)
-    subscribers._live["one"] = {outbox}
+    subscribers.live["one"] = {outbox}
     with pytest.raises(ZeroDivisionError):
         subscribers.deliver("one", features(0))
     await asyncio.sleep(0)

@@ -16,6 +16,7 @@ from zander.errors import CloseCode
 from zander.routes import health, history, sessions
 from zander.routes.docs.examples import EXAMPLES
 from zander.routes.docs.openapi import Channel, Endpoint, Parameter, Reference
+from zander.routes.subscribe import MAX_DELAY_MS
 from zander.routes.websocket import AUTH_SECONDS, MAX_BAD_MESSAGES
 from zander.streams.query import AnswerFormat
 from zander.streams.stream import SampleType, StreamStats
@@ -175,6 +176,12 @@ CHANNELS = {
         query=(
             Parameter("types", list[Kind], "what to get, comma-separated; left out: everything"),
             Parameter("format", Format, "how raw comes: a message per sample, JSON chunks, or binary chunks", "json"),
+            Parameter(
+                "delay_ms",
+                Annotated[int, Meta(ge=0, le=MAX_DELAY_MS)],
+                "wait so long before sending, for fewer and larger writes",
+                0,
+            ),
             Parameter("last", Annotated[int, Meta(ge=0)], "send so many buffered samples first", 0),
             Parameter("session_id", UUID, "go on in this session, at `from`; later sessions of the user follow"),
             Parameter("from", Position, "the first position to send of that session", 0),

@@ -1,0 +1,119 @@
+"""Connections whose client is not known yet: bounded in number, in bytes and in time, before anything else.
+
+A client has REQUEST_SECONDS for a request, and then to authenticate; until then its connection is *pending*. Where
+there are too many, or they have sent too much, one is cut: of the address that has most of them the oldest. So nobody
+takes the places of others, and journal and database always find a descriptor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Iterator
+from time import monotonic
+from typing import Any
+
+REQUEST_SECONDS = 10.0
+MAX_PENDING_BYTES = 8 << 20  # received by all that are pending
+
+RESET = struct.pack("ii", 1, 0)  # of SO_LINGER
+
+App = Callable[[Any, Any, Any], Awaitable[None]]  # of ASGI
+
+
+class Pending:
+    """One connection that is pending. `expires_at` is of `monotonic()`, None while somebody else keeps the time."""
+
+    __slots__ = ("address", "expires_at", "n_bytes", "transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+        peer = transport.get_extra_info("peername")
+        self.address: tuple[str, int] | None = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple | list) else None
+        self.expires_at: float | None = None
+        self.n_bytes = 0
+
+    def received(self) -> int:
+        """Return how many bytes it sent."""
+        return self.n_bytes
+
+    @property
+    def host(self) -> str:
+        """The address without the port."""
+        return self.address[0] if self.address else ""
+
+
+class PendingConnections:
+    """All connections that are pending, by the peer's address, those of one address oldest first."""
+
+    def __init__(self, max_connections: int) -> None:
+        self.n_cut = 0
+        self._max_connections = max_connections
+        self._by_host: dict[str, dict[Pending, None]] = {}
+        self._n = 0
+        self._n_bytes = 0
+
+    @property
+    def n(self) -> int:
+        """How many there are."""
+        return self._n
+
+    def __iter__(self) -> Iterator[Pending]:
+        for found in self._by_host.values():
+            yield from found
+
+    def __contains__(self, pending: Pending) -> bool:
+        return pending in self._by_host.get(pending.host, ())
+
+    def add(self, pending: Pending) -> None:
+        """Count a connection that waits for a request from now on, and cut another where there are too many."""
+        pending.expires_at = monotonic() + REQUEST_SECONDS
+        if self._n >= self._max_connections:
+            self.cut()
+        self._by_host.setdefault(pending.host, {})[pending] = None
+        self._n += 1
+
+    def receive(self, pending: Pending, n_bytes: int) -> None:
+        """Count what a pending connection sent, and cut the one that sent most where it is too much in all."""
+        if pending in self:
+            pending.n_bytes += n_bytes
+            self._n_bytes += n_bytes
+            if self._n_bytes > MAX_PENDING_BYTES:
+                self._cut(max(self, key=Pending.received))
+
+    def remove(self, pending: Pending) -> None:
+        """Count a connection no more: its client is known, is being answered, or has gone."""
+        if pending in self:
+            found = self._by_host[pending.host]
+            del found[pending]
+            if not found:
+                del self._by_host[pending.host]
+            self._n -= 1
+            self._n_bytes -= pending.n_bytes
+            pending.n_bytes = 0
+
+    def cut(self) -> bool:
+        """Cut the oldest of the address that has most; False when there is none."""
+        if not self._n:
+            return False
+        busiest: dict[Pending, None] = max(self._by_host.values(), key=len)
+        self._cut(next(iter(busiest)))
+        return True
+
+    def expired(self) -> list[Pending]:
+        """Return those whose time is over."""
+        now = monotonic()
+        return [pending for pending in self if pending.expires_at is not None and pending.expires_at < now]
+
+    def _cut(self, pending: Pending) -> None:
+        self.n_cut += 1
+        self.remove(pending)
+        abort(pending.transport)
+
+
+def abort(transport: asyncio.Transport) -> None:
+    """End a connection, and drop what could not be sent: the kernel would wait for a peer that does not read."""
+    if carried := transport.get_extra_info("socket"):
+        carried.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    transport.abort()
