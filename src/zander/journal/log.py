@@ -57,6 +57,10 @@ class _Segment:
         self.path.unlink(missing_ok=True)
 
 
+def _now(call: Callable[[], None]) -> None:
+    call()
+
+
 class Log:
     """The log `name` in a folder. Nothing is buffered in memory; `append` is one write to the page cache.
 
@@ -131,13 +135,16 @@ class Log:
                 offset = segment.end
         return [], offset
 
-    def forget(self, offset: int) -> None:
-        """Delete the files that lie wholly before `offset`; also the last one, if that is at least half full."""
+    def forget(self, offset: int, run: Callable[[Callable[[], None]], object] = _now) -> None:
+        """Delete the files that lie wholly before `offset`; also the last one, if that is at least half full.
+
+        `run` is given what deletes one, which takes milliseconds, and may run it in a thread.
+        """
         if offset >= self.end and self._segments[-1].n_bytes >= max(1, self._segment_bytes // 2):
             with suppress(OSError):  # no room for another file: this one goes later
                 self._roll(self.end)
         while len(self._segments) > 1 and self._segments[0].end <= offset:
-            self._segments.pop(0).remove()
+            run(self._segments.pop(0).remove)
 
     def probe(self, n_bytes: int = 1 << 16) -> None:
         """Check that the disk has room for `n_bytes` more; OSError when it has not."""
