@@ -1,8 +1,8 @@
 """Connections whose client is not known yet: bounded in number, in bytes and in time, before anything else.
 
 A client has REQUEST_SECONDS for a request, and then to authenticate; until then its connection is *pending*. Where
-there are too many, or they have sent too much, one is cut: of the address that has most of them the oldest. So nobody
-takes the places of others, and journal and database always find a descriptor.
+there are too many, one is cut: the oldest of those at the same stage of the same address, where these are most. So
+nobody takes the places of others, and journal and database always find a descriptor.
 """
 
 from __future__ import annotations
@@ -23,15 +23,19 @@ App = Callable[[Any, Any, Any], Awaitable[None]]  # of ASGI
 
 
 class Pending:
-    """One connection that is pending. `expires_at` is of `monotonic()`, None while somebody else keeps the time."""
+    """One connection that is pending; `is_open`: it is a WebSocket already.
 
-    __slots__ = ("address", "expires_at", "n_bytes", "transport")
+    `expires_at` is of `monotonic()`, None while somebody else keeps the time.
+    """
+
+    __slots__ = ("address", "expires_at", "is_open", "n_bytes", "transport")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.transport = transport
         peer = transport.get_extra_info("peername")
         self.address: tuple[str, int] | None = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple | list) else None
         self.expires_at: float | None = None
+        self.is_open = False
         self.n_bytes = 0
 
     def received(self) -> int:
@@ -39,18 +43,18 @@ class Pending:
         return self.n_bytes
 
     @property
-    def host(self) -> str:
-        """The address without the port."""
-        return self.address[0] if self.address else ""
+    def group(self) -> tuple[str, bool]:
+        """Those with whom it competes for a place: at the same stage, from the same address."""
+        return self.address[0] if self.address else "", self.is_open
 
 
 class PendingConnections:
-    """All connections that are pending, by the peer's address, those of one address oldest first."""
+    """All connections that are pending, in groups, each oldest first."""
 
     def __init__(self, max_connections: int) -> None:
         self.n_cut = 0
         self._max_connections = max_connections
-        self._by_host: dict[str, dict[Pending, None]] = {}
+        self._groups: dict[tuple[str, bool], dict[Pending, None]] = {}
         self._n = 0
         self._n_bytes = 0
 
@@ -60,18 +64,18 @@ class PendingConnections:
         return self._n
 
     def __iter__(self) -> Iterator[Pending]:
-        for found in self._by_host.values():
+        for found in self._groups.values():
             yield from found
 
     def __contains__(self, pending: Pending) -> bool:
-        return pending in self._by_host.get(pending.host, ())
+        return pending in self._groups.get(pending.group, ())
 
     def add(self, pending: Pending) -> None:
         """Count a connection that waits for a request from now on, and cut another where there are too many."""
         pending.expires_at = monotonic() + REQUEST_SECONDS
         if self._n >= self._max_connections:
             self.cut()
-        self._by_host.setdefault(pending.host, {})[pending] = None
+        self._groups.setdefault(pending.group, {})[pending] = None
         self._n += 1
 
     def receive(self, pending: Pending, n_bytes: int) -> None:
@@ -85,20 +89,20 @@ class PendingConnections:
     def remove(self, pending: Pending) -> None:
         """Count a connection no more: its client is known, is being answered, or has gone."""
         if pending in self:
-            found = self._by_host[pending.host]
+            found = self._groups[pending.group]
             del found[pending]
             if not found:
-                del self._by_host[pending.host]
+                del self._groups[pending.group]
             self._n -= 1
             self._n_bytes -= pending.n_bytes
             pending.n_bytes = 0
 
     def cut(self) -> bool:
-        """Cut the oldest of the address that has most; False when there is none."""
+        """Cut the oldest of the largest group; False when there is none."""
         if not self._n:
             return False
-        busiest: dict[Pending, None] = max(self._by_host.values(), key=len)
-        self._cut(next(iter(busiest)))
+        largest: dict[Pending, None] = max(self._groups.values(), key=len)
+        self._cut(next(iter(largest)))
         return True
 
     def expired(self) -> list[Pending]:

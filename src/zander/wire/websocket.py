@@ -99,6 +99,7 @@ class WebSocketConnection(asyncio.Protocol):
             raise Disconnected
         self.transport.write(response)
         assert self._pending
+        self._pending.is_open = is_open
         self._listener.pending.add(self._pending)
         self._pending.expires_at = None  # the session task gives it its time to authenticate
         if not is_open:

@@ -47,6 +47,15 @@ def test_where_there_are_too_many_the_oldest_of_the_busiest_address_goes(three: 
     assert (three.n, three.n_cut) == (3, 1)
 
 
+def test_who_has_asked_already_does_not_go_for_those_who_say_nothing(three: PendingConnections) -> None:
+    honest = Pending(Line("same"))
+    honest.is_open = True
+    three.add(honest)
+    silent = [come(three, "same") for _ in range(10)]
+    assert not is_cut(honest)
+    assert [is_cut(each) for each in silent] == [True] * 8 + [False] * 2
+
+
 def test_who_is_known_makes_room(three: PendingConnections) -> None:
     first, *_ = [come(three, "one") for _ in range(3)]
     three.remove(first)
