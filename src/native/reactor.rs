@@ -1,7 +1,6 @@
 //! `Reactor` and `Socket`: all connections in one epoll set (kqueue on macOS), and one call per iteration of the loop.
 //!
-//! Python is called where nothing here is borrowed: any call may come
-//! back.
+//! Python is called where nothing here is borrowed: any call may come back.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -117,7 +116,7 @@ impl Reactor {
             }
             let is_writable_again = turn.is_writable && socket.send_unsent();
             socket.has_more |= turn.is_readable || turn.is_ending;
-            let step = socket.receive(py, &mut buffer)?;
+            let step = socket.receive(py, &mut buffer).unwrap_or_else(Step::Failed);
             socket.has_more |= turn.is_ending; // the end gives no sign of its own
             if let Some(reader) = socket.samples(py) {
                 readers.push(reader);
@@ -137,7 +136,9 @@ impl Reactor {
                 Socket::call(socket, |protocol| protocol.call_method0(intern!(py, "resume_writing")))?;
                 Socket::finish_closing(socket)?;
             }
-            Socket::follow(socket, step)?;
+            if let Err(error) = Socket::follow(socket, step) {
+                Socket::fail(socket, error)?;
+            }
         }
         Ok(())
     }
@@ -201,6 +202,7 @@ enum Step {
     Again,             // there may be more
     End,
     Lost,
+    Failed(PyErr), // here
 }
 
 /// The transport of one connection; asyncio's manual says what a protocol is told when.
@@ -372,6 +374,7 @@ impl Socket {
                 Step::Nothing => {}
                 Step::End => return Self::close(slf), // behind what is not sent yet
                 Step::Lost => return Self::lose(slf),
+                Step::Failed(error) => return Err(error),
                 Step::Again => return Self::again(slf),
                 Step::Pass(data) => {
                     n_bytes += data.as_bytes(py).len();
@@ -414,7 +417,12 @@ impl Socket {
         let Some(protocol) = slf.borrow().protocol.as_ref().map(|protocol| protocol.bind(py).clone()) else {
             return Ok(());
         };
-        let Err(error) = method(&protocol) else { return Ok(()) };
+        method(&protocol).map_or_else(|error| Self::fail(slf, error), |_| Ok(()))
+    }
+
+    fn fail(slf: &Bound<'_, Self>, error: PyErr) -> PyResult<()> {
+        let py = slf.py();
+        let protocol = slf.borrow().protocol.as_ref().map(|protocol| protocol.clone_ref(py)).into_pyobject(py)?;
         slf.borrow().reactor.borrow(py).report(py, error, &protocol)?;
         Self::abort(slf)
     }

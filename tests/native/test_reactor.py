@@ -15,8 +15,10 @@ from zander.native import IS_NATIVE, WHY_NOT
 if not IS_NATIVE and os.environ.get("ZANDER_REQUIRE_NATIVE") != "1":
     pytest.skip(f"the native path is not there: {WHY_NOT}", allow_module_level=True)
 
+from support.frame_readers import Alone
 from support.relay_bytes import PING, masked, text
 from zander._native import FrameReader, Reactor, Socket
+from zander.streams.stream import Stream
 
 MIB = 1 << 20
 
@@ -218,3 +220,23 @@ async def test_a_peer_that_resets_is_lost_at_once(reactor: Reactor, connect: Con
 def no_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+async def test_a_reader_that_fails_ends_its_own_connection_alone(
+    reactor: Reactor, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("injected")
+
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    monkeypatch.setattr(Stream, "follows", fail)
+    failing, other = connect(), connect()
+    failing.socket.read_frames(Alone().reader)
+    for wire in (failing, other):
+        wire.peer.send(text('{"type":"raw","channels":[1]}'))
+    reactor.turn()
+    await asyncio.sleep(0)
+    assert [type(context["exception"]) for context in told] == [MemoryError]
+    assert failing.protocol.calls == ["lost"]
+    assert other.protocol.received

@@ -22,7 +22,9 @@ ACCEPTS = 8  # in one iteration of the loop: a handshake takes 0.2 ms, and sampl
 STARTS = 8  # of tasks: a handshake's or a request's
 MAX_WAITING = 64  # tasks, from which on nobody is accepted
 PING_SECONDS = 20  # between two pings; a peer that says nothing until the next is closed
+TELL_SECONDS = 60  # between two lines in the log about connections that were cut
 RESERVED_FILES = 128  # for the journal, the database and Redis
+MAX_CONNECTIONS = 1 << 20  # where files are not limited
 MAX_PENDING = 16_384  # where there are files enough: half of these are for them
 IS_WEBSOCKET = re.compile(rb"\r\nupgrade:[ \t]*websocket[ \t]*\r\n", re.IGNORECASE)
 
@@ -39,9 +41,10 @@ class Listener:
         self.app = app
         self.open: dict[WebSocketConnection, int] = {}  # and in which second they came
         self.tasks: set[asyncio.Task[Any]] = set()
-        self._max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FILES
-        self.pending = PendingConnections(min(MAX_PENDING, max(16, self._max_files // 2)))
+        self._max_connections = _max_connections()
+        self.pending = PendingConnections(min(MAX_PENDING, self._max_connections // 2))
         self.n_connections = 0
+        self._n_refused = 0  # since that was told
         self._waiting: deque[Coroutine[Any, Any, None]] = deque()
         self._sockets: list[socket.socket] = []
         self._reactor = Reactor(asyncio.get_running_loop()) if IS_NATIVE else None
@@ -74,6 +77,8 @@ class Listener:
             pending.transport.abort()
         for connection in list(self.open):
             connection.transport.abort()
+        while self._waiting:
+            self._waiting.popleft().close()
         for task in list(self.tasks):
             task.cancel()
         if self.tasks:
@@ -133,8 +138,9 @@ class Listener:
                 if not self.pending.cut():
                     log.error("a connection cannot be accepted: %s", error.strerror)
                 return
-            if self.n_connections >= self._max_files and not self.pending.cut():
+            if self.n_connections >= self._max_connections and not self.pending.cut():
                 accepted.close()
+                self._n_refused += 1
                 continue
             self.n_connections += 1
             accepted.setblocking(False)
@@ -158,9 +164,23 @@ class Listener:
         for pending in self.pending.expired():
             cast(Any, pending.transport.get_protocol()).expire()
         self._second += 1
+        if self._second % TELL_SECONDS == 0:
+            self._tell()
         due = self._second % PING_SECONDS
         for connection in [connection for connection, second in self.open.items() if second == due]:
             connection.ping()
+
+    def _tell(self) -> None:
+        """Log who found no place, in a line."""
+        if n := self._n_refused + self.pending.n_cut:
+            self._n_refused = self.pending.n_cut = 0
+            log.warning("%d connections were cut before it was known whose they are: there were too many", n)
+
+
+def _max_connections() -> int:
+    """Return how many connections there may be, so that journal and database find their files."""
+    n_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAX_CONNECTIONS if n_files == resource.RLIM_INFINITY else max(32, n_files - RESERVED_FILES)
 
 
 class FirstRequest(asyncio.Protocol):
