@@ -23,6 +23,8 @@ MAX_HEAD_BYTES = 32 << 10  # of a request: its line and headers
 MAX_REQUEST_BYTES = 64 << 10  # with its body, and all that is around it
 MAX_REQUESTS = 1000  # of one connection; nobody stays for ever who does not read
 WRITE_BYTES = 64 << 10  # of an answer that are written at once
+REFUSED_SECONDS = 0.5  # that a refused peer has to read why
+MAX_DROPPED_BYTES = 256 << 10  # that it may send meanwhile
 UNREAD_SECONDS = 5.0  # that a peer may read nothing of its answer
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class HttpConnection(asyncio.Protocol):
         self._n_received = 0  # of the request
         self._n_requests = 0
         self._is_answering = False
+        self._is_refused = False
         self._is_gone = False
         self._gone = Event()
         self._writable = Event()
@@ -50,6 +53,10 @@ class HttpConnection(asyncio.Protocol):
         """Read requests. What comes while one is answered waits, and more is not read."""
         self._listener.pending.receive(self._pending, len(data))
         self._n_received += len(data)
+        if self._is_refused:
+            if self._n_received > MAX_DROPPED_BYTES:
+                self._end()
+            return
         self._http.receive_data(data)
         if self._is_answering:
             self._transport.pause_reading()
@@ -89,7 +96,10 @@ class HttpConnection(asyncio.Protocol):
         if self._http.our_state is h11.IDLE or self._http.our_state is h11.SEND_RESPONSE:
             response = h11.Response(status_code=status, headers=[("Connection", "close"), ("Content-Length", "0")])
             self._transport.write(b"".join(self._http.send(event) or b"" for event in (response, h11.EndOfMessage())))
-        self._end()
+        # Closed at once, with something unread, the kernel would take the answer back.
+        self._is_refused = True
+        self._transport.resume_reading()
+        asyncio.get_running_loop().call_later(REFUSED_SECONDS, self._end)
 
     def expire(self) -> None:
         """Close, since no request has come in time; one that has begun is answered."""
