@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from email.utils import formatdate
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -94,7 +96,7 @@ class HttpConnection(asyncio.Protocol):
     def refuse(self, status: int) -> None:
         """Answer a request that is wrong, too large or too late, and close."""
         if self._http.our_state is h11.IDLE or self._http.our_state is h11.SEND_RESPONSE:
-            response = h11.Response(status_code=status, headers=[("Connection", "close"), ("Content-Length", "0")])
+            response = _response(status, [(b"connection", b"close"), (b"content-length", b"0")])
             self._transport.write(b"".join(self._http.send(event) or b"" for event in (response, h11.EndOfMessage())))
         # Closed at once, with something unread, the kernel would take the answer back.
         self._is_refused = True
@@ -193,14 +195,18 @@ class _Answer:
             return
         events: list[h11.Event] = []
         if self._start:
-            headers = [*self._start["headers"], (b"date", formatdate(usegmt=True).encode())]
-            events.append(h11.Response(status_code=self._start["status"], headers=headers))
+            events.append(_response(self._start["status"], self._start["headers"]))
             self._start = {}
         if (body := message.get("body", b"")) and not self._is_head:
             events.append(h11.Data(data=body))
         if not message.get("more_body", False):
             events.append(h11.EndOfMessage())
         await self._connection.write(b"".join([self._http.send(event) or b"" for event in events]))
+
+
+def _response(status: int, headers: Iterable[tuple[bytes, bytes]]) -> h11.Response:
+    date = formatdate(usegmt=True).encode()
+    return h11.Response(status_code=status, headers=[*headers, (b"date", date)], reason=HTTPStatus(status).phrase)
 
 
 def _scope(request: h11.Request, client: tuple[str, int] | None) -> dict[str, Any]:
