@@ -1,4 +1,4 @@
-//! `zander._native`: with `reactor.rs` and `intake.rs` what knows Python. `_native.pyi` is its manual.
+//! `zander._native`: with `reactor.rs`, `transport.rs` and `intake.rs` what knows Python. `_native.pyi` is its manual.
 
 mod frame;
 mod intake;
@@ -7,8 +7,9 @@ mod reactor;
 mod reader;
 mod record;
 mod session;
-mod socket;
+mod stream;
 mod text;
+mod transport;
 
 use std::cell::Cell;
 use std::io::Write;
@@ -21,9 +22,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString};
 
 use intake::Intake;
-use reactor::{Reactor, Socket};
+use reactor::Reactor;
 use reader::Fed;
 use session::{Run, SessionState};
+use transport::Socket;
 
 #[pyclass]
 pub struct FrameReader {
