@@ -43,19 +43,28 @@ log = logging.getLogger(__name__)
 class Journal:
     """The records of one process. `offset`: everything before it is committed; None: only the database knows."""
 
-    def __init__(self, folder: Path, lock: FileLock, offset: int | None, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        lock: FileLock,
+        offset: int | None,
+        segment_bytes: int = SEGMENT_BYTES,
+        *,
+        ahead: bool = False,
+    ) -> None:
         self.writer_id = writer_id = uuid.UUID(lock.path.stem)
         self.offset = offset
         self.is_open = True
         self._lock = lock
-        self.log = Log(folder, str(writer_id), segment_bytes=segment_bytes)
+        self.log = Log(folder, str(writer_id), segment_bytes=segment_bytes, ahead=ahead)
 
     @classmethod
     def create(cls, folder: Path, max_bytes: int) -> Self:
         """Begin a journal that will be bounded by `max_bytes`; OSError when the folder cannot be had."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{uuid.uuid4()}{LOCK}"
-        return cls(folder, FileLock(path.with_suffix(".new")).rename(path), 0, min(SEGMENT_BYTES, max_bytes // 8))
+        lock = FileLock(path.with_suffix(".new")).rename(path)
+        return cls(folder, lock, 0, min(SEGMENT_BYTES, max_bytes // 8), ahead=True)
 
     @property
     def n_pending_bytes(self) -> int:

@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 from zlib import crc32
 
 SUFFIX = ".v1"  # of this layout
+NEXT = ".next"  # of a file that is empty yet
 
 _HEADER = Struct("<II")
 HEADER_BYTES = _HEADER.size
@@ -39,10 +40,10 @@ class Frames(NamedTuple):
 class _Segment:
     """One file: `start` is the offset of its first byte, `n_bytes` the size of what is valid in it."""
 
-    def __init__(self, path: Path, start: int) -> None:
+    def __init__(self, path: Path, start: int, fd: int | None = None) -> None:
         self.path = path
         self.start = start
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.fd = _open(path) if fd is None else fd
         self.n_bytes = os.fstat(self.fd).st_size
 
     @property
@@ -57,6 +58,10 @@ class _Segment:
         self.path.unlink(missing_ok=True)
 
 
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
 def _now(call: Callable[[], None]) -> None:
     call()
 
@@ -64,13 +69,17 @@ def _now(call: Callable[[], None]) -> None:
 class Log:
     """The log `name` in a folder. Nothing is buffered in memory; `append` is one write to the page cache.
 
-    For one writer at a time, which the caller has to ensure. Opening cuts a torn tail off.
+    For one writer at a time, which the caller has to ensure. Opening cuts a torn tail off. With `ahead` the next file
+    is open before it is needed: when this process has no descriptor left, another is full before that is felt.
     """
 
-    def __init__(self, folder: Path, name: str, *, segment_bytes: int = 16 << 20) -> None:
+    def __init__(self, folder: Path, name: str, *, segment_bytes: int = 16 << 20, ahead: bool = False) -> None:
         self._folder = folder
         self._name = name
         self._segment_bytes = segment_bytes
+        self._next_path = folder / f"{name}{NEXT}"
+        self._next_fd: int | None = None
+        self._ahead = ahead
         self._segments = [_Segment(path, start) for start, path in files(folder, name)]
         for segment, following in pairwise(self._segments):  # a torn frame that could not be cut off may come between
             segment.n_bytes = min(segment.n_bytes, following.start - segment.start)
@@ -78,6 +87,7 @@ class Log:
             self._cut_torn_tail(self._segments[-1])
         else:
             self._roll(0)
+        self._open_next()
 
     @property
     def start(self) -> int:
@@ -176,17 +186,35 @@ class Log:
         for segment in self._segments:
             os.close(segment.fd)
         self._segments.clear()
+        self._remove_next()
 
     def remove(self) -> None:
         """Close and delete the files."""
         for segment in self._segments:
             segment.remove()
         self._segments.clear()
+        self._remove_next()
 
     def _roll(self, start: int) -> _Segment:
-        segment = _Segment(self._folder / f"{self._name}.{start:016x}{SUFFIX}", start)
+        path = self._folder / f"{self._name}.{start:016x}{SUFFIX}"
+        if self._next_fd is not None:
+            self._next_path.rename(path)
+        segment = _Segment(path, start, self._next_fd)
+        self._next_fd = None
         self._segments.append(segment)
+        self._open_next()
         return segment
+
+    def _open_next(self) -> None:
+        if self._ahead and self._next_fd is None:
+            with suppress(OSError):  # it is tried again with the next file
+                self._next_fd = _open(self._next_path)
+
+    def _remove_next(self) -> None:
+        if self._next_fd is not None:
+            os.close(self._next_fd)
+            self._next_fd = None
+        self._next_path.unlink(missing_ok=True)
 
     def _cut_torn_tail(self, segment: _Segment) -> None:
         size, end = segment.n_bytes, segment.start

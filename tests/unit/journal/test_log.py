@@ -397,3 +397,29 @@ def test_as_many_files_as_wait_may_be_open(tmp_path: Path) -> None:
     assert len(on_disk(tmp_path)) == 200
     log.remove()
     assert on_disk(tmp_path) == []
+
+
+def test_the_next_file_is_open_before_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(tmp_path, "log", segment_bytes=100, ahead=True)
+    monkeypatch.setattr("zander.journal.log._open", _no_descriptor)
+    for i in range(10):
+        log.append(payload(i))
+        if len(log.paths) == 2:
+            break
+    assert len(log.paths) == 2
+    assert read_all(log) == [payload(n) for n in range(i + 1)]
+    with pytest.raises(OSError, match="Too many open files"):
+        _fill(log)
+    monkeypatch.undo()
+    log.append(payload(0))
+    log.close()
+    assert not list(tmp_path.glob("*.next"))
+
+
+def _fill(log: Log) -> None:
+    for _ in range(10):
+        log.append(payload(0))
+
+
+def _no_descriptor(_: Path) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
