@@ -2,6 +2,8 @@
 //!
 //! Python is called where nothing here is borrowed: any call may come back.
 
+use std::time::Instant;
+
 use mio::net::TcpStream;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -16,6 +18,7 @@ const PASS_BYTES: usize = 16 << 10; // by way of Python, of one connection in on
 const PASSES: usize = 32; // and how often
 const HIGH_WATER: usize = 64 << 10; // unsent bytes from which on a protocol is to write no more
 const LOW_WATER: usize = 16 << 10;
+const WAIT_SECONDS: f64 = 0.01; // of a connection that has sent too much
 
 /// What comes of what was received.
 pub enum Step {
@@ -23,8 +26,25 @@ pub enum Step {
     Pass(Py<PyBytes>), // to the protocol
     Again,             // there may be more
     End,
+    Wait, // it has sent too much
     Lost,
     Failed(PyErr), // here
+}
+
+/// How many bytes a second may be received, in the long run; and how many now.
+struct Limit {
+    rate: f64,
+    allowance: f64, // of one second at most
+    since: Instant,
+}
+
+impl Limit {
+    fn is_over(&mut self) -> bool {
+        let now = Instant::now();
+        let gained = now.duration_since(self.since).as_secs_f64() * self.rate;
+        (self.allowance, self.since) = ((self.allowance + gained).min(self.rate), now);
+        self.allowance <= 0.0
+    }
 }
 
 /// The transport of one connection; asyncio's manual says what a protocol is told when.
@@ -44,7 +64,9 @@ pub struct Socket {
     was_heard: bool,
     is_broken: bool, // nothing can be sent
     pub last_turn: u64,
-    n_received: u64,
+    limit: Option<Limit>,
+    is_waiting: bool, // a call of `go_on` is due
+    was_throttled: bool,
     delay_s: f64,  // for which frames are held, so that more go in one piece
     held: Vec<u8>, // not empty only while a call of `send_held` is due
 }
@@ -119,9 +141,17 @@ impl Socket {
         self.stream.as_ref().map_or(0, Stream::n_unsent)
     }
 
-    #[getter]
-    fn n_received(&self) -> u64 {
-        self.n_received
+    fn limit(&mut self, bytes_per_second: f64) {
+        self.limit = Some(Limit { rate: bytes_per_second, allowance: bytes_per_second, since: Instant::now() });
+    }
+
+    fn take_throttled(&mut self) -> bool {
+        std::mem::take(&mut self.was_throttled)
+    }
+
+    fn go_on(slf: &Bound<'_, Self>) -> PyResult<()> {
+        slf.borrow_mut().is_waiting = false;
+        Self::again(slf)
     }
 
     fn delay(&mut self, seconds: f64) {
@@ -158,7 +188,9 @@ impl Socket {
             was_heard: false,
             is_broken: false,
             last_turn: 0,
-            n_received: 0,
+            limit: None,
+            is_waiting: false,
+            was_throttled: false,
             delay_s: 0.0,
             held: Vec::new(),
         }
@@ -179,10 +211,16 @@ impl Socket {
             }
         }
         let Some(stream) = self.stream.as_mut().filter(|_| self.has_more) else { return Ok(Step::Nothing) };
+        if self.limit.as_mut().is_some_and(Limit::is_over) {
+            self.was_throttled = true;
+            return Ok(Step::Wait);
+        }
         match stream.receive(buffer) {
             Received::Bytes(n) => {
                 self.was_heard = true;
-                self.n_received += n as u64;
+                if let Some(limit) = &mut self.limit {
+                    limit.allowance -= n as f64;
+                }
                 self.has_more = n == buffer.len();
                 let step = self.feed(py, &buffer[..n])?;
                 Ok(if matches!(step, Step::Nothing) && self.has_more { Step::Again } else { step })
@@ -217,6 +255,7 @@ impl Socket {
             match step {
                 Step::Nothing => {}
                 Step::End => return Self::close(slf), // behind what is not sent yet
+                Step::Wait => return Self::wait(slf),
                 Step::Lost => return Self::lose(slf),
                 Step::Failed(error) => return Err(error),
                 Step::Again => return Self::again(slf),
@@ -245,6 +284,17 @@ impl Socket {
             drop(socket);
             take(py, reader.into_iter().collect())?;
         }
+    }
+
+    /// Have the next turn a little later.
+    fn wait(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, mut socket) = (slf.py(), slf.borrow_mut());
+        if std::mem::replace(&mut socket.is_waiting, true) {
+            return Ok(());
+        }
+        let event_loop = socket.reactor.borrow(py).event_loop.clone_ref(py);
+        drop(socket);
+        event_loop.call_method1(py, intern!(py, "call_later"), (WAIT_SECONDS, slf.getattr("go_on")?)).map(drop)
     }
 
     fn again(slf: &Bound<'_, Self>) -> PyResult<()> {

@@ -33,9 +33,11 @@ class Socket(asyncio.Transport):
     def read_frames(self, reader: FrameReader) -> None:
         """Let a reader have what is received first; the protocol gets what it passes on."""
 
-    @property
-    def n_received(self) -> int:
-        """How many bytes were received."""
+    def limit(self, bytes_per_second: float) -> None:
+        """Receive no more than so much in the long run, and no more than that at once."""
+
+    def take_throttled(self) -> bool:
+        """Return whether the limit was reached since the last time."""
 
     def delay(self, seconds: float) -> None:
         """Hold samples that are written past a queue for so long, so that more go in one piece."""

@@ -66,7 +66,8 @@ class Settings(Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, description="WebSockets one node serves at once; more are closed with 4429")
     ] = 10_000
     relay_max_bytes_per_second: Annotated[
-        int, Meta(ge=1024, description="bytes a second that a relay may send for longer than 10 s; then 4429")
+        int,
+        Meta(ge=1024, description="bytes a second that a relay may send; it waits, and is closed with 4429 after 30 s"),
     ] = 8 << 20  # 500 channels of 32 bits at 4 kHz
     batch_max_records: Annotated[
         int, Meta(ge=1, description="records after which a batch is written to the database")

@@ -62,7 +62,7 @@ LARGER = {  # and why
     "terminal.dashboard.View": 18,  # what one screen shows, plain values
     "client.relay.Relay": 26,  # the public face of the client
     "cluster.subscriptions.Subscriptions": 25,  # to be one task per user
-    "wire.websocket.WebSocketConnection": 28,  # what asyncio calls, and what a session task does
+    "wire.websocket.WebSocketConnection": 30,  # what asyncio calls, and what a session task does
 }
 
 PRONOUNS = {"What", "Who", "Which", "Whose", "Where", "Whether", "How", "From"}

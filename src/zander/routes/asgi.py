@@ -26,10 +26,16 @@ class AsgiConnection:
         self._reader: asyncio.Task[None] | None = None
         self._is_gone = False
         self._n_received = 0
+        self._max_bytes = 0.0
 
-    def n_received(self) -> int:
-        """Return how many bytes and characters are in the messages that have come."""
-        return self._n_received
+    def limit(self, bytes_per_second: float) -> None:
+        """Count only: ASGI has no way to read less."""
+        self._max_bytes = bytes_per_second
+
+    def take_throttled(self) -> bool:
+        """Return whether the peer has sent more since the last time."""
+        n_received, self._n_received = self._n_received, 0
+        return n_received > self._max_bytes
 
     async def receive(self) -> Message:
         """Return the next message; Disconnected when there is none any more."""

@@ -57,7 +57,7 @@ class _Relay(SessionTask):
             self._outbox.say(dumps(Pong(incoming.t0, received, time())))
 
     def begin_direct(self, connection: Connection) -> None:
-        self._ingest.rate_limit.watch(self._outbox, connection.n_received)
+        self._ingest.rate_limit.watch(self._outbox, connection)
         if connection.reader:
             self._reader = connection.reader
             self._ingest.fast_path.begin(self._reader, self._connected, self._outbox)

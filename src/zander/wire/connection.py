@@ -28,8 +28,11 @@ class Connection(Protocol):
     @property
     def reader(self) -> FrameReader | None: ...
 
-    def n_received(self) -> int:
-        """Return how many bytes have come, or how many are in messages."""
+    def limit(self, bytes_per_second: float) -> None:
+        """Read no more than so much in the long run, where the server can do that."""
+
+    def take_throttled(self) -> bool:
+        """Return whether the peer has sent more since the last time, about a second ago."""
 
     async def receive(self) -> Message:
         """Return the next message; Disconnected when there is none any more. Not after `listen`."""

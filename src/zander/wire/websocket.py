@@ -22,6 +22,7 @@ from zander.wire.connection import Disconnected, Message, Take
 from zander.wire.frames import PING, Messages, WrongMessage, frame
 from zander.wire.handshake import Handshake
 from zander.wire.inbox import Inbox
+from zander.wire.limit import Limit
 from zander.wire.messages import MAX_MESSAGE_BYTES
 from zander.wire.pending import Pending, abort
 
@@ -47,10 +48,10 @@ class WebSocketConnection(asyncio.Protocol):
         "_inbox",
         "_is_alive",
         "_is_gone",
+        "_limit",
         "_listener",
         "_lost",
         "_messages",
-        "_n_received",
         "_pending",
         "_pong",
         "_protocol",
@@ -73,7 +74,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._messages = Messages()
         self._inbox = Inbox(self._go_on_soon)
         self._unparsed = b""  # what has to wait for its turn
-        self._n_received = 0
+        self._limit: Limit | None = None
         self._pong = b""  # the last one, while the peer reads nothing
         self._writable = Event()
         self._writable.set()
@@ -132,7 +133,8 @@ class WebSocketConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take frames; of many those that have their turn."""
         self._is_alive = True
-        self._n_received += len(data)
+        if self._limit and not self.socket:
+            self._throttle(self._limit, len(data))
         if self._pending:
             self._listener.pending.receive(self._pending, len(data))
             if self._closing and self._pending.n_bytes > REFUSED_BYTES:
@@ -184,15 +186,30 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Read on, and take what had to wait."""
-        if self.is_paused and not self._inbox.is_full and not self._is_gone:
+        is_over = self._limit is not None and self._limit.is_over
+        if self.is_paused and not self._inbox.is_full and not self._is_gone and not is_over:
             self.is_paused = False
             self.transport.resume_reading()
             if self._unparsed:
                 self._parse()
 
-    def n_received(self) -> int:
-        """Return how many bytes have come."""
-        return self.socket.n_received if self.socket else self._n_received
+    def limit(self, bytes_per_second: float) -> None:
+        """Read no more than so much in the long run, and no more than that at once."""
+        if self.socket:
+            self.socket.limit(bytes_per_second)
+        else:
+            self._limit = Limit(bytes_per_second)
+
+    def take_throttled(self) -> bool:
+        """Return whether the peer has sent more since the last time."""
+        if self.socket:
+            return self.socket.take_throttled()
+        return self._limit is not None and self._limit.take_reached()
+
+    def _throttle(self, limit: Limit, n_bytes: int) -> None:
+        if wait_s := limit.spend(n_bytes):
+            self._pause_reading()
+            asyncio.get_running_loop().call_later(wait_s, self._go_on)
 
     async def receive(self) -> Message:
         """Return the next message; Disconnected when there is none any more. Not after `listen`."""

@@ -322,3 +322,13 @@ async def test_more_connections_than_allowed_are_closed_with_4429(
     assert "ended with an error" not in caplog.text
     with pytest.raises(ConnectionClosed):
         await socket.recv()
+
+
+async def test_a_relay_that_sends_more_than_it_may_is_slowed_and_loses_nothing(
+    start_node: Callable[..., Node], user: str
+) -> None:
+    node = start_node(relay_max_bytes_per_second=20_000)
+    async with relay(node.ws, user) as edge, consumer(node.ws, user, "?types=raw") as azure:
+        for i in range(600):  # 27 KB
+            await edge.send({"type": "raw", "channels": [i, 0]})
+        assert [(await azure.receive())["channels"][0] for _ in range(600)] == [*range(600)]
