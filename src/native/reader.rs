@@ -9,7 +9,7 @@ use crate::session::{Run, SessionState};
 
 const MAX_MESSAGE_BYTES: u64 = 1 << 20;
 const MAX_PASS_BYTES: usize = 16 << 10; // at once, to a parser that is slower
-const MAX_PASS_FRAMES: usize = 32;
+const MAX_PASS_FRAMES: usize = 8;
 const MAX_RUN_BYTES: usize = 64 << 10; // of float32, as MAX_CHUNK_BYTES of chunk.py
 
 /// Why bytes go to the standard parser.

@@ -15,7 +15,7 @@ use crate::reactor::Reactor;
 use crate::stream::{Received, Stream};
 
 const PASS_BYTES: usize = 16 << 10; // by way of Python, of one connection in one turn
-const PASSES: usize = 32; // and how often
+const PASSES: usize = 8; // and how often
 const HIGH_WATER: usize = 64 << 10; // unsent bytes from which on a protocol is to write no more
 const LOW_WATER: usize = 16 << 10;
 const WAIT_SECONDS: f64 = 0.01; // of a connection that has sent too much

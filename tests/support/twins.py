@@ -48,7 +48,7 @@ if IS_NATIVE:
 
 USER = "üser-1"
 SESSION_ID = str(uuid.UUID(int=0x1234_5678_9ABC_4DEF_8123_4567_89AB_CDEF))
-SMALL_TURN_BYTES = 32 * 6  # that a turn passes to the parser at least
+SMALL_TURN_BYTES = 8 * 6  # that a turn passes to the parser at least
 STEP_US = 7_000  # what passes with every turn
 
 

@@ -33,7 +33,7 @@ class Handshake:
         self._is_answered = False
         self._rest: Coroutine[Any, Any, None] | None = None
 
-    def judge(self, head: bytes) -> dict[str, Any] | None:
+    def _judge(self, head: bytes) -> dict[str, Any] | None:
         """Return the scope of a request that is a handshake; any other is answered."""
         self._protocol.receive_data(head)
         request = next(iter(self._protocol.events_received()), None)
@@ -47,14 +47,15 @@ class Handshake:
         self._response = response
         return self._scope(request)
 
-    async def run(self, app: App, scope: dict[str, Any]) -> None:
-        """Run the app, and then what it has left for after its end."""
+    async def run(self, app: App, head: bytes) -> None:
+        """Run the app for a request that is a handshake, and then what it has left for after its end."""
         connection = self.connection
         try:
-            await app(scope, self._receive, self._send)
+            if scope := self._judge(head):
+                await app(scope, self._receive, self._send)
             rest, self._rest = self._rest, None
             if rest:
-                del self._protocol, self._response, app, scope, self  # 10 KB that only the handshake needed
+                del self._protocol, self._response, app, head, scope, self  # 10 KB that only the handshake needed
                 await rest
         except Disconnected:
             pass

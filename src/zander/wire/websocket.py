@@ -86,13 +86,11 @@ class WebSocketConnection(asyncio.Protocol):
     # The start.
 
     def begin(self, head: bytes, rest: bytes) -> None:
-        """Answer a request; where it is a handshake, run the app. `rest` came behind it."""
+        """Answer a request, when it is its turn; where it is a handshake, run the app. `rest` came behind it."""
         assert self._pending
-        handshake = Handshake(self, self._pending.address)
-        if scope := handshake.judge(head):
-            self._unparsed = rest
-            self._pause_reading()
-            self._listener.run(handshake.run(self._listener.app, scope))
+        self._unparsed = rest
+        self._pause_reading()
+        self._listener.run(Handshake(self, self._pending.address).run(self._listener.app, head))
 
     def answer(self, response: bytes, *, is_open: bool) -> None:
         """Write the response to the handshake; a connection that is not open by that ends. Disconnected."""
