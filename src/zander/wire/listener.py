@@ -47,6 +47,7 @@ class Listener:
         self._n_refused = 0  # since that was told
         self._waiting: deque[Coroutine[Any, Any, None]] = deque()
         self._sockets: list[socket.socket] = []
+        self._holds: set[str] = set()  # why nobody is accepted
         self._reactor = Reactor(asyncio.get_running_loop()) if IS_NATIVE else None
         self._second = 0
         self._ticking: asyncio.TimerHandle | None = None
@@ -56,14 +57,14 @@ class Listener:
         self._sockets = sockets
         for listener in sockets:
             listener.listen(BACKLOG)
-        self._watch(is_on=True)
+        self._watch()
         if self._reactor:
             asyncio.get_running_loop().add_reader(self._reactor.fileno(), self._reactor.turn)
         self._tick()
 
     def end(self) -> None:
         """Accept nobody any more."""
-        self._watch(is_on=False)
+        self._hold("ended")
         for listener in self._sockets:
             listener.close()
         self._sockets = []
@@ -104,7 +105,7 @@ class Listener:
         if len(self._waiting) == 1:
             asyncio.get_running_loop().call_soon(self._start)
         if len(self._waiting) == MAX_WAITING:
-            self._watch(is_on=False)
+            self._hold("busy")
 
     def _start(self) -> None:
         """Start some of the tasks that wait; samples go first, and a thousand that come at once would hold them up."""
@@ -112,22 +113,35 @@ class Listener:
             task = asyncio.create_task(self._waiting.popleft())
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
-        if len(self._waiting) < MAX_WAITING <= len(self._waiting) + STARTS:
-            self._watch(is_on=True)
+        if len(self._waiting) < MAX_WAITING:
+            self._go_on("busy")
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._start)
 
-    def _watch(self, *, is_on: bool) -> None:
-        """Accept, or let those who come wait in the kernel."""
-        loop = asyncio.get_running_loop()
+    def _hold(self, reason: str) -> None:
+        """Let those who come wait in the kernel."""
+        if not self._holds:
+            for listener in self._sockets:
+                asyncio.get_running_loop().remove_reader(listener)
+        self._holds.add(reason)
+
+    def _go_on(self, reason: str) -> None:
+        """Accept again, if there is no other reason not to."""
+        if reason in self._holds:
+            self._holds.remove(reason)
+            if not self._holds:
+                self._watch()
+
+    def _watch(self) -> None:
         for listener in self._sockets:
-            if is_on:
-                loop.add_reader(listener, self._accept, listener)
-            else:
-                loop.remove_reader(listener)
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(ACCEPTS):
+            if wait_s := self.pending.wait_s():
+                self._hold("full")
+                asyncio.get_running_loop().call_later(wait_s, self._go_on, "full")
+                return
             try:
                 accepted, address = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any
 
 REQUEST_SECONDS = 10.0
+SPARED_SECONDS = 0.2  # in which nobody is cut: an honest client says something at once
 MAX_PENDING_BYTES = 8 << 20  # received by all that are pending
 
 RESET = struct.pack("ii", 1, 0)  # of SO_LINGER
@@ -28,13 +29,14 @@ class Pending:
     `expires_at` is of `monotonic()`, None while somebody else keeps the time.
     """
 
-    __slots__ = ("address", "expires_at", "is_open", "n_bytes", "transport")
+    __slots__ = ("address", "expires_at", "is_open", "n_bytes", "since_s", "transport")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.transport = transport
         peer = transport.get_extra_info("peername")
         self.address: tuple[str, int] | None = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple | list) else None
         self.expires_at: float | None = None
+        self.since_s = 0.0  # of `monotonic()`, when it began to wait for the peer
         self.is_open = False
         self.n_bytes = 0
 
@@ -72,7 +74,8 @@ class PendingConnections:
 
     def add(self, pending: Pending) -> None:
         """Count a connection that waits for a request from now on, and cut another where there are too many."""
-        pending.expires_at = monotonic() + REQUEST_SECONDS
+        pending.since_s = monotonic()
+        pending.expires_at = pending.since_s + REQUEST_SECONDS
         if self._n >= self._max_connections:
             self.cut()
         self._groups.setdefault(pending.group, {})[pending] = None
@@ -97,13 +100,23 @@ class PendingConnections:
             self._n_bytes -= pending.n_bytes
             pending.n_bytes = 0
 
+    def wait_s(self) -> float:
+        """Return for how long nobody should come, so that those who are here can say something first."""
+        if self._n < self._max_connections:
+            return 0.0
+        return max(0.0, self._first().since_s + SPARED_SECONDS - monotonic())
+
     def cut(self) -> bool:
         """Cut the oldest of the largest group; False when there is none."""
         if not self._n:
             return False
-        largest: dict[Pending, None] = max(self._groups.values(), key=len)
-        self._cut(next(iter(largest)))
+        self._cut(self._first())
         return True
+
+    def _first(self) -> Pending:
+        """Return the one that would be cut."""
+        largest: dict[Pending, None] = max(self._groups.values(), key=len)
+        return next(iter(largest))
 
     def expired(self) -> list[Pending]:
         """Return those whose time is over."""

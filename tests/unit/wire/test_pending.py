@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from zander.wire.pending import MAX_PENDING_BYTES, Pending, PendingConnections
+from zander.wire.pending import MAX_PENDING_BYTES, SPARED_SECONDS, Pending, PendingConnections
 
 
 class Line(asyncio.Transport):
@@ -54,6 +54,18 @@ def test_who_has_asked_already_does_not_go_for_those_who_say_nothing(three: Pend
     silent = [come(three, "same") for _ in range(10)]
     assert not is_cut(honest)
     assert [is_cut(each) for each in silent] == [True] * 8 + [False] * 2
+
+
+def test_nobody_should_come_before_the_one_that_would_go_has_had_its_time(
+    three: PendingConnections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = come(three, "one")
+    come(three, "one")
+    assert three.wait_s() == 0.0
+    come(three, "one")
+    assert 0.0 < three.wait_s() <= SPARED_SECONDS
+    monkeypatch.setattr("zander.wire.pending.monotonic", lambda: first.since_s + SPARED_SECONDS)
+    assert three.wait_s() == 0.0
 
 
 def test_who_is_known_makes_room(three: PendingConnections) -> None:
