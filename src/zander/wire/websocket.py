@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 CLOSE_SECONDS = 10.0  # that a peer has to read what it was sent, and to answer our close
 REFUSED_SECONDS = 1.0  # that one has which is not known, or sends nonsense
 REFUSED_BYTES = 64 << 10  # that one may send meanwhile
+WAIT_SECONDS = 0.01  # of a peer that has sent too much, until it is looked at again
 PARSE_BYTES = (16 if IS_NATIVE else 4) << 10  # that are parsed at once; then all others have their turn
 
 log = logging.getLogger(__name__)
@@ -184,8 +185,9 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Read on, and take what had to wait."""
-        is_over = self._limit is not None and self._limit.is_over
-        if self.is_paused and not self._inbox.is_full and not self._is_gone and not is_over:
+        if self._limit and self._limit.is_over:
+            asyncio.get_running_loop().call_later(WAIT_SECONDS, self._go_on)  # a timer may be early
+        elif self.is_paused and not self._inbox.is_full and not self._is_gone:
             self.is_paused = False
             self.transport.resume_reading()
             if self._unparsed:
