@@ -1,6 +1,5 @@
 //! `Intake`: the samples of all relays in one turn, into the journal, the rings and to those consumers who keep up.
 
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
@@ -48,43 +47,41 @@ impl Intake {
         if !intake.record.call1(py, (PyBytes::new(py, frames), n_samples))?.is_truthy(py)? {
             return readers.iter().try_for_each(|reader| intake.refuse.call1(py, (reader,)).map(drop));
         }
-        let (mut n_given, mut others) = (0, Vec::new());
+        let (mut n_given, mut result) = (0, Ok(()));
         for reader in readers {
-            reader.borrow_mut(py).commit(py)?;
-        }
-        for reader in readers {
-            n_given += intake.give(py, reader, &mut others)?;
-            if !others.is_empty() {
-                intake.offer.call1(py, (reader, std::mem::take(&mut others)))?;
+            match intake.take_one(py, reader) {
+                Ok(n) => n_given += n,
+                Err(error) => result = result.and(Err(error)), // of one must not hold up the others
             }
         }
         drop(intake);
         let mut intake = slf.borrow_mut();
         intake.n_samples += n_samples;
         intake.n_given += n_given;
-        Ok(())
+        result
     }
 
-    /// Write the samples of a reader to consumers; `others` has to be offered them. Return how many are given to all.
-    fn give<'py>(
-        &self,
-        py: Python<'py>,
-        reader: &Py<FrameReader>,
-        others: &mut Vec<Bound<'py, PyAny>>,
-    ) -> PyResult<usize> {
-        let (reader, mut frames) = (reader.borrow(py), None);
-        let user_id = reader.user(py)?;
-        let followers = self.followers.bind(py);
+    /// Write the samples of a reader to its ring and to consumers; who cannot be written to is offered them. Return how
+    /// many all consumers are given.
+    fn take_one(&self, py: Python<'_>, reader: &Py<FrameReader>) -> PyResult<usize> {
+        reader.borrow_mut(py).commit(py)?;
+        let (samples, mut frames, mut others, mut n_given) = (reader.borrow(py), None, Vec::new(), 0);
+        let (user_id, followers) = (samples.user_id(py)?, self.followers.bind(py));
         if !followers.is_empty() {
             others.extend(followers.get_item(&user_id)?);
         }
-        let Some(consumers) = self.live.bind(py).get_item(&user_id)? else { return Ok(0) };
-        let consumers: Vec<Bound<'py, PyAny>> = consumers.try_iter()?.collect::<PyResult<_>>()?;
-        let n_given = consumers.len() * reader.reader.run.times_us.len();
-        for consumer in consumers {
-            if !reader.write_to(py, &consumer, &mut frames)? {
-                others.push(consumer);
+        if let Some(consumers) = self.live.bind(py).get_item(&user_id)? {
+            let consumers: Vec<Bound<'_, PyAny>> = consumers.try_iter()?.collect::<PyResult<_>>()?;
+            n_given = consumers.len() * samples.reader.run.times_us.len();
+            for consumer in consumers {
+                if !samples.write_to(py, &consumer, &mut frames)? {
+                    others.push(consumer);
+                }
             }
+        }
+        drop(samples);
+        if !others.is_empty() {
+            self.offer.call1(py, (reader, others))?;
         }
         Ok(n_given)
     }
@@ -92,7 +89,7 @@ impl Intake {
 
 /// Write the samples of each reader as a frame of the journal, up to about `WRITE_BYTES`, at least one; return how many
 /// samples they hold, and of how many readers they are.
-pub fn journal_frames(py: Python<'_>, readers: &[Py<FrameReader>]) -> (Vec<u8>, usize, usize) {
+fn journal_frames(py: Python<'_>, readers: &[Py<FrameReader>]) -> (Vec<u8>, usize, usize) {
     let mut out = Vec::with_capacity(256 * readers.len());
     let (mut n_samples, mut n_readers) = (0, 0);
     for reader in readers {
@@ -110,9 +107,4 @@ pub fn take(py: Python<'_>, readers: Vec<Py<FrameReader>>) -> PyResult<()> {
     let Some(first) = readers.first() else { return Ok(()) };
     let intake = first.borrow(py).intake(py)?;
     Intake::take(intake.bind(py), readers)
-}
-
-/// Move a subscriber's cursor behind samples that were written to it.
-pub fn advance(py: Python<'_>, cursor: &Bound<'_, PyAny>, position: i64) -> PyResult<()> {
-    cursor.call_method1(intern!(py, "advance"), (position,)).map(drop)
 }

@@ -199,10 +199,6 @@ impl FrameReader {
         self.relay()?.intake.as_ref().map(|intake| intake.clone_ref(py)).ok_or_else(no_relay)
     }
 
-    fn user<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
-        Ok(self.relay()?.user_id.bind(py).clone())
-    }
-
     /// Write the samples as a frame of the journal; return how many.
     fn write_record(&mut self, out: &mut Vec<u8>) -> usize {
         if let Some(relay) = &mut self.relay {
@@ -230,7 +226,7 @@ impl FrameReader {
         let Some(frames) = frames.filter(|frames| frames.len() <= MAX_THROUGH_BYTES) else { return Ok(false) };
         let is_written = Socket::write_now(&socket, frames)?;
         if is_written {
-            intake::advance(py, &cursor, run.end())?;
+            cursor.call_method1(intern!(py, "advance"), (run.end(),))?;
         }
         Ok(is_written)
     }
@@ -307,12 +303,6 @@ impl Ring {
 }
 
 const MAX_THROUGH_BYTES: usize = 64 << 10; // past a queue at once: about what a transport buffers before it says stop
-
-#[pyfunction]
-fn journal_frames<'py>(py: Python<'py>, readers: Vec<Py<FrameReader>>) -> (Bound<'py, PyBytes>, usize, usize) {
-    let (frames, n_samples, n_readers) = intake::journal_frames(py, &readers);
-    (PyBytes::new(py, &frames), n_samples, n_readers)
-}
 
 #[pyfunction]
 fn split_frames<'py>(py: Python<'py>, data: &[u8], max_others: usize) -> PyResult<(Vec<Bound<'py, PyAny>>, usize)> {
@@ -406,7 +396,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Intake>()?;
     module.add_class::<Reactor>()?;
     module.add_class::<Socket>()?;
-    module.add_function(wrap_pyfunction!(journal_frames, module)?)?;
     module.add_function(wrap_pyfunction!(split_frames, module)?)?;
     module.add_function(wrap_pyfunction!(sample_texts, module)?)?;
     module.add_function(wrap_pyfunction!(chunk_text, module)?)

@@ -74,21 +74,8 @@ pub struct Socket {
 #[pymethods]
 impl Socket {
     fn write(slf: &Bound<'_, Self>, data: &[u8]) -> PyResult<()> {
-        let mut socket = slf.borrow_mut();
-        if socket.is_closing {
-            return Ok(());
-        }
-        let held = std::mem::take(&mut socket.held);
-        let is_sent = (held.is_empty() || socket.send(&held)) && socket.send(data);
-        let is_too_much = is_sent && socket.is_too_much();
-        drop(socket);
-        if !is_sent {
-            return Self::lose(slf);
-        }
-        if is_too_much {
-            Self::call(slf, |protocol| protocol.call_method0(intern!(slf.py(), "pause_writing")))?;
-        }
-        Ok(())
+        let socket = slf.borrow_mut();
+        if socket.is_closing { Ok(()) } else { Self::send(slf, socket, data).map(drop) }
     }
 
     fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
@@ -118,10 +105,9 @@ impl Socket {
     fn resume_reading(slf: &Bound<'_, Self>) -> PyResult<()> {
         let mut socket = slf.borrow_mut();
         socket.is_paused = false;
-        let reactor = socket.reactor.clone_ref(slf.py());
         let has_more = socket.stream.is_some() && (socket.has_more || socket.is_behind);
         drop(socket);
-        if has_more { Reactor::again(reactor.bind(slf.py()), slf.clone().unbind()) } else { Ok(()) }
+        if has_more { Self::again(slf) } else { Ok(()) }
     }
 
     fn set_protocol(&mut self, protocol: Py<PyAny>) {
@@ -321,9 +307,19 @@ impl Socket {
         Self::abort(slf)
     }
 
-    /// Send, or keep what cannot be sent now; false when the connection is lost.
-    fn send(&mut self, data: &[u8]) -> bool {
-        self.stream.as_mut().is_some_and(|stream| stream.send(data).is_ok())
+    /// Send what is held and then this, and keep what cannot be sent now; false when the connection is lost by that.
+    fn send(slf: &Bound<'_, Self>, mut socket: PyRefMut<'_, Self>, data: &[u8]) -> PyResult<bool> {
+        let held = std::mem::take(&mut socket.held);
+        let Some(stream) = &mut socket.stream else { return Ok(false) };
+        let is_sent = (held.is_empty() || stream.send(&held).is_ok()) && stream.send(data).is_ok();
+        let is_too_much = is_sent && socket.is_too_much();
+        drop(socket);
+        if !is_sent {
+            Self::lose(slf)?;
+        } else if is_too_much {
+            Self::call(slf, |protocol| protocol.call_method0(intern!(slf.py(), "pause_writing")))?;
+        }
+        Ok(is_sent)
     }
 
     /// Whether there is too much now, and the protocol does not know.
@@ -346,23 +342,12 @@ impl Socket {
 
     /// Write whole frames, where nothing waits; false when they have to.
     pub fn write_now(slf: &Bound<'_, Self>, frames: &[u8]) -> PyResult<bool> {
-        let mut socket = slf.borrow_mut();
+        let socket = slf.borrow_mut();
         if socket.is_closing || socket.get_write_buffer_size() > 0 {
             return Ok(false);
         }
-        if socket.delay_s > 0.0 && socket.held.len() < HIGH_WATER {
-            return Self::hold(slf, socket, frames);
-        }
-        let held = std::mem::take(&mut socket.held);
-        let is_sent = (held.is_empty() || socket.send(&held)) && socket.send(frames);
-        let is_too_much = is_sent && socket.is_too_much();
-        drop(socket);
-        if !is_sent {
-            Self::lose(slf)?;
-        } else if is_too_much {
-            Self::call(slf, |protocol| protocol.call_method0(intern!(slf.py(), "pause_writing")))?;
-        }
-        Ok(is_sent)
+        let is_held = socket.delay_s > 0.0 && socket.held.len() < HIGH_WATER;
+        if is_held { Self::hold(slf, socket, frames) } else { Self::send(slf, socket, frames) }
     }
 
     /// Keep frames until the delay is over.

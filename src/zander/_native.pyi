@@ -140,12 +140,6 @@ class FrameReader:
     def n_passed(self) -> tuple[int, int, int]:
         """How many frames were left to the standard parser: for the frame itself, the message, or the session."""
 
-def journal_frames(readers: list[FrameReader]) -> tuple[bytes, int, int]:
-    """Write the samples of each, which has some, as a frame of the journal, up to about 1 MiB, at least one.
-
-    Return the frames, how many samples they hold, and of how many readers they are.
-    """
-
 def split_frames(data: bytes, max_others: int) -> tuple[list[tuple[str, int, int, int, int, bytes] | bytes], int]:
     """Read the whole frames of the journal at the front, and return how many bytes they take too.
 

@@ -31,7 +31,7 @@ from support.samples import T0_US  # noqa: E402
 from support.stories import any_story, dumped, loaded  # noqa: E402
 from support.twins import Stage, Story, World, stage  # noqa: E402
 from support.vectors import CHUNKS, FRAMES, GOOD, text_messages  # noqa: E402
-from zander._native import FrameReader, journal_frames  # noqa: E402
+from zander._native import FrameReader, Intake  # noqa: E402
 from zander.journal.log import frame as journal_frame  # noqa: E402
 from zander.journal.records import encode, raw_record  # noqa: E402
 from zander.wire.chunk import MAX_POSITION, Chunk  # noqa: E402
@@ -254,7 +254,15 @@ def test_the_journals_frames_are_to_the_byte_what_the_twin_writes(
     alone = Alone(user_id, n_channels, position, fence)
     taken = alone.take(any_values(np.random.default_rng(n_samples), n_samples, n_channels), time_us)
     frames = journal_frame(encode(raw_record(taken, fence)))
-    assert journal_frames([alone.reader]) == (frames, len(taken), 1)
+    recorded: list[tuple[bytes, int]] = []
+
+    def record(frames: bytes, n_samples: int) -> bool:
+        recorded.append((frames, n_samples))
+        return False
+
+    refused: list[FrameReader] = []
+    Intake(record, refused.append, print, {}, {}).take([alone.reader])
+    assert (recorded, refused) == ([(frames, len(taken))], [alone.reader])
 
 
 def test_control_frames_that_follow_each_other_go_to_the_parser_together() -> None:
@@ -308,3 +316,29 @@ async def test_what_fails_for_one_does_not_hold_up_the_others(caplog: pytest.Log
     assert not any(reader.has_samples for reader in readers)
     assert len(house.recorder.frames) == 2
     assert caplog.text.count("not all got the samples of one") == 2
+
+
+async def test_a_consumer_that_cannot_be_looked_at_does_not_hold_up_those_of_other_relays() -> None:
+    class Broken:
+        @property
+        def through(self) -> None:
+            raise MemoryError("injected")
+
+    house, readers = build(), []
+    intake = house.ingest.fast_path.intake
+    assert intake
+    for user_id in ("one", "two"):
+        relay = Outbox(user_id, types=())
+        stream = await house.ingest.connect(Auth(user_id), DEVICE, relay)
+        stream.ring.next_position = 0
+        readers.append(FrameReader())
+        house.ingest.fast_path.begin(readers[-1], stream, relay)
+        assert readers[-1].feed(unnumbered(1)) is None
+    broken: Any = Broken()
+    house.subscribers.live["one"] = {broken}
+    other = Outbox("two", "consumer")
+    house.subscribers.live["two"] = {other}
+    with pytest.raises(MemoryError):
+        intake.take(readers)
+    assert [json.loads(message)["position"] for message in other.take()] == [0]
+    assert [stream.session.next_position for stream in house.ingest.streams.values()] == [1, 1]
