@@ -12,8 +12,8 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 from uuid import UUID
@@ -38,6 +38,15 @@ READ_BYTES = (2 << 20) if IS_NATIVE else (256 << 10)
 _DELETING = ThreadPoolExecutor(1, "zander-deleting")  # of files: 4 ms were seen, which nobody should wait for
 
 log = logging.getLogger(__name__)
+
+
+def _in_a_thread(delete: Callable[[], None]) -> None:
+    _DELETING.submit(delete).add_done_callback(_tell)
+
+
+def _tell(deleted: Future[None]) -> None:
+    if error := deleted.exception():
+        log.error("a finished file of the journal cannot be deleted: %s", error)
 
 
 class Journal:
@@ -74,7 +83,7 @@ class Journal:
     def commit(self, offset: int) -> None:
         """Set what is in the database: everything before `offset`. Delete the files it was in."""
         self.offset = offset
-        self.log.forget(offset, _DELETING.submit)
+        self.log.forget(offset, _in_a_thread)
 
     def close(self) -> None:
         """Close the files. Pending records stay for the next process; without any, the files are deleted."""

@@ -119,6 +119,21 @@ def test_a_small_bound_makes_small_files(tmp_path: Path) -> None:
     journal.close()
 
 
+async def test_a_finished_file_that_cannot_be_deleted_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    journal = Journal.create(tmp_path, MAX_BYTES)
+    journal.log.append(bytes(MAX_BYTES // 8))
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", fail)
+        journal.commit(journal.log.end)
+        await until(lambda: "cannot be deleted: [Errno 30]" in caplog.text)
+    journal.close()
+
+
 # What others left.
 
 
