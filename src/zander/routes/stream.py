@@ -62,7 +62,7 @@ class _Relay(SessionTask):
             self._reader = connection.reader
             self._ingest.fast_path.begin(self._reader, self._connected, self._outbox)
 
-    def end_direct(self, connection: Connection) -> None:
+    def end_direct(self) -> None:
         self._ingest.rate_limit.forget(self._outbox)
         if self._reader:
             self._ingest.fast_path.end(self._reader)

@@ -78,7 +78,7 @@ class _Consumer(SessionTask):
             connection.socket.delay(self.delay_s)
             self._outbox.open_through(connection.socket)
 
-    def end_direct(self, connection: Connection) -> None:
+    def end_direct(self) -> None:
         self._outbox.close_through()
 
     def count_bad(self) -> int:

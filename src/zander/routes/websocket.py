@@ -132,10 +132,10 @@ class SessionTask(ABC):
 
     @abstractmethod
     def begin_direct(self, connection: Connection) -> None:
-        """Use the native path, where the connection is on it."""
+        """Use what the connection has beside messages: the native path, and a limit."""
 
     @abstractmethod
-    def end_direct(self, connection: Connection) -> None:
+    def end_direct(self) -> None:
         """Use it no more."""
 
     async def run(self, connection: Connection) -> None:
@@ -161,7 +161,7 @@ class SessionTask(ABC):
                 with suppress(OSError):
                     await asyncio.wait_for(connection.close(closed.result()), FLUSH_SECONDS)
         finally:
-            self.end_direct(connection)
+            self.end_direct()
             connection.release()
 
     def _hurry(self, _: object) -> None:

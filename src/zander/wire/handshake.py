@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
 from zander.errors import CloseCode
+from zander.wire.app import App, scope
 from zander.wire.connection import Disconnected
 
 if TYPE_CHECKING:
-    from zander.wire.pending import App
     from zander.wire.websocket import WebSocketConnection
 
 HANDSHAKE = "zander.handshake"  # in a scope's extensions, where the server is ours
@@ -51,11 +50,11 @@ class Handshake:
         """Run the app for a request that is a handshake, and then what it has left for after its end."""
         connection = self.connection
         try:
-            if scope := self._judge(head):
-                await app(scope, self._receive, self._send)
+            if told := self._judge(head):
+                await app(told, self._receive, self._send)
             rest, self._rest = self._rest, None
             if rest:
-                del self._protocol, self._response, app, head, scope, self  # 10 KB that only the handshake needed
+                del self._protocol, self._response, app, head, told, self  # 10 KB that only the handshake needed
                 await rest
         except Disconnected:
             pass
@@ -84,20 +83,7 @@ class Handshake:
         self.connection.answer(b"".join(self._protocol.data_to_send()), is_open=response.status_code == 101)
 
     def _scope(self, request: Request) -> dict[str, Any]:
-        path, _, query = request.path.partition("?")
-        headers = request.headers.raw_items()
-        return {
-            "type": "websocket",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": "1.1",
-            "scheme": "ws",
-            "path": unquote(path),
-            "raw_path": path.encode("latin-1"),
-            "query_string": query.encode("latin-1"),
-            "root_path": "",
-            "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
-            "client": self._client,
-            "server": None,
-            "subprotocols": [],
-            "extensions": {HANDSHAKE: self},
-        }
+        raw = request.headers.raw_items()
+        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in raw]
+        told = scope("websocket", request.path.encode("latin-1"), headers, self._client, "1.1")
+        return told | {"subprotocols": [], "extensions": {HANDSHAKE: self}}

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 import h11
 
 from zander.event import Event
+from zander.wire.app import scope
 from zander.wire.pending import Pending, abort
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ class HttpConnection(asyncio.Protocol):
         self._n_requests = 0
         self._is_answering = False
         self._is_refused = False
-        self._is_gone = False
-        self._gone = Event()
+        self._gone = Event()  # set once the peer has gone
         self._writable = Event()
         self._writable.set()
 
@@ -114,7 +113,7 @@ class HttpConnection(asyncio.Protocol):
         assert self._request
         answer = _Answer(self, self._http, self._request, bytes(self._body))
         try:
-            await self._listener.app(_scope(self._request, self._pending.address), answer.receive, answer.send)
+            await self._listener.app(self._scope(self._request), answer.receive, answer.send)
         except OSError:
             pass  # the peer has gone, or reads nothing
         except Exception:
@@ -122,10 +121,14 @@ class HttpConnection(asyncio.Protocol):
         self._request = None
         self._go_on()
 
+    def _scope(self, request: h11.Request) -> dict[str, Any]:
+        version, method = request.http_version.decode(), request.method.decode()
+        return scope("http", request.target, request.headers, self._pending.address, version) | {"method": method}
+
     def _go_on(self) -> None:
         """Wait for the next request, where both ends can go on."""
         self._is_answering = False
-        if self._is_gone:
+        if self._gone.is_set():
             return
         is_done = self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
         if is_done and self._n_requests < MAX_REQUESTS:
@@ -144,7 +147,7 @@ class HttpConnection(asyncio.Protocol):
                     await self._writable.wait()
             except TimeoutError:
                 abort(self._transport)
-            if self._is_gone or self._transport.is_closing():
+            if self._gone.is_set() or self._transport.is_closing():
                 raise OSError("the peer has gone")
             self._transport.write(data[at : at + WRITE_BYTES])
 
@@ -162,7 +165,6 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End: the transport has closed."""
-        self._is_gone = True
         self._listener.lost(self._pending)
         self._gone.set()
         self._writable.set()
@@ -207,21 +209,3 @@ class _Answer:
 def _response(status: int, headers: Iterable[tuple[bytes, bytes]]) -> h11.Response:
     date = formatdate(usegmt=True).encode()
     return h11.Response(status_code=status, headers=[*headers, (b"date", date)], reason=HTTPStatus(status).phrase)
-
-
-def _scope(request: h11.Request, client: tuple[str, int] | None) -> dict[str, Any]:
-    path, _, query = request.target.partition(b"?")
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": request.http_version.decode(),
-        "method": request.method.decode(),
-        "scheme": "http",
-        "path": unquote(path.decode("latin-1")),
-        "raw_path": path,
-        "query_string": query,
-        "root_path": "",
-        "headers": list(request.headers),
-        "client": client,
-        "server": None,
-    }

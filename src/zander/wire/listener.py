@@ -13,8 +13,9 @@ from collections.abc import Coroutine
 from typing import Any, cast
 
 from zander.native import IS_NATIVE
+from zander.wire.app import App
 from zander.wire.http import MAX_HEAD_BYTES, HttpConnection
-from zander.wire.pending import App, Pending, PendingConnections
+from zander.wire.pending import Pending, PendingConnections
 from zander.wire.websocket import WebSocketConnection
 
 BACKLOG = 4096  # of connections that the kernel keeps until their turn
@@ -229,14 +230,15 @@ class FirstRequest(asyncio.Protocol):
             pending.transport.set_protocol(websocket)
             websocket.begin(self._head[:end], self._head[end:])
         else:
-            http = HttpConnection(self._listener, pending)
-            pending.transport.set_protocol(http)
-            http.data_received(self._head)
+            self._go_on_as_http(pending)
 
     def expire(self) -> None:
         """Close: no request has come in time."""
         assert self._pending
-        http = HttpConnection(self._listener, self._pending)
-        self._pending.transport.set_protocol(http)
+        self._go_on_as_http(self._pending).expire()
+
+    def _go_on_as_http(self, pending: Pending) -> HttpConnection:
+        http = HttpConnection(self._listener, pending)
+        pending.transport.set_protocol(http)
         http.data_received(self._head)
-        http.expire()
+        return http

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from time import monotonic
-from typing import Any
 
 REQUEST_SECONDS = 10.0
 SPARED_SECONDS = 0.2  # in which nobody is cut: an honest client says something at once
@@ -20,24 +19,22 @@ MAX_PENDING_BYTES = 8 << 20  # received by all that are pending
 
 RESET = struct.pack("ii", 1, 0)  # of SO_LINGER
 
-App = Callable[[Any, Any, Any], Awaitable[None]]  # of ASGI
-
 
 class Pending:
-    """One connection that is pending; `is_open`: it is a WebSocket already.
+    """One connection that is pending.
 
-    `expires_at` is of `monotonic()`, None while somebody else keeps the time.
+    `since_s` is of `monotonic()`, when it began to wait for the peer. `is_answered`: its request was for a WebSocket,
+    and a session task keeps the time from then on.
     """
 
-    __slots__ = ("address", "expires_at", "is_open", "n_bytes", "since_s", "transport")
+    __slots__ = ("address", "is_answered", "n_bytes", "since_s", "transport")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.transport = transport
         peer = transport.get_extra_info("peername")
         self.address: tuple[str, int] | None = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple | list) else None
-        self.expires_at: float | None = None
-        self.since_s = 0.0  # of `monotonic()`, when it began to wait for the peer
-        self.is_open = False
+        self.since_s = 0.0
+        self.is_answered = False
         self.n_bytes = 0
 
     def received(self) -> int:
@@ -47,7 +44,7 @@ class Pending:
     @property
     def group(self) -> tuple[str, bool]:
         """Those with whom it competes for a place: at the same stage, from the same address."""
-        return self.address[0] if self.address else "", self.is_open
+        return self.address[0] if self.address else "", self.is_answered
 
 
 class PendingConnections:
@@ -75,7 +72,6 @@ class PendingConnections:
     def add(self, pending: Pending) -> None:
         """Count a connection that waits for a request from now on, and cut another where there are too many."""
         pending.since_s = monotonic()
-        pending.expires_at = pending.since_s + REQUEST_SECONDS
         if self._n >= self._max_connections:
             self.cut()
         self._groups.setdefault(pending.group, {})[pending] = None
@@ -119,9 +115,9 @@ class PendingConnections:
         return next(iter(largest))
 
     def expired(self) -> list[Pending]:
-        """Return those whose time is over."""
-        now = monotonic()
-        return [pending for pending in self if pending.expires_at is not None and pending.expires_at < now]
+        """Return those whose request has not come in time."""
+        begun_s = monotonic() - REQUEST_SECONDS
+        return [pending for pending in self if not pending.is_answered and pending.since_s < begun_s]
 
     def _cut(self, pending: Pending) -> None:
         self.n_cut += 1

@@ -99,9 +99,8 @@ class WebSocketConnection(asyncio.Protocol):
             raise Disconnected
         self.transport.write(response)
         assert self._pending
-        self._pending.is_open = is_open
+        self._pending.is_answered = True
         self._listener.pending.add(self._pending)
-        self._pending.expires_at = None  # the session task gives it its time to authenticate
         if not is_open:
             self._end(REFUSED_SECONDS)
             return
@@ -132,7 +131,7 @@ class WebSocketConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take frames; of many those that have their turn."""
         self._is_alive = True
-        if self._limit and not self.socket:
+        if self._limit:
             self._throttle(self._limit, len(data))
         if self._pending:
             self._listener.pending.receive(self._pending, len(data))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from zander.delivery.outbox import Outbox
 from zander.errors import CloseCode
@@ -15,42 +16,34 @@ class Sender:
 
     def __init__(self, limit: RateLimit) -> None:
         self.outbox = Outbox("me", types=())
-        self._connection = Counted()
+        self._n_bytes = 0
         self._limit = limit
+        socket: Any = self
+        self._connection = AsgiConnection(socket)
         limit.watch(self.outbox, self._connection)
 
-    def send(self, n_bytes: int, seconds: int) -> None:
+    async def send(self, n_bytes: int, seconds: int) -> None:
+        self._n_bytes = n_bytes
         for _ in range(seconds):
-            self._connection.n_bytes += n_bytes
+            await self._connection.receive()
             self._limit.tick()
 
-
-class Counted(AsgiConnection):
-    """A connection of which only the bytes count."""
-
-    def __init__(self) -> None:
-        self.n_bytes = 0
-        self.max_bytes = 0.0
-
-    def limit(self, bytes_per_second: float) -> None:
-        self.max_bytes = bytes_per_second
-
-    def take_throttled(self) -> bool:
-        n_bytes, self.n_bytes = self.n_bytes, 0
-        return n_bytes > self.max_bytes
+    async def receive(self) -> dict[str, Any]:
+        """Give the server a message."""
+        return {"type": "websocket.receive", "bytes": bytes(self._n_bytes)}
 
 
 async def test_a_relay_that_brings_what_it_kept_is_not_closed() -> None:
     relay = Sender(RateLimit(1000))
     for _ in range(3):
-        relay.send(5000, OVER_SECONDS - 1)
-        relay.send(1000, 1)
+        await relay.send(5000, OVER_SECONDS - 1)
+        await relay.send(1000, 1)
     assert not relay.outbox.closed.done()
 
 
 async def test_a_relay_that_is_held_back_for_too_long_is_told_and_closed() -> None:
     relay = Sender(RateLimit(1000))
-    relay.send(1001, OVER_SECONDS)
+    await relay.send(1001, OVER_SECONDS)
     [message] = relay.outbox.take()
     assert json.loads(message)["code"] == "too_many"
     assert relay.outbox.closed.result() == CloseCode.TOO_MANY
@@ -60,5 +53,5 @@ async def test_a_relay_that_has_gone_is_forgotten() -> None:
     limit = RateLimit(1000)
     relay = Sender(limit)
     limit.forget(relay.outbox)
-    relay.send(5000, 2 * OVER_SECONDS)
+    await relay.send(5000, 2 * OVER_SECONDS)
     assert not relay.outbox.closed.done()

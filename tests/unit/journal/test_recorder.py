@@ -335,12 +335,13 @@ async def test_an_outage_loses_nothing_and_is_logged_once(
         await until(lambda: storage.batches)
         assert kept.online
         storage.go_away()
+        began_s = monotonic()
         for position in range(1, 100):
             kept.writer.record_chunk(chunk(position), 0)
         await until(lambda: storage.n_opened > 5)
         assert not kept.online
         assert kept.stats().last_error == "no route to host"
-        assert 0 < kept.stats().oldest_pending_seconds < 10
+        assert 0 < kept.stats().oldest_pending_seconds < monotonic() - began_s
         storage.come_back()
         await until(lambda: kept.stats().pending_records == 0)
         assert kept.online

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from zander.wire.pending import MAX_PENDING_BYTES, SPARED_SECONDS, Pending, PendingConnections
+from zander.wire.pending import MAX_PENDING_BYTES, REQUEST_SECONDS, SPARED_SECONDS, Pending, PendingConnections
 
 
 class Line(asyncio.Transport):
@@ -49,7 +49,7 @@ def test_where_there_are_too_many_the_oldest_of_the_busiest_address_goes(three: 
 
 def test_who_has_asked_already_does_not_go_for_those_who_say_nothing(three: PendingConnections) -> None:
     honest = Pending(Line("same"))
-    honest.is_open = True
+    honest.is_answered = True
     three.add(honest)
     silent = [come(three, "same") for _ in range(10)]
     assert not is_cut(honest)
@@ -95,8 +95,9 @@ def test_what_a_client_sends_that_is_known_does_not_count(three: PendingConnecti
 def test_who_lets_its_time_pass_is_found_unless_somebody_else_keeps_it(
     three: PendingConnections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late, other = come(three, "one"), come(three, "one")
-    other.expires_at = None
+    late, other = come(three, "one"), Pending(Line("one"))
+    other.is_answered = True
+    three.add(other)
     assert three.expired() == []
-    monkeypatch.setattr("zander.wire.pending.monotonic", lambda: (late.expires_at or 0) + 0.001)
+    monkeypatch.setattr("zander.wire.pending.monotonic", lambda: late.since_s + REQUEST_SECONDS + 0.001)
     assert three.expired() == [late]
