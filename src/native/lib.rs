@@ -2,6 +2,7 @@
 
 mod frame;
 mod intake;
+mod positions;
 mod raw;
 mod reactor;
 mod reader;
@@ -22,6 +23,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString};
 
 use intake::Intake;
+use positions::{CursorPosition, RingPosition, SessionPosition, Shortcut};
 use reactor::Reactor;
 use reader::Fed;
 use session::{Run, SessionState};
@@ -37,6 +39,7 @@ pub struct FrameReader {
 /// The session of a relay, as far as it is needed for samples that simply follow.
 struct Relay {
     stream: Py<PyAny>,
+    session: Py<SessionPosition>,
     user_id: Py<PyString>,
     session_id: Py<PyString>,
     ring: Ring,
@@ -50,9 +53,9 @@ struct Relay {
 
 /// A `ring.Ring`, which keeps its memory.
 struct Ring {
+    position: Py<RingPosition>,
     times_us: PyBuffer<i64>,
     samples: PyBuffer<f32>,
-    n_written: usize,
 }
 
 #[pymethods]
@@ -167,7 +170,7 @@ impl FrameReader {
     fn advance_session(&mut self, py: Python<'_>) -> PyResult<()> {
         let relay = self.relay.as_mut().ok_or_else(no_relay)?;
         relay.is_stale = true;
-        relay.advance(py, 0)
+        relay.advance(py)
     }
 }
 
@@ -214,19 +217,14 @@ impl FrameReader {
         subscriber: &Bound<'_, PyAny>,
         frames: &mut Option<Option<Vec<u8>>>, // made for the first who takes them
     ) -> PyResult<bool> {
-        let through = subscriber.getattr(intern!(py, "through"))?;
-        let Ok(socket) = through.cast_into::<Socket>() else { return Ok(false) };
-        let (run, cursor) = (&self.reader.run, subscriber.getattr(intern!(py, "cursor"))?);
-        let is_next = cursor.getattr(intern!(py, "position"))?.extract::<i64>()? == run.position
-            && cursor.getattr(intern!(py, "session_id"))?.eq(&self.relay()?.session_id)?;
-        if !is_next {
-            return Ok(false);
-        }
+        let (run, session_id) = (&self.reader.run, self.relay()?.session_id.bind(py));
+        let Ok(shortcut) = subscriber.cast::<Shortcut>() else { return Ok(false) };
+        let Some(socket) = shortcut.borrow().socket_at(py, session_id, run.position) else { return Ok(false) };
         let frames = frames.get_or_insert_with(|| self.write_json()).as_ref();
         let Some(frames) = frames.filter(|frames| frames.len() <= MAX_THROUGH_BYTES) else { return Ok(false) };
-        let is_written = Socket::write_now(&socket, frames)?;
+        let is_written = Socket::write_now(socket.bind(py), frames)?;
         if is_written {
-            cursor.call_method1(intern!(py, "advance"), (run.end(),))?;
+            shortcut.borrow().cursor.borrow_mut(py).position = run.end();
         }
         Ok(is_written)
     }
@@ -235,7 +233,7 @@ impl FrameReader {
     fn commit(&mut self, py: Python<'_>) -> PyResult<()> {
         let relay = self.relay.as_mut().ok_or_else(no_relay)?;
         relay.ring.write(py, &self.reader.run)?;
-        relay.advance(py, self.reader.run.times_us.len())
+        relay.advance(py)
     }
 }
 
@@ -243,6 +241,7 @@ impl Relay {
     fn new(py: Python<'_>, stream: Py<PyAny>, closed: Option<Py<PyAny>>, intake: Option<Py<Intake>>) -> PyResult<Self> {
         let session = stream.getattr(py, "session")?;
         let origin = session.getattr(py, "origin")?;
+        let position = session.extract(py)?;
         let session_id: Py<PyString> = session.getattr(py, "session_id")?.extract(py)?;
         let session_text = session_id.bind(py).to_str()?;
         let id = uuid(session_text).ok_or_else(|| PyValueError::new_err("expected a UUID"))?;
@@ -254,6 +253,7 @@ impl Relay {
             template: record::Template::new(session_text, id, user_id.bind(py).to_str()?, n_channels, fence),
             ring: Ring::new(py, stream.getattr(py, "ring")?)?,
             prefix: prefix.into_bytes(),
+            session: position,
             session_id,
             user_id,
             stream,
@@ -266,21 +266,23 @@ impl Relay {
 
     /// Read where the session is; None when what follows has to go by the twin.
     fn look_up(&mut self, py: Python<'_>) -> PyResult<()> {
-        let found = self.stream.call_method0(py, intern!(py, "follows"))?;
-        let found: Option<(i64, i64, i64, usize)> = found.extract(py)?;
-        self.state = found.map(|(next_position, count, last_time_us, n_written)| {
-            self.ring.n_written = n_written;
-            SessionState { next_position, count, last_time_us }
+        let follows = self.stream.call_method0(py, intern!(py, "follows"))?.is_truthy(py)?;
+        let session = self.session.borrow(py);
+        self.state = follows.then(|| SessionState {
+            next_position: session.next_position,
+            count: session.count,
+            last_time_us: session.last_time_us,
         });
         self.is_stale = false;
         Ok(())
     }
 
-    /// Tell where the session is, and how many samples were written to the ring.
-    fn advance(&self, py: Python<'_>, n_written: usize) -> PyResult<()> {
+    /// Move the session behind the samples.
+    fn advance(&self, py: Python<'_>) -> PyResult<()> {
         let state = self.state.ok_or_else(|| PyValueError::new_err("expected a reader that has samples"))?;
-        let arguments = (state.next_position, state.last_time_us, n_written);
-        self.stream.call_method1(py, intern!(py, "advance"), arguments).map(drop)
+        let SessionState { next_position, count, last_time_us } = state;
+        *self.session.borrow_mut(py) = SessionPosition { next_position, count, last_time_us };
+        Ok(())
     }
 }
 
@@ -292,12 +294,14 @@ impl Ring {
     fn new(py: Python<'_>, ring: Py<PyAny>) -> PyResult<Self> {
         let times_us = PyBuffer::get(ring.getattr(py, "times_us")?.bind(py))?;
         let samples = PyBuffer::get(ring.getattr(py, "samples")?.bind(py))?;
-        Ok(Self { times_us, samples, n_written: 0 })
+        Ok(Self { position: ring.extract(py)?, times_us, samples })
     }
 
-    fn write(&mut self, py: Python<'_>, run: &Run) -> PyResult<()> {
-        run.write(cells(&self.times_us, py)?, cells(&self.samples, py)?, self.n_written);
-        self.n_written += run.times_us.len();
+    fn write(&self, py: Python<'_>, run: &Run) -> PyResult<()> {
+        let mut position = self.position.borrow_mut(py);
+        run.write(cells(&self.times_us, py)?, cells(&self.samples, py)?, position.n_written);
+        position.n_written += run.times_us.len();
+        position.next_position = Some(run.end());
         Ok(())
     }
 }
@@ -392,9 +396,13 @@ fn uuid(text: &str) -> Option<[u8; 16]> {
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DEBUG", cfg!(debug_assertions))?;
+    module.add_class::<CursorPosition>()?;
     module.add_class::<FrameReader>()?;
     module.add_class::<Intake>()?;
     module.add_class::<Reactor>()?;
+    module.add_class::<RingPosition>()?;
+    module.add_class::<SessionPosition>()?;
+    module.add_class::<Shortcut>()?;
     module.add_class::<Socket>()?;
     module.add_function(wrap_pyfunction!(split_frames, module)?)?;
     module.add_function(wrap_pyfunction!(sample_texts, module)?)?;

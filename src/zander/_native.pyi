@@ -48,6 +48,39 @@ class Socket(asyncio.Transport):
     def take_heard(self) -> bool:
         """Return whether something was received since the last time."""
 
+class SessionPosition:
+    """Positions of a session, after its last sample."""
+
+    next_position: int
+    count: int  # position of the next sample that has none
+    last_time_us: int
+
+    def __init__(self, *arguments: object, **named: object) -> None: ...
+
+class RingPosition:
+    """Position of a ring: how much it was written, and where that ended."""
+
+    n_written: int
+    next_position: int | None  # after the last sample; None before the first
+
+    def __init__(self, *arguments: object, **named: object) -> None: ...
+
+class CursorPosition:
+    """Position of a cursor: the next sample that a subscriber is owed; no session before the first."""
+
+    session_id: str | None
+    position: int
+
+    def __init__(self, *arguments: object, **named: object) -> None: ...
+
+class Shortcut:
+    """A subscriber's cursor, and the socket to write to past its queue; None while samples have to be offered."""
+
+    cursor: CursorPosition
+    through: Socket | None
+
+    def __init__(self, *arguments: object, **named: object) -> None: ...
+
 class Intake:
     """The samples of all relays in one turn, on their way to the journal, the rings and the subscribers.
 

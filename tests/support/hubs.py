@@ -150,8 +150,6 @@ class ListedPeers(NoPeers):
 class ListedFollower:
     """A follower that lists what it is given, but a status."""
 
-    through = None
-
     def __init__(self, user_id: str, said: list[tuple[Any, ...]]) -> None:
         self.user_id = user_id
         self.said = said

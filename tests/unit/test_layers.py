@@ -34,6 +34,7 @@ LAYERS = [
     "wire",
     "embedded",
     "settings",
+    "positions",
     "event native errors lock retry variables",
     "_native",
 ]

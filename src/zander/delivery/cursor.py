@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from zander.positions import CursorPosition
+
 MAX_SESSIONS = 64  # whose positions are remembered: one session may be resumed after another
 
 
-class Cursor:
+class Cursor(CursorPosition):
     """`position` in `session_id` is the next sample owed; None before the first session.
 
     A session that begins or goes on while the subscriber is there is entered where its relay begins, or where the
     subscriber left it.
     """
 
-    __slots__ = ("_left", "position", "session_id")
+    __slots__ = ("_left",)
 
     def __init__(self) -> None:
-        self.session_id: str | None = None
+        self.session_id = None
         self.position = 0
         self._left: dict[str, int] = {}  # positions in other sessions, the one left longest ago first
 
@@ -32,10 +34,6 @@ class Cursor:
         """Go to where the subscriber left a session, or to `position` in one where it never was."""
         if session_id != self.session_id:
             self.seek(session_id, self._left.get(session_id, position))
-
-    def advance(self, position: int) -> None:
-        """Go on in the session, behind what was given past the queue."""
-        self.position = position
 
     def position_in(self, session_id: str) -> int | None:
         """Return the position in a session; None: the subscriber was never in it."""

@@ -18,6 +18,7 @@ from zander.delivery.cursor import Cursor
 from zander.delivery.queue import Format, SendQueue
 from zander.errors import CloseCode
 from zander.event import Event
+from zander.positions import Shortcut
 from zander.wire.chunk import Chunk
 from zander.wire.codec import dumps
 from zander.wire.messages import KINDS, Gap, Item, Kind, Reason
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
 STALLED_SECONDS = 60.0
 
 
-class Outbox:
+class Outbox(Shortcut):
     """Everything that waits for one client. Offering never waits; one task takes. `since_us`: when the client came.
 
     `through` is the native socket while nothing waits: JSON may be written to it past the queue. It is None otherwise.
     Whoever uses it moves the cursor.
     """
+
+    cursor: Cursor
 
     def __init__(
         self,
@@ -50,7 +53,7 @@ class Outbox:
         self.since_us = int(time() * 1e6)
         self.cursor = Cursor()
         self.queue = SendQueue(format, announces_gaps="gap" in self.types)
-        self.through: Socket | None = None
+        self.through = None
         self.ready = Event()
         self.closed: asyncio.Future[CloseCode] = asyncio.get_running_loop().create_future()
         self._socket: Socket | None = None

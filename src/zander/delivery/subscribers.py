@@ -5,23 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterator, Sequence
 from time import time
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from zander.delivery.outbox import Outbox
 from zander.wire.chunk import Chunk
 from zander.wire.codec import dumps
 from zander.wire.messages import Item, Note, Status
 
-if TYPE_CHECKING:
-    from zander._native import Socket
-
 
 class Subscriber(Protocol):
     """Anybody who gets what happens to a user; a call never waits."""
-
-    @property
-    def through(self) -> Socket | None:
-        """The native socket to write JSON to, past the queue; None while samples have to be offered as chunks."""
 
     def offer(self, item: Item) -> None:
         """Take an item, in the order in which it happened."""

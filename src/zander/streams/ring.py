@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from zander.positions import RingPosition
+
 
 class Run(NamedTuple):
     """Samples that follow each other: a copy, float32 `(n, n_channels)`, with their times, int64 µs `(n,)`."""
@@ -18,7 +20,7 @@ class Run(NamedTuple):
     samples: NDArray[np.float32]
 
 
-class Ring:
+class Ring(RingPosition):
     """The last `capacity` samples of `n_channels` each. A write is at most two slices; reads are copies, as Runs.
 
     Positions are not stored per sample: `_starts` holds (index, position) for every place where they jump, an index
@@ -31,8 +33,6 @@ class Ring:
         "_starts",
         "capacity",
         "n_channels",
-        "n_written",
-        "next_position",
         "samples",
         "times_us",
     )
@@ -41,7 +41,7 @@ class Ring:
         self.capacity = capacity
         self.n_channels = n_channels
         self.n_written = 0
-        self.next_position: int | None = None
+        self.next_position = None
         self._end_before = base  # where the samples before the first of `_starts` ended
         self.samples = np.zeros((capacity, n_channels), dtype=np.float32)
         self.times_us = np.zeros(capacity, dtype=np.int64)

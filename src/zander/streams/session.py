@@ -18,6 +18,7 @@ import numpy as np
 from msgspec import Struct, convert
 
 from zander.errors import BadMessage
+from zander.positions import SessionPosition
 from zander.wire.chunk import MAX_POSITION, Chunk, Origin, RawIn, Times, period_us
 from zander.wire.messages import MAX_CHANNELS, DeviceInfo, Gap
 
@@ -31,7 +32,7 @@ class Accepted(NamedTuple):
     chunk: Chunk | None
 
 
-class Session:
+class Session(SessionPosition):
     """One relay's life on one device layout.
 
     A resumed one goes on at `next_position`, after the sample at `last_time_us`; `base` is where it began on this node.
@@ -41,15 +42,12 @@ class Session:
     __slots__ = (
         "base",
         "channel_names",
-        "count",
         "device_info",
         "fence",
-        "last_time_us",
         "n_bad",
         "n_channels",
         "n_duplicates",
         "n_gaps",
-        "next_position",
         "origin",
         "session_id",
         "start_us",

@@ -132,24 +132,9 @@ class Stream:
             self.ring = Ring(self.ring.capacity, chunk.samples.shape[1], self.ring.first_position)
         self.ring.write(chunk.position, chunk.times_us, chunk.samples)
 
-    def follows(self) -> tuple[int, int, int, int] | None:
-        """Return where the native path may go on: next position, count, last time, how many the ring was written.
-
-        None when what comes next does not simply follow what is in the ring.
-        """
-        session, ring = self.session, self.ring
-        if self.lost_from is not None or ring.next_position != session.next_position:
-            return None
-        return session.next_position, session.count, session.last_time_us, ring.n_written
-
-    def advance(self, next_position: int, last_time_us: int, n_written: int) -> None:
-        """Move on behind samples that the native path took in, of which it wrote `n_written` to the ring."""
-        session, ring = self.session, self.ring
-        session.next_position = session.count = next_position
-        session.last_time_us = last_time_us
-        if n_written:
-            ring.n_written += n_written
-            ring.next_position = next_position
+    def follows(self) -> bool:
+        """Return whether the native path may go on: what comes next simply follows what is in the ring."""
+        return self.lost_from is None and self.ring.next_position == self.session.next_position
 
     def note(self, note: Note) -> None:
         """Buffer features or a prediction."""
