@@ -17,7 +17,6 @@ log = logging.getLogger(__name__)
 class Follower:
     """The nodes that follow one user. What happens in one loop iteration goes in one message."""
 
-
     def __init__(self, user_id: str, followers: Followers) -> None:
         self.user_id = user_id
         self.node_ids: set[str] = set()
