@@ -78,6 +78,11 @@ impl Socket {
         if socket.is_closing { Ok(()) } else { Self::send(slf, socket, data).map(drop) }
     }
 
+    fn write_soon(slf: &Bound<'_, Self>, data: &[u8]) -> PyResult<()> {
+        let socket = slf.borrow_mut();
+        if socket.is_closing { Ok(()) } else { Self::hold(slf, socket, data, 0.0) }
+    }
+
     fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
         Self::send_held(slf)?;
         slf.borrow_mut().is_closing = true;
@@ -309,9 +314,14 @@ impl Socket {
 
     /// Send what is held and then this, and keep what cannot be sent now; false when the connection is lost by that.
     fn send(slf: &Bound<'_, Self>, mut socket: PyRefMut<'_, Self>, data: &[u8]) -> PyResult<bool> {
-        let held = std::mem::take(&mut socket.held);
+        let mut held = std::mem::take(&mut socket.held);
         let Some(stream) = &mut socket.stream else { return Ok(false) };
-        let is_sent = (held.is_empty() || stream.send(&held).is_ok()) && stream.send(data).is_ok();
+        let is_sent = if held.is_empty() {
+            stream.send(data).is_ok()
+        } else {
+            held.extend_from_slice(data); // one call for both
+            stream.send(&held).is_ok()
+        };
         let is_too_much = is_sent && socket.is_too_much();
         drop(socket);
         if !is_sent {
@@ -347,20 +357,24 @@ impl Socket {
             return Ok(false);
         }
         let is_held = socket.delay_s > 0.0 && socket.held.len() < HIGH_WATER;
-        if is_held { Self::hold(slf, socket, frames) } else { Self::send(slf, socket, frames) }
+        if !is_held {
+            return Self::send(slf, socket, frames);
+        }
+        let delay_s = socket.delay_s;
+        Self::hold(slf, socket, frames, delay_s).map(|()| true)
     }
 
-    /// Keep frames until the delay is over.
-    fn hold(slf: &Bound<'_, Self>, mut socket: PyRefMut<'_, Self>, frames: &[u8]) -> PyResult<bool> {
-        let (py, is_first, delay_s) = (slf.py(), socket.held.is_empty(), socket.delay_s);
-        socket.held.extend_from_slice(frames);
+    /// Keep data until the delay is over, or something else is written.
+    fn hold(slf: &Bound<'_, Self>, mut socket: PyRefMut<'_, Self>, data: &[u8], delay_s: f64) -> PyResult<()> {
+        let (py, is_first) = (slf.py(), socket.held.is_empty());
+        socket.held.extend_from_slice(data);
         let reactor = socket.reactor.clone_ref(py);
         drop(socket);
         if is_first {
             let event_loop = reactor.borrow(py).event_loop.clone_ref(py);
             event_loop.call_method1(py, intern!(py, "call_later"), (delay_s, slf.getattr("send_held")?))?;
         }
-        Ok(true)
+        Ok(())
     }
 
     pub fn finish_closing(slf: &Bound<'_, Self>) -> PyResult<()> {

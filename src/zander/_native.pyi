@@ -42,6 +42,9 @@ class Socket(asyncio.Transport):
     def delay(self, seconds: float) -> None:
         """Hold samples that are written past a queue for so long, so that more go in one piece."""
 
+    def write_soon(self, data: bytes) -> None:
+        """Write together with what follows in this iteration of the loop, or after it."""
+
     def send_held(self) -> None:
         """Send what is held."""
 

@@ -97,7 +97,11 @@ class WebSocketConnection(asyncio.Protocol):
         """Write the response to the handshake; a connection that is not open by that ends. Disconnected."""
         if self._is_gone:
             raise Disconnected
-        self.transport.write(response)
+        native = self.transport if IS_NATIVE and isinstance(self.transport, Socket) else None
+        if native:
+            native.write_soon(response)
+        else:
+            self.transport.write(response)
         assert self._pending
         self._pending.is_answered = True
         self._listener.pending.add(self._pending)
@@ -105,8 +109,8 @@ class WebSocketConnection(asyncio.Protocol):
             self._end(REFUSED_SECONDS)
             return
         self._listener.opened(self)
-        if IS_NATIVE and isinstance(self.transport, Socket):
-            self._read_natively(self.transport)
+        if native:
+            self._read_natively(native)
         self._go_on_soon()
 
     def _read_natively(self, socket: Socket) -> None:
