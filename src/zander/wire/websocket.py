@@ -127,8 +127,7 @@ class WebSocketConnection(asyncio.Protocol):
         if self._pending:
             self._listener.pending.remove(self._pending)
             self._pending = None
-        if self.reader and self.reader.is_between_messages and not self._unparsed:
-            self._protocol = None  # until it is needed again: most consumers never say a word
+        self._forget_protocol()  # most consumers never say a word
 
     # Reading.
 
@@ -157,12 +156,20 @@ class WebSocketConnection(asyncio.Protocol):
             self._pause_reading()
             if not self._inbox.is_full:
                 self._go_on_soon()
+        if self.reader and self.reader.is_intercepting:  # what comes beside samples is rare
+            self._forget_protocol()
 
     def _frames(self) -> ServerProtocol:
         """Return what judges the frames. The one of the handshake would keep the request."""
         if self._protocol is None:
             self._protocol = ServerProtocol(state=State.OPEN, max_size=MAX_MESSAGE_BYTES, logger=log)
         return self._protocol
+
+    def _forget_protocol(self) -> None:
+        """Give 8 KB back until somebody has to judge frames again, where nothing is known that it would need."""
+        protocol, reader = self._protocol, self.reader
+        if reader and reader.is_between_messages and not self._unparsed and not self._closing and not self._is_gone:
+            self._protocol = None if protocol and protocol.state is State.OPEN else protocol
 
     def _take(self, received: Frame) -> None:
         if received.opcode is Opcode.CLOSE:
