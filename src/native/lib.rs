@@ -26,7 +26,7 @@ use intake::Intake;
 use positions::{CursorPosition, RingPosition, SessionPosition, Shortcut};
 use reactor::Reactor;
 use reader::Fed;
-use session::{Run, SessionState};
+use session::{Rules, Run, SessionState};
 use transport::Socket;
 
 #[pyclass]
@@ -76,9 +76,12 @@ impl FrameReader {
     ) -> PyResult<()> {
         let relay = Relay::new(py, stream, closed, intake)?;
         let session = relay.stream.bind(py).getattr("session")?;
-        let period_us = session.getattr("origin")?.getattr("period_us")?.extract()?;
+        let rules = Rules {
+            period_us: session.getattr("origin")?.getattr("period_us")?.extract()?,
+            max_age_us: session.getattr("max_age_us")?.extract()?,
+        };
         let capacity = relay.ring.times_us.item_count();
-        self.reader.layout = Some(reader::Layout::new(session.getattr("n_channels")?.extract()?, period_us, capacity));
+        self.reader.layout = Some(reader::Layout::new(session.getattr("n_channels")?.extract()?, rules, capacity));
         self.relay = Some(relay);
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use crate::frame::{self, BINARY, CONTINUATION, CONTROL, PONG, TEXT};
 use crate::raw::{self, Raw};
-use crate::session::{Run, SessionState};
+use crate::session::{Rules, Run, SessionState};
 
 const MAX_MESSAGE_BYTES: u64 = 1 << 20;
 const MAX_PASS_BYTES: usize = 16 << 10; // at once, to a parser that is slower
@@ -75,15 +75,15 @@ thread_local! {
 #[derive(Clone, Copy)]
 pub struct Layout {
     pub n_channels: usize,
-    pub period_us: f64,
+    pub rules: Rules,
     pub max_run_samples: usize,
 }
 
 impl Layout {
     /// `capacity` is that of the ring: what is taken in at once has to fit into it.
-    pub fn new(n_channels: usize, period_us: f64, capacity: usize) -> Self {
+    pub fn new(n_channels: usize, rules: Rules, capacity: usize) -> Self {
         let max_run_samples = capacity.min(MAX_RUN_BYTES / 4 / n_channels).max(1);
-        Self { n_channels, period_us, max_run_samples }
+        Self { n_channels, rules, max_run_samples }
     }
 }
 
@@ -203,7 +203,7 @@ impl Reader {
             if self.run.times_us.len() + raw.n_samples > layout.max_run_samples {
                 return Ok(false);
             }
-            *state = Some(self.run.accept(raw, now, layout.period_us, now_us).ok_or(Reason::Session)?);
+            *state = Some(self.run.accept(raw, now, layout.rules, now_us).ok_or(Reason::Session)?);
             Ok(true)
         })
     }

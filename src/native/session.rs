@@ -16,6 +16,13 @@ pub struct SessionState {
     pub last_time_us: i64,
 }
 
+/// What does not change in a session: the time between two samples, 0 if unknown, and the age that is refused.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    pub period_us: f64,
+    pub max_age_us: i64,
+}
+
 /// Samples that follow each other from `position`: `times_us[i]` is the time of the i-th row of `values`.
 #[derive(Default)]
 pub struct Run {
@@ -53,7 +60,8 @@ impl Run {
     }
 
     /// Take a message in, and return the session's state then; None, and nothing has changed, unless it follows.
-    pub fn accept(&mut self, raw: &Raw, state: SessionState, period_us: f64, now_us: i64) -> Option<SessionState> {
+    pub fn accept(&mut self, raw: &Raw, state: SessionState, rules: Rules, now_us: i64) -> Option<SessionState> {
+        let Rules { period_us, max_age_us } = rules;
         let n = raw.n_samples as i64;
         let position = raw.position.unwrap_or(state.count);
         if position != state.next_position || position + n > MAX_POSITION || (n > 1 && period_us == 0.0) {
@@ -62,7 +70,7 @@ impl Run {
         let spaced_us = |i: i64| if n == 1 { 0 } else { (i as f64 * period_us).round_ties_even() as i64 };
         let length_us = spaced_us(n - 1);
         let first_us = raw.time_us.unwrap_or(now_us - length_us);
-        let in_range = 0..=now_us + MAX_AHEAD_US;
+        let in_range = (now_us - max_age_us).max(0)..=now_us + MAX_AHEAD_US;
         if !in_range.contains(&first_us) || !in_range.contains(&first_us.checked_add(length_us)?) {
             return None;
         }
@@ -82,6 +90,10 @@ mod tests {
 
     const STATE: SessionState = SessionState { next_position: 5, count: 5, last_time_us: 1_000_000 };
 
+    fn rules(period_us: f64) -> Rules {
+        Rules { period_us, max_age_us: 1_500_000 }
+    }
+
     fn raw(position: Option<i64>, time_us: Option<i64>, n_samples: usize) -> Raw {
         Raw { position, time_us, n_samples, values: vec![0.0; n_samples] }
     }
@@ -89,10 +101,10 @@ mod tests {
     #[test]
     fn samples_that_follow_are_spaced_and_never_run_backwards() {
         let mut run = Run::default();
-        let state = run.accept(&raw(None, Some(999_000), 3), STATE, 1_000.0, 2_000_000).unwrap();
+        let state = run.accept(&raw(None, Some(999_000), 3), STATE, rules(1_000.0), 2_000_000).unwrap();
         assert_eq!(run.times_us, [1_000_000, 1_000_000, 1_001_000]);
         assert_eq!(state, SessionState { next_position: 8, count: 8, last_time_us: 1_001_000 });
-        let state = run.accept(&raw(Some(8), None, 1), state, 1_000.0, 2_000_000).unwrap();
+        let state = run.accept(&raw(Some(8), None, 1), state, rules(1_000.0), 2_000_000).unwrap();
         assert_eq!((run.position, run.end(), state.last_time_us), (5, 9, 2_000_000));
     }
 
@@ -115,6 +127,7 @@ mod tests {
             (raw(None, None, 1), SessionState { count: 4, ..STATE }, 1_000.0),
             (raw(None, None, 2), STATE, 0.0),
             (raw(None, Some(-1), 1), STATE, 1_000.0),
+            (raw(None, Some(499_999), 1), STATE, 1_000.0),
             (raw(None, Some(2_000_001 + MAX_AHEAD_US), 1), STATE, 1_000.0),
             (raw(None, Some(i64::MAX), 2), STATE, 1_000.0),
             (
@@ -123,7 +136,7 @@ mod tests {
                 1_000.0,
             ),
         ] {
-            assert!(run.accept(&raw, state, period_us, 2_000_000).is_none(), "{raw:?} {state:?}");
+            assert!(run.accept(&raw, state, rules(period_us), 2_000_000).is_none(), "{raw:?} {state:?}");
         }
         assert!(run.times_us.is_empty() && run.values.is_empty());
     }

@@ -72,6 +72,7 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
         *(streams, subscribers, writer, sessions, peers),
         buffer_samples=settings.buffer_samples,
         max_bytes_per_second=settings.relay_max_bytes_per_second,
+        max_age_us=settings.max_age_us,
     )
     hub = Hub(ingest, subscribers, peers, buffer_keep_seconds=settings.buffer_keep_seconds)
     replays = Replays(hub, subscribers, sessions, writer)

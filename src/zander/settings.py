@@ -92,6 +92,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     retention_days: Annotated[
         Positive | None, Meta(description="age at which raw and predictions are deleted; unset: never")
     ] = None
+    max_age_days: Annotated[
+        Positive,
+        Meta(description="age at which what a relay sends late is refused; at most RETENTION_DAYS"),
+    ] = 30.0  # a spool survives a month without a network, and a relay makes at most 31 chunks of a day
     columnstore_after_hours: Annotated[
         Positive, Meta(description="age at which TimescaleDB turns raw and predictions into columns")
     ] = 24.0
@@ -100,6 +104,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     def consumer_keys(self) -> Keys:
         """Keys that open /subscribe and REST."""
         return self.consumer_api_key or self.edge_api_key
+
+    @property
+    def max_age_us(self) -> int:
+        """Age in µs at which what a relay sends is refused: it would be deleted at once, or make too many chunks."""
+        days = self.max_age_days if self.retention_days is None else min(self.max_age_days, self.retention_days)
+        return int(days * 86_400_000_000)
 
 
 def load(environ: Mapping[str, str] | None = None, env_file: Path | None = ENV_FILE) -> Settings:

@@ -19,7 +19,8 @@ class Alone:
 
     def __init__(self, user_id: str = "me", n_channels: int = 16, position: int = 0, fence: int = 0) -> None:
         device = DeviceInfo(sampling_rate=128.0, channel_count=n_channels)
-        self.session = Session(user_id, ORIGIN.session_id, 0, device, {}, fence=fence, next_position=position)
+        who = (user_id, ORIGIN.session_id, 0)
+        self.session = Session(*who, device, {}, fence=fence, next_position=position, max_age_us=1 << 62)  # of any time
         stream = Stream(self.session, None, 10_000)  # type: ignore[arg-type]
         stream.ring.next_position = position
         self.reader = FrameReader(lambda: T0_US)

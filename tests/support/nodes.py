@@ -86,7 +86,7 @@ class Node(Http):
     def __init__(self, *, on_another_server: bool = False, **settings: Any) -> None:
         """Serve with the settings."""
         self._folder = tempfile.TemporaryDirectory(prefix="zander-data-")
-        defaults: dict[str, Any] = {"port": 0, "data_dir": Path(self._folder.name)}
+        defaults: dict[str, Any] = {"port": 0, "data_dir": Path(self._folder.name), "max_age_days": 1e5}
         self.settings = Settings(**(defaults | settings))
         listener = listen(self.settings.host, 0)
         self._port = int(listener.getsockname()[1])

@@ -126,6 +126,7 @@ CHUNKS = [
     chunk(_TWO, position=-(1 << 63)),
     *(chunk(_TWO, time_us=t) for t in (0, 1, -1, T0_US, T0_US + 86_400_000_000, T0_US + 86_400_000_001)),
     *(chunk(_TWO, time_us=t) for t in ((1 << 63) - 1, -(1 << 63) + 1)),
+    *(chunk(_TWO, time_us=T0_US - 30 * 86_400_000_000 + offset_us) for offset_us in (-1, 0)),
     *(chunk(_TWO * 2, time_us=t) for t in (T0_US - 1_000_000, T0_US + 86_399_992_000, T0_US + 86_399_992_188)),
     *(chunk(_TWO * 2, time_us=t) for t in (T0_US + 86_399_992_187, (1 << 63) - 1, (1 << 63) - 8000)),
     *(

@@ -53,6 +53,7 @@ def test_every_setting_is_read_from_the_variable_of_its_name() -> None:
         "JOURNAL_MAX_BYTES": "100000",
         "JOURNAL_FSYNC_SECONDS": "0.5",
         "RETENTION_DAYS": "30",
+        "MAX_AGE_DAYS": "7",
         "COLUMNSTORE_AFTER_HOURS": "0.5",
     }
     assert load(environ, None) == Settings(
@@ -74,6 +75,7 @@ def test_every_setting_is_read_from_the_variable_of_its_name() -> None:
         journal_max_bytes=100_000,
         journal_fsync_seconds=0.5,
         retention_days=30.0,
+        max_age_days=7.0,
         columnstore_after_hours=0.5,
     )
     assert {name.lower() for name in environ} <= set(Settings.__struct_fields__)
@@ -90,6 +92,11 @@ def test_the_original_env_file_is_read(env_file: Path) -> None:
     assert settings.database_url == "postgresql+asyncpg://postgres:postgres@localhost:5432/ingestion"
     assert (settings.redis_url, settings.log_level) == ("redis://localhost:6379", "INFO")
     assert settings.edge_api_key == settings.consumer_keys == ("your-secret-key-here",)
+
+
+@pytest.mark.parametrize(("retention_days", "n_days"), [(None, 30), (90.0, 30), (7.0, 7)])
+def test_what_would_be_deleted_at_once_is_too_old_to_be_taken(retention_days: float | None, n_days: int) -> None:
+    assert Settings(retention_days=retention_days).max_age_us == n_days * 86_400_000_000
 
 
 def test_a_setting_cannot_be_changed() -> None:

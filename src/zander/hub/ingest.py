@@ -19,6 +19,7 @@ from zander.hub.recording import Recording
 from zander.hub.session_lookup import SessionLookup
 from zander.journal.batch import Written
 from zander.streams.clock import now_us
+from zander.streams.session import MAX_AGE_US
 from zander.streams.stream import Stream, Streams
 from zander.wire.chunk import Chunk, RawIn
 from zander.wire.codec import PredictionIn, dumps, refuse_deep, to_us
@@ -38,6 +39,7 @@ class Ingest:
         *,
         buffer_samples: int,
         max_bytes_per_second: int = 8 << 20,
+        max_age_us: int = MAX_AGE_US,
     ) -> None:
         self.streams = streams
         self.rate_limit = RateLimit(max_bytes_per_second)
@@ -47,7 +49,7 @@ class Ingest:
         self._subscribers = subscribers
         self._sink = sink
         self._recording = Recording(sink)
-        self._lookup = SessionLookup(streams, store, peers)
+        self._lookup = SessionLookup(streams, store, peers, max_age_us)
         self._peers = peers
         self._buffer_samples = buffer_samples
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 from zander.delivery.outbox import Outbox
 from zander.errors import Unavailable
 from zander.hub.interfaces import Peers, SessionStore
-from zander.streams.session import Session, resumed
+from zander.streams.session import MAX_AGE_US, Session, resumed
 from zander.streams.stream import Stream, Streams
 from zander.wire.chunk import Chunk
 from zander.wire.codec import dumps
@@ -22,10 +22,11 @@ LOOKUP_SECONDS = 10.0  # a relay that waits for an answer must be more patient: 
 class SessionLookup:
     """Lookup of sessions. Raising a session's fence in the database takes it over from another node."""
 
-    def __init__(self, streams: Streams, store: SessionStore, peers: Peers) -> None:
+    def __init__(self, streams: Streams, store: SessionStore, peers: Peers, max_age_us: int = MAX_AGE_US) -> None:
         self._streams = streams
         self._store = store
         self._peers = peers
+        self._max_age_us = max_age_us
         self._waiting: dict[str, list[Outbox]] = {}  # by user, relays whose session is being looked up, oldest first
 
     async def session(self, auth: Auth, device: DeviceInfo, now_us: int, relay: Outbox) -> Session:
@@ -55,7 +56,8 @@ class SessionLookup:
 
     async def _find(self, auth: Auth, device: DeviceInfo, now_us: int) -> Session:
         if auth.session_id is None:
-            return Session(auth.user_id, str(uuid4()), now_us, device, auth.device_info)
+            who = (auth.user_id, str(uuid4()), now_us)
+            return Session(*who, device, auth.device_info, max_age_us=self._max_age_us)
         session_id = str(auth.session_id)
         stream = self._held(auth.user_id)
         is_here = stream is not None and stream.session.session_id == session_id
@@ -77,7 +79,7 @@ class SessionLookup:
 
     async def _resumed(self, auth: Auth, device: DeviceInfo, session_id: str, now_us: int) -> Session:
         stored = await self._store.resume(auth.user_id, session_id, now_us, dumps(auth.device_info))
-        session = resumed(stored, device)
+        session = resumed(stored, device, self._max_age_us)
         if session.n_channels is None:  # the device does not say, but what it has sent does
             for item in await self._store.samples(stored, stored.durable_position - 1, 1):
                 session.n_channels = item.samples.shape[1] if isinstance(item, Chunk) else None

@@ -23,6 +23,8 @@ from zander.wire.chunk import MAX_POSITION, Chunk, Origin, RawIn, Times, period_
 from zander.wire.messages import MAX_CHANNELS, DeviceInfo, Gap
 
 MAX_AHEAD_US = 86_400_000_000  # a day: milliseconds sent as seconds would pin every later sample to the far future
+DAY_US = 86_400_000_000
+MAX_AGE_US = 30 * DAY_US  # a chunk of the hypertable for each day: a relay must not make thousands of them
 
 
 class Accepted(NamedTuple):
@@ -36,7 +38,8 @@ class Session(SessionPosition):
     """One relay's life on one device layout.
 
     A resumed one goes on at `next_position`, after the sample at `last_time_us`; `base` is where it began on this node.
-    `fence` is how often it was resumed before: the database takes only from the greatest.
+    `fence` is how often it was resumed before: the database takes only from the greatest. Times older than `max_age_us`
+    are refused.
     """
 
     __slots__ = (
@@ -44,6 +47,7 @@ class Session(SessionPosition):
         "channel_names",
         "device_info",
         "fence",
+        "max_age_us",
         "n_bad",
         "n_channels",
         "n_duplicates",
@@ -65,6 +69,7 @@ class Session(SessionPosition):
         fence: int = 0,
         next_position: int = 0,
         last_time_us: int = 0,
+        max_age_us: int = MAX_AGE_US,
     ) -> None:
         self.user_id = user_id
         self.session_id = session_id
@@ -76,6 +81,7 @@ class Session(SessionPosition):
         self.next_position = next_position
         self.count = next_position  # position of the next sample that has none
         self.last_time_us = last_time_us
+        self.max_age_us = max_age_us
         self.n_gaps = 0
         self.n_duplicates = 0
         self.n_bad = 0
@@ -106,8 +112,11 @@ class Session(SessionPosition):
         """Return the time of a message, `now_us` if it has none; BadMessage when it is out of range."""
         if time_us is None:
             return now_us
-        if not 0 <= time_us <= now_us + MAX_AHEAD_US:
-            raise BadMessage("bad_timestamp", f"expected 1970 to a day from now, got {time_us / 1e6} s")
+        if not max(0, now_us - self.max_age_us) <= time_us <= now_us + MAX_AHEAD_US:
+            n_days = self.max_age_us / DAY_US
+            raise BadMessage(
+                "bad_timestamp", f"expected {n_days:g} days ago (MAX_AGE_DAYS) to a day from now, got {time_us / 1e6} s"
+            )
         return time_us
 
     def resume(self, device: DeviceInfo, durable: int) -> None:
@@ -167,7 +176,7 @@ class StoredSession(Struct):
         return Origin(self.user_id, self.session_id, period_us(self.device_info.get("sampling_rate")))
 
 
-def resumed(stored: StoredSession, device: DeviceInfo) -> Session:
+def resumed(stored: StoredSession, device: DeviceInfo, max_age_us: int = MAX_AGE_US) -> Session:
     """Go on with a session from where the database has it; BadMessage when its device is another by now."""
     session = Session(
         stored.user_id,
@@ -178,6 +187,7 @@ def resumed(stored: StoredSession, device: DeviceInfo) -> Session:
         fence=stored.fence,
         next_position=stored.durable_position,
         last_time_us=stored.durable_us or 0,
+        max_age_us=max_age_us,
     )
     session.resume(device, stored.durable_position)
     return session

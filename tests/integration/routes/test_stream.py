@@ -47,6 +47,23 @@ async def test_chunks_in_json_and_binary_continue_the_same_positions(node: Node,
         assert times == sorted(times)
 
 
+async def test_what_is_older_than_the_setting_is_refused_and_told_and_the_rest_is_taken(
+    start_node: Callable[..., Node], user: str
+) -> None:
+    """As of a spool that waited for too long."""
+    node = start_node(max_age_days=30)
+    async with relay(node.ws, user) as edge:
+        old_s, new_s = time.time() - 31 * 86_400, time.time() - 29 * 86_400
+        for timestamp in (old_s, new_s, old_s, new_s):
+            await edge.send({"type": "raw", "channels": [0, 0], "timestamp": timestamp})
+        await edge.send({"type": "features", "workload": 0.5, "timestamp": old_s})
+        for _ in range(3):
+            error = await edge.receive()
+            assert (error["type"], error["code"]) == ("error", "bad_timestamp")
+            assert "expected 30 days ago (MAX_AGE_DAYS) to" in error["message"]
+        assert node.get(f"/buffer/{user}/stats")[1]["raw"]["held"] == 2
+
+
 async def test_timestamps_of_the_relay_are_kept_and_spaced_by_the_sampling_rate(node: Node, user: str) -> None:
     async with relay(node.ws, user) as edge, consumer(node.ws, user, "?types=raw") as azure:
         await edge.send({"type": "raw", "samples": [[0, 0], [1, 0]], "timestamp": 1764000000.5})

@@ -12,17 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zander.errors import BadMessage
-from zander.streams.session import MAX_AHEAD_US, Accepted, Session
+from zander.streams.session import MAX_AGE_US, MAX_AHEAD_US, Accepted, Session
 from zander.wire.chunk import MAX_POSITION, RawIn
 from zander.wire.messages import DeviceInfo, Gap
 
 NOW_US = 1_764_000_000_000_000
 RATE_HZ = 128.0
 PERIOD_US = 7812.5
+ANY_AGE_US = 1 << 62
 
 
-def session(n_channels: int | None = 2, sampling_rate: float | None = RATE_HZ) -> Session:
-    return Session("me", "s", NOW_US, DeviceInfo(sampling_rate=sampling_rate, channel_count=n_channels), {})
+def session(n_channels: int | None = 2, sampling_rate: float | None = RATE_HZ, max_age_us: int = ANY_AGE_US) -> Session:
+    device = DeviceInfo(sampling_rate=sampling_rate, channel_count=n_channels)
+    return Session("me", "s", NOW_US, device, {}, max_age_us=max_age_us)
 
 
 def raw(
@@ -185,6 +187,18 @@ def test_no_sample_is_of_before_1970() -> None:
 @pytest.mark.parametrize("time_us", [-1, NOW_US + MAX_AHEAD_US + 1, 1000 * NOW_US, -(1 << 63) + 1, (1 << 63) - 1])
 def test_a_time_that_cannot_be_is_refused(time_us: int) -> None:
     assert refusal(session(), raw(1, None, time_us)).code == "bad_timestamp"
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_time_of_long_ago_is_refused_and_the_error_names_the_setting(n: int) -> None:
+    of, oldest_us = session(max_age_us=MAX_AGE_US), NOW_US - MAX_AGE_US
+    error = refusal(of, raw(n, None, oldest_us - 1))
+    assert error.code == "bad_timestamp"
+    assert "expected 30 days ago (MAX_AGE_DAYS) to" in error.message
+    assert f"got {(oldest_us - 1) / 1e6} s" in error.message
+    assert times_us(of.accept(raw(n, None, oldest_us), NOW_US))[0] == oldest_us
+    with pytest.raises(BadMessage, match="MAX_AGE_DAYS"):
+        of.check_time(oldest_us - 1, NOW_US)
 
 
 def test_a_clock_may_be_a_day_ahead() -> None:

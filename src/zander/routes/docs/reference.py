@@ -198,7 +198,7 @@ ERROR_CODES = {
     "bad_channels": "not the session's number of channels",
     "bad_rate": "not the session's sampling rate",
     "bad_position": "a position out of its range",
-    "bad_timestamp": "a time before 1970, or more than a day from now",
+    "bad_timestamp": "a time longer ago than `MAX_AGE_DAYS`, or more than a day from now",
     "no_sampling_rate": "a chunk of several samples, of a device that did not tell its sampling rate",
     "bad_parameter": "a parameter of a path or a query that is missing or out of its range",
     "bad_format": "as npy: features, predictions, or sessions that differ in their number of channels",
@@ -239,7 +239,7 @@ RULES = {
         "Without a `timestamp` the server's clock counts: a chunk that arrives now ends now.",
         "The sampling rate spaces the samples of a chunk. A device that gives none sends one sample per message.",
         "Times within a session never run backwards: a sample that would is given the time of the one before it.",
-        "Times are accepted from 1970 to a day after the server's clock.",
+        "Times are accepted from `MAX_AGE_DAYS` before to a day after the server's clock.",
     ),
     "Values": (
         "A missing value is `null` in JSON and NaN in binary. Infinity is refused.",
