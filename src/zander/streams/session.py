@@ -53,7 +53,6 @@ class Session(SessionPosition):
         "n_duplicates",
         "n_gaps",
         "origin",
-        "session_id",
         "start_us",
         "user_id",
     )
@@ -72,7 +71,6 @@ class Session(SessionPosition):
         max_age_us: int = MAX_AGE_US,
     ) -> None:
         self.user_id = user_id
-        self.session_id = session_id
         self.start_us = start_us
         self.device_info = device_info
         self.channel_names = device.channel_names
@@ -87,6 +85,11 @@ class Session(SessionPosition):
         self.n_bad = 0
         self.base = next_position
         self.origin = Origin(user_id, session_id, period_us(device.sampling_rate))
+
+    @property
+    def session_id(self) -> str:
+        """The UUID, as text."""
+        return self.origin.session_id
 
     def accept(self, raw: RawIn, now_us: int) -> Accepted:
         """Give raw its positions and times; BadMessage, and nothing has changed, when it breaks a rule."""
