@@ -121,9 +121,11 @@ class MemoryStorage:
         self.tried: list[tuple[int, int]] = []
         self.starts_s: list[float] = []
         self.n_opened = 0
+        self.is_alone = False  # the batch that was tried last
         self.gate = asyncio.Event()
         self.gate.set()
         self.fail: Callable[[], None] = lambda: None  # before the commit
+        self.refuse: Callable[[Batch], None] = lambda batch: None  # one that is not committed yet
         self.lose: Callable[[], None] = lambda: None  # after it
 
     async def open(self) -> None:
@@ -140,13 +142,19 @@ class MemoryStorage:
     async def ping(self) -> None:
         self.fail()
 
-    async def write(self, batch: Batch) -> Written:
+    async def outcome(self, batch: Batch) -> Written | None:
+        self.fail()
+        return self.database.claim(batch)
+
+    async def write(self, batch: Batch, *, is_alone: bool = False) -> Written:
+        self.is_alone = is_alone
         self.tried.append((batch.start, batch.end))
         self.starts_s.append(monotonic())
         await self.gate.wait()
         self.fail()
         if written := self.database.claim(batch):
             return written
+        self.refuse(batch)
         written = self.database.commit(batch)
         self.batches.append(batch)
         self.lose()

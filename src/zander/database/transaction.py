@@ -11,7 +11,8 @@ from uuid import UUID
 import asyncpg
 from msgspec import json, structs
 
-from zander.database.connection import Connection, blames_data
+from zander.database.connection import FAILURES, Connection, blames_data
+from zander.database.probe import probe
 from zander.errors import Moved, StorageError
 from zander.journal.batch import Batch, Lease, Watermark, Written
 from zander.journal.pgcopy import COPY_END, COPY_HEAD, RAW_COLUMNS
@@ -29,6 +30,24 @@ INSERT INTO writers (writer_id, position, written_at) VALUES ('{writer_id}', {en
 ON CONFLICT (writer_id) DO UPDATE SET position = excluded.position, written_at = excluded.written_at
 WHERE writers.position = {start:d}
 """
+
+# Of a batch whose write has failed: waits like the claim for an older backend, which may still commit.
+SETTLE = """
+INSERT INTO writers (writer_id, position, written_at) VALUES ($1, $2, now())
+ON CONFLICT (writer_id) DO UPDATE SET written_at = excluded.written_at
+RETURNING position
+"""
+
+# Whatever the role or the server is set to, a batch may take its time: no setting of theirs can end it again and again.
+# Only a node that was frozen in the middle of one must not keep its locks. LOCAL, so that nothing is left behind on a
+# connection to the server that others share.
+LIMITS = """
+SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '60s'
+"""
+NO_TRANSACTION_TIMEOUT = "; SET LOCAL transaction_timeout = 0"  # since PostgreSQL 17
+# Of a record that failed before: what it is to blame for comes as an error, and the connection stays.
+LIMITS_ALONE = "; SET LOCAL statement_timeout = '10s'; SET LOCAL lock_timeout = '5s'"
+LOCKED = ("55P03", "40")  # lock_not_available; deadlocks, and what else is due to other transactions: no record's fault
 
 END_SESSIONS = """
 UPDATE sessions SET end_time = greatest(start_time, durable_time) WHERE writer_id = $1 AND end_time IS NULL
@@ -107,14 +126,17 @@ PREDICTION_COLUMNS = (
 R = TypeVar("R", SessionRecord, RawRecord, GapRecord, PredictionRecord)
 
 
-async def write(connection: Connection, batch: Batch) -> Written:
+async def write(connection: Connection, batch: Batch, *, is_alone: bool = False) -> Written:
     """Write a batch once; Moved when the journal is committed up to another offset than the batch starts from.
 
     When the database refuses a record for itself, the batch is written again with a savepoint before each step: what it
-    refuses goes to `dead_letters`, the rest to its table.
+    refuses goes to `dead_letters`, the rest to its table, provided that it takes others. `is_alone`: so is what it
+    refuses for any other reason, for instance want of memory.
     """
+    if is_alone:
+        return await _Transaction(connection, batch, careful=True, is_alone=True).run()
     try:
-        return await _Transaction(connection, batch, careful=False).run()
+        return await _Transaction(connection, batch).run()
     except (asyncpg.PostgresError, ValueError, OverflowError) as error:
         if not blames_data(error) or connection.is_closed():
             raise
@@ -122,13 +144,27 @@ async def write(connection: Connection, batch: Batch) -> Written:
         return await _Transaction(connection, batch, careful=True).run()
 
 
-class _Transaction:
-    """One attempt. `careful`: a savepoint before each step, and what is refused is halved until it stands alone."""
+async def outcome(connection: Connection, batch: Batch) -> Written | None:
+    """Return what a batch made durable whose write failed; None when it is not committed, and never will be.
 
-    def __init__(self, connection: Connection, batch: Batch, *, careful: bool) -> None:
+    Moved when the journal is committed up to another offset than the batch's start and end.
+    """
+    position = await connection.fetchval(SETTLE, batch.writer_id, batch.start)
+    return None if position == batch.start else await _written_before(connection, batch, position)
+
+
+class _Transaction:
+    """One attempt. `careful`: a savepoint before each step, and what is refused is halved until it stands alone.
+
+    `is_alone`: whatever the reason.
+    """
+
+    def __init__(self, connection: Connection, batch: Batch, *, careful: bool = False, is_alone: bool = False) -> None:
         self._connection = connection
         self._batch = batch
         self._careful = careful
+        self._is_alone = is_alone
+        self._takes: dict[str, bool] = {}  # by table: whether the database takes anything
         self._written = Written()
 
     async def run(self) -> Written:
@@ -139,8 +175,10 @@ class _Transaction:
         if has_only_rows and await _claim_and_advance(connection, batch, reaches):
             self._written.durable = {session_id: reach.end for (session_id, _), reach in reaches.items()}
         else:
-            if not await _claim(connection, batch):
-                return await self._written_before(reaches)
+            if not await _claim(connection, batch, LIMITS_ALONE if self._is_alone else ""):
+                position = await connection.fetchval(POSITION, batch.writer_id)
+                await connection.execute("ROLLBACK")
+                return await _written_before(connection, batch, position)
             await self._each("sessions", list(batch.sessions.values()), self._upsert_sessions)
             if reaches:
                 await self._advance(reaches)
@@ -157,16 +195,6 @@ class _Transaction:
         await self._each("raw_eeg", raw, self._copy_raw)
         await self._each("gaps", gaps, self._insert_gaps)
         await self._each("predictions", batch.predictions, self._copy_predictions)
-
-    async def _written_before(self, reaches: dict[Lease, Watermark]) -> Written:
-        """Return what the commit of this very batch made durable; Moved when the journal is at another offset."""
-        position = await self._connection.fetchval(POSITION, self._batch.writer_id)
-        rows = await self._connection.fetch(DURABLE, *_columns(list(reaches), 2))
-        await self._connection.execute("ROLLBACK")
-        if position != self._batch.end:
-            raise Moved(position)
-        durable = {session_id: position for session_id, _, position, is_fenced in rows if not is_fenced}
-        return Written(durable, {(session_id, fence) for session_id, fence, _, is_fenced in rows if is_fenced})
 
     async def _advance(self, reaches: dict[Lease, Watermark]) -> None:
         """Advance the durable positions, and note the sessions whose fence was raised since."""
@@ -191,15 +219,42 @@ class _Transaction:
         try:
             await write(records)
             await self._connection.execute("RELEASE SAVEPOINT before")
-        except (asyncpg.PostgresError, ValueError, OverflowError) as error:
-            if not blames_data(error) or self._connection.is_closed():
+        except Exception as error:
+            if not self._may_be_to_blame(error):
                 raise
             await self._connection.execute("ROLLBACK TO SAVEPOINT before; RELEASE SAVEPOINT before")
             if halves := _halves(records):
                 for half in halves:
                     await self._each(table, half, write)
-            else:
+            elif await self._takes_others(table, records[0], write):
                 await self._dead_letter(table, records[0], error)
+            else:
+                raise
+
+    def _may_be_to_blame(self, error: Exception) -> bool:
+        """Return whether the error may be due to what was written; else the whole batch is tried again later."""
+        if self._connection.is_closed():
+            return False
+        if not self._is_alone or blames_data(error):
+            return blames_data(error)
+        if isinstance(error, asyncpg.PostgresError):
+            return not (error.sqlstate or "").startswith(LOCKED)
+        return not isinstance(error, FAILURES)
+
+    async def _takes_others(self, table: str, record: R, write: Callable[[list[R]], Awaitable[None]]) -> bool:
+        """Return whether the database takes records that nothing is wrong with; they are taken back."""
+        if table not in self._takes:
+            await self._connection.execute("SAVEPOINT before")
+            try:
+                await write(probe(record))
+            except asyncpg.PostgresError:
+                if self._connection.is_closed():
+                    raise
+                self._takes[table] = False
+            else:
+                self._takes[table] = True
+            await self._connection.execute("ROLLBACK TO SAVEPOINT before; RELEASE SAVEPOINT before")
+        return self._takes[table]
 
     async def _dead_letter(self, table: str, record: Record, error: Exception) -> None:
         """Keep a refused record with its error; a sample leaves a gap, a session is written without `device_info`."""
@@ -234,9 +289,24 @@ class _Transaction:
         await self._connection.copy_records_to_table("predictions", records=rows, columns=PREDICTION_COLUMNS)
 
 
-async def _claim(connection: Connection, batch: Batch) -> bool:
+async def _written_before(connection: Connection, batch: Batch, position: int) -> Written:
+    """Return what an earlier commit of this very batch made durable; Moved when the journal is at another offset."""
+    if position != batch.end:
+        raise Moved(position)
+    rows = await connection.fetch(DURABLE, *_columns(list(batch.watermarks()), 2))
+    durable = {session_id: durable for session_id, _, durable, is_fenced in rows if not is_fenced}
+    return Written(durable, {(session_id, fence) for session_id, fence, _, is_fenced in rows if is_fenced})
+
+
+def _begin(connection: Connection) -> str:
+    """Return the statements that begin a transaction without limits."""
+    has_transaction_timeout = connection.get_server_version().major >= 17
+    return f"BEGIN; {LIMITS}{NO_TRANSACTION_TIMEOUT if has_transaction_timeout else ''}"
+
+
+async def _claim(connection: Connection, batch: Batch, limits: str = "") -> bool:
     """Begin a transaction and claim the batch; False when the journal is committed up to another offset."""
-    begin = "ROLLBACK; BEGIN" if connection.is_in_transaction() else "BEGIN"
+    begin = f"{'ROLLBACK; ' if connection.is_in_transaction() else ''}{_begin(connection)}{limits}"
     claim = CLAIM.format(writer_id=batch.writer_id, start=batch.start, end=batch.end)
     return bool(await connection.execute(f"{begin}; {claim}") == "INSERT 0 1")
 
@@ -253,7 +323,7 @@ async def _claim_and_advance(connection: Connection, batch: Batch, reaches: dict
         for (session_id, fence), (end, last_us) in reaches.items()
     )
     statement = CLAIM_AND_ADVANCE.format(writer_id=batch.writer_id, start=batch.start, end=batch.end, given=given)
-    return bool(await connection.execute(f"BEGIN; {statement}") == f"UPDATE {len(reaches)}")
+    return bool(await connection.execute(f"{_begin(connection)}; {statement}") == f"UPDATE {len(reaches)}")
 
 
 def _columns(rows: Sequence[Sequence[object]], n_columns: int) -> list[list[object]]:

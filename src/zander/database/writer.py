@@ -12,7 +12,7 @@ from time import monotonic
 from zander.database.connection import CLOSE_SECONDS, FAILURES, Connection, connect, plain_dsn, reason
 from zander.database.migrations import migrate
 from zander.database.timescale import Tuning, delete_expired, tune
-from zander.database.transaction import END_SESSIONS, POSITION, write
+from zander.database.transaction import END_SESSIONS, POSITION, outcome, write
 from zander.errors import Moved, StorageError
 from zander.journal.batch import Batch, Written
 
@@ -22,7 +22,6 @@ EXPIRE_EVERY_SECONDS = 3600.0
 
 # A server that lost its client must not keep the row of `writers` locked for the two hours of a usual TCP keepalive.
 SETTINGS = """
-SET idle_in_transaction_session_timeout = '60s';
 SET tcp_keepalives_idle = 10;
 SET tcp_keepalives_interval = 5;
 SET tcp_keepalives_count = 4
@@ -64,10 +63,15 @@ class DatabaseWriter:
         with self._dropping_on_error():
             await self._connected().execute(END_SESSIONS, writer_id)
 
-    async def write(self, batch: Batch) -> Written:
+    async def write(self, batch: Batch, *, is_alone: bool = False) -> Written:
         """Write all of the batch or nothing, once; StorageError, of which Moved is one."""
         with self._dropping_on_error():
-            return await write(self._connected(), batch)
+            return await write(self._connected(), batch, is_alone=is_alone)
+
+    async def outcome(self, batch: Batch) -> Written | None:
+        """Return what a batch made durable whose write failed; None when it is not committed. StorageError."""
+        with self._dropping_on_error():
+            return await outcome(self._connected(), batch)
 
     async def ping(self) -> None:
         """Check the connection, and start the hourly deletes when due; StorageError when there is no answer."""

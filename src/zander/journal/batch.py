@@ -73,10 +73,17 @@ class BatchStore(Protocol):
     async def position(self, writer_id: UUID) -> int:
         """Return the offset up to which a journal is committed; 0 for an unknown one."""
 
-    async def write(self, batch: Batch) -> Written:
+    async def write(self, batch: Batch, *, is_alone: bool = False) -> Written:
         """Write all of the batch or nothing, once; StorageError when it has to be tried again.
 
-        Moved when the journal is committed up to another offset than the batch starts from.
+        Moved when the journal is committed up to another offset than the batch starts from. `is_alone`: a single record
+        that has failed before. It goes to the dead letters, whatever the reason, if the database takes others.
+        """
+
+    async def outcome(self, batch: Batch) -> Written | None:
+        """Return the result of a batch whose write failed; None: it is not committed, and never will be.
+
+        Moved when the journal is committed up to another offset than the batch's start and end; StorageError.
         """
 
     async def finish(self, writer_id: UUID) -> None:

@@ -32,6 +32,7 @@ FOLDER = "journal"  # in DATA_DIR
 LOCK = ".lock"
 SEGMENT_BYTES = 16 << 20  # of one file; it is deleted when all of it is committed
 BATCH_BYTES = 8 << 20  # a backlog is written in pieces of this size
+GROWTH = 1.25  # of batches that were made smaller, with each that is written: one in four may be too large again
 # Sorted in 2 ms, if they are records of one sample; then the event loop runs other tasks.
 READ_BYTES = (2 << 20) if IS_NATIVE else (256 << 10)
 
@@ -95,8 +96,10 @@ class Journal:
             self.log.close()
         self._lock.release(remove=is_done)
 
-    async def read(self, offset: int) -> AsyncIterator[tuple[list[Record], int]]:
+    async def read(self, offset: int, piece_bytes: int | None = None) -> AsyncIterator[tuple[list[Record], int]]:
         """Yield the records from `offset` on in pieces, and the offset after each, up to where the journal ends now.
+
+        A piece is about `piece_bytes`, READ_BYTES at most, and one record at the least.
 
         Not in a thread: every write of the hot path would wait for it to give the interpreter back, up to 5 ms. What
         was written lately is in memory, and the rest is read ahead by the system.
@@ -105,7 +108,7 @@ class Journal:
             return
         end = self.log.end  # on a busy machine the end would move as fast as the reading
         while offset < end and self.is_open:
-            records, behind = self.log.read_by(split_records, offset, READ_BYTES)
+            records, behind = self.log.read_by(split_records, offset, min(READ_BYTES, piece_bytes or READ_BYTES))
             if behind == offset:
                 return
             offset = behind  # beyond what is damaged, if there are none
@@ -146,6 +149,7 @@ class Journals:
         """Open the folder; OSError when it cannot be had."""
         self.own = Journal.create(folder, max_bytes)
         self.orphans = deque(orphans(folder))
+        self._limit_bytes: int | None = None  # of a batch, while the database does not take large ones
         self._ahead: asyncio.Task[Batch] | None = None
         self._ahead_of: tuple[UUID, int] | None = None  # the journal it reads, and from where
 
@@ -164,6 +168,11 @@ class Journals:
         """Bytes that are not in the database yet, of all journals."""
         return sum(journal.n_pending_bytes for journal in (*self.orphans, self.own))
 
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes that the next batch is to have."""
+        return BATCH_BYTES if self._limit_bytes is None else min(BATCH_BYTES, self._limit_bytes)
+
     def is_own(self, batch: Batch) -> bool:
         """Return whether a batch is of this process's records."""
         return batch.writer_id == self.own.writer_id
@@ -173,7 +182,7 @@ class Journals:
         return self.own if self.is_own(batch) else self.orphans[0]
 
     async def read(self, journal: Journal) -> Batch:
-        """Return the next records of a journal, about BATCH_BYTES; none at its end."""
+        """Return the next records of a journal, about `batch_bytes`; none at its end."""
         start = journal.offset or 0
         ahead, is_next = self._ahead, self._ahead_of == (journal.writer_id, start)
         self._ahead = self._ahead_of = None
@@ -183,20 +192,39 @@ class Journals:
             ahead.cancel()
         return await self._read(journal, start)
 
+    async def read_smaller(self, batch: Batch) -> Batch:
+        """Return the first half of a batch that could not be written; of a single record, the same.
+
+        The batches that follow are as small.
+        """
+        self._limit_bytes = max(1, (batch.end - batch.start) // 2)
+        if self._ahead:
+            self._ahead.cancel()
+        self._ahead = self._ahead_of = None
+        return await self._read(self.of(batch), batch.start)
+
+    def grow(self) -> None:
+        """Let batches that were made smaller be larger again, since one was written."""
+        if self._limit_bytes is not None:
+            limit_bytes = int(self._limit_bytes * GROWTH) + 1
+            self._limit_bytes = limit_bytes if limit_bytes < BATCH_BYTES else None
+
     def read_ahead(self, batch: Batch) -> None:
-        """Begin to read the records after a batch that is being written, if there are BATCH_BYTES of them."""
+        """Begin to read the records after a batch that is being written, if there are enough for another."""
         journal = self.of(batch)
-        if not self._ahead and journal.log.end - batch.end >= BATCH_BYTES:
+        if not self._ahead and journal.log.end - batch.end >= self.batch_bytes:
             self._ahead_of = (journal.writer_id, batch.end)
             self._ahead = asyncio.create_task(self._read(journal, batch.end))
 
     async def _read(self, journal: Journal, start: int) -> Batch:
-        batch = Batch(journal.writer_id, start)
-        async for records, offset in journal.read(batch.start):
+        batch, limit_bytes, n_bytes = Batch(journal.writer_id, start), self._limit_bytes, self.batch_bytes
+        async for records, offset in journal.read(start, limit_bytes):
+            if limit_bytes is not None and start < batch.end and offset - start > limit_bytes:
+                break  # it must not be as large again as the one that failed
             for record in records:
                 batch.add(record)
             batch.end = offset
-            if offset - batch.start >= BATCH_BYTES:
+            if offset - start >= n_bytes:
                 break
         return batch
 

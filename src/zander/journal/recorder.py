@@ -1,7 +1,8 @@
 """The loop that writes the journal to the database: when a batch is due, retries and statistics.
 
 One batch is written at a time; records that come meanwhile wait together for the next. The journals of dead processes
-go first.
+go first. A batch that failed is never repeated as it was: half of it is tried, down to a single record. That one waits
+for as long as the database takes no other record either.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ FIRST_SECONDS = 0.1  # of the pauses between two attempts
 MAX_SECONDS = 5.0
 DRAINING_PAUSE_SECONDS = 0.2
 MAX_REASONS = 5
+MAX_FAILURES = 2  # of a record in a batch of its own, before it is asked whether the record is to blame
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ class Recorder:
         self._max_seconds = max_seconds
         self._linger_seconds = linger_seconds
         self._on_written = on_written
-        self._batch: Batch | None = None  # being written, or to be written again
+        self._attempt: Attempt | None = None  # to write a batch, until its outcome is known
         self._read_s = -math.inf  # when the last batch was read
         self._pinged_s = -math.inf
         self._draining = asyncio.Event()
@@ -106,7 +108,7 @@ class Recorder:
         while True:
             try:
                 await self._store.open()
-                if not self._batch:  # else only writing what failed before proves that it is back
+                if not self._attempt:  # else only writing what failed before proves that it is back
                     self._note_online()
                 while True:
                     largest = max(largest, await self._write_next())
@@ -144,27 +146,45 @@ class Recorder:
         return not self.journals.own.n_pending_bytes and not self.writer.n_in_memory
 
     async def _write_next(self) -> int:
-        """Write the next batch, and return its bytes.
-
-        After a StorageError nobody knows whether it was committed: the same batch is written again.
-        """
-        if not self._batch:
-            self._batch = await self._next()
-            self._read_s = monotonic()
-            if self.journals.is_own(self._batch):
-                self.writer.begin_batch(self._batch.n_records)
-        batch, started_s = self._batch, monotonic()
-        journal = self.journals.of(batch)
-        self.journals.read_ahead(batch)
+        """Write the next batch, and return its bytes."""
+        attempt = self._attempt or self._begin(await self._next())
+        batch, journal, started_s = attempt.batch, self.journals.of(attempt.batch), monotonic()
         try:
-            written = await self._store.write(batch)
+            written = await self._store.outcome(batch) if attempt.is_in_doubt else None
+            if written is None:
+                attempt = await self._smaller(attempt) if attempt.has_failed else attempt
+                batch, written = attempt.batch, await self._write(attempt)
         except Moved as moved:  # the last COMMIT of the process that died was on its way when we asked
             self._commit(batch, journal, moved.position)
             return 0
         self._commit(batch, journal, batch.end)
+        self.journals.grow()
         self._finish(batch, written, monotonic() - started_s)
         self._note_online()
         return batch.end - batch.start
+
+    def _begin(self, batch: Batch, n_failures: int = 0) -> Attempt:
+        self._attempt = Attempt(batch, n_failures)
+        self._read_s = monotonic()
+        if self.journals.is_own(batch):
+            self.writer.begin_batch(batch.n_records)
+        return self._attempt
+
+    async def _smaller(self, attempt: Attempt) -> Attempt:
+        """Begin with half of a batch that has failed, or again with a single record."""
+        smaller = await self.journals.read_smaller(attempt.batch)
+        return self._begin(smaller, attempt.n_failures + 1 if smaller.end == attempt.batch.end else 0)
+
+    async def _write(self, attempt: Attempt) -> Written:
+        self.journals.read_ahead(attempt.batch)
+        attempt.is_in_doubt = True
+        try:
+            return await self._store.write(attempt.batch, is_alone=attempt.n_failures >= MAX_FAILURES)
+        except Moved:
+            raise
+        except Exception:
+            attempt.has_failed = True
+            raise
 
     async def _next(self) -> Batch:
         """Wait until a batch is due, and read it; StorageError when the database goes away meanwhile."""
@@ -209,7 +229,7 @@ class Recorder:
         n_bytes = self.journals.own.n_pending_bytes
         if not n_bytes:
             return math.inf
-        if n_bytes >= BATCH_BYTES or self._draining.is_set():
+        if n_bytes >= min(BATCH_BYTES, self.journals.batch_bytes) or self._draining.is_set():
             return 0.0
         now_s = monotonic()
         due_s = now_s if self.writer.is_batch_due else self.writer.oldest_s + self._max_seconds
@@ -217,7 +237,7 @@ class Recorder:
 
     def _commit(self, batch: Batch, journal: Journal, offset: int) -> None:
         """Let go of a batch, and of its journal up to `offset`."""
-        self._batch = None
+        self._attempt = None
         journal.commit(offset)
         if self.journals.is_own(batch):
             self.writer.commit_batch()
@@ -253,6 +273,19 @@ class Recorder:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._draining.wait()
+
+
+class Attempt:
+    """An attempt to write a batch. `n_failures`: of a single record before, in a batch of its own.
+
+    `is_in_doubt`: nobody knows whether it is committed. `has_failed`: else `run` was cancelled meanwhile.
+    """
+
+    def __init__(self, batch: Batch, n_failures: int) -> None:
+        self.batch = batch
+        self.n_failures = n_failures
+        self.is_in_doubt = False
+        self.has_failed = False
 
 
 class Outage:

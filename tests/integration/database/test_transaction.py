@@ -15,10 +15,12 @@ from msgspec import structs
 
 from support.databases import connected, opened
 from support.samples import ORIGIN, OTHER, PREDICTION, SESSION, T0_US, WRITER_ID, batch, chunk, gap
+from zander.database import transaction as transaction_module
 from zander.database.sessions import RESUME
+from zander.database.transaction import CLAIM
 from zander.database.writer import DatabaseWriter
-from zander.errors import Moved
-from zander.journal.batch import Batch
+from zander.errors import Moved, StorageError
+from zander.journal.batch import Batch, Written
 from zander.journal.pgcopy import decode_rows
 from zander.journal.records import PredictionRecord, Record, SessionRecord
 from zander.wire.chunk import Chunk, Origin
@@ -491,6 +493,145 @@ async def test_a_session_that_is_refused_with_any_device_stops_nothing(
         assert written.n_dead_letters == 2  # with what it says of its device, and without
         assert written.durable == {SESSION_ID: 3}
         assert await positions(connection) == await positions(connection, OTHER.session_id) == [0, 1, 2]
+
+
+# A record that failed by itself before.
+
+REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN IF {condition} THEN RAISE 'by hand' USING ERRCODE = '{sqlstate}'; END IF; RETURN NEW; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION refuse()
+"""
+OF_TABLES: dict[str, Record | Chunk] = {
+    "raw_eeg": chunk(0, 10),
+    "predictions": PREDICTION,
+    "gaps": gap(0, 3),
+    "sessions": SESSION,
+}
+SQLSTATES = ["53200", "53100", "XX000", "57014", "42501", "25006"]
+
+
+@pytest.mark.parametrize("sqlstate", SQLSTATES)
+async def test_a_record_that_is_refused_alone_is_dead_lettered_whatever_the_reason(
+    any_database_url: str, sqlstate: str
+) -> None:
+    async with opened(any_database_url) as storage, connected(any_database_url) as connection:
+        condition = f"NEW.session_id = '{SESSION_ID}' AND NEW.position = 4"
+        await connection.execute(REFUSE.format(table="raw_eeg", condition=condition, sqlstate=sqlstate))
+        with pytest.raises(StorageError, match="by hand"):
+            await storage.write(batch(0, 9, SESSION, chunk(0, 10)))
+        await storage.open()
+        written = await storage.write(batch(0, 9, SESSION, chunk(0, 10)), is_alone=True)
+        assert (written.n_dead_letters, written.durable) == (1, {SESSION_ID: 10})
+        assert [letter[:4] for letter in await dead_letters(connection)] == [("raw_eeg", SESSION_ID, 4, "by hand")]
+        assert await stored_gaps(connection) == [(4, 5, "lost")]
+        assert await connection.fetchval("SELECT array_agg(position ORDER BY position) FROM raw_eeg") == [
+            *range(4),
+            *range(5, 10),
+        ]  # nothing of the probe is left
+        assert await connection.fetchval("SELECT count(*) FROM sessions") == 1
+
+
+@pytest.mark.parametrize("sqlstate", ["53200", "25006", "23514"])
+@pytest.mark.parametrize("table", OF_TABLES)
+async def test_a_table_that_takes_nothing_is_waited_for_and_nothing_is_dead_lettered(
+    database_url: str, table: str, sqlstate: str
+) -> None:
+    record = OF_TABLES[table]
+    async with opened(database_url) as storage, connected(database_url) as connection:
+        await connection.execute(REFUSE.format(table=table, condition="true", sqlstate=sqlstate))
+        for is_alone in (False, True, True):
+            with pytest.raises(StorageError):
+                await storage.write(batch(0, 9, record), is_alone=is_alone)
+            await storage.open()
+        assert await dead_letters(connection) == []
+        assert await storage.position(WRITER_ID) == 0
+        await connection.execute(f"DROP TRIGGER refuse ON {table}")
+        assert (await storage.write(batch(0, 9, record), is_alone=True)).n_dead_letters == 0
+        assert await connection.fetchval(f"SELECT count(*) FROM {table}") == (10 if table == "raw_eeg" else 1)
+
+
+async def test_a_locked_table_is_no_records_fault(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transaction_module, "LIMITS_ALONE", "; SET LOCAL lock_timeout = '50ms'")
+    async with opened(database_url) as storage, connected(database_url) as other:
+        async with other.transaction():
+            await other.execute("LOCK TABLE raw_eeg")
+            with pytest.raises(StorageError, match="55P03"):
+                await storage.write(batch(0, 9, SESSION, chunk(0)), is_alone=True)
+        await storage.open()
+        assert (await storage.write(batch(0, 9, SESSION, chunk(0)), is_alone=True)).durable == {SESSION_ID: 1}
+        assert await dead_letters(other) == []
+
+
+async def test_a_record_that_takes_too_long_by_itself_is_dead_lettered(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transaction_module, "LIMITS_ALONE", "; SET LOCAL statement_timeout = '50ms'")
+    async with opened(database_url) as storage, connected(database_url) as connection:
+        condition = "NEW.position = 4 AND pg_sleep(10) IS NOT NULL"
+        await connection.execute(REFUSE.format(table="raw_eeg", condition=condition, sqlstate="XX000"))
+        written = await storage.write(batch(0, 9, SESSION, chunk(0, 10)), is_alone=True)
+        assert (written.n_dead_letters, written.durable) == (1, {SESSION_ID: 10})
+        assert "statement timeout" in (await dead_letters(connection))[0][3]
+
+
+# The outcome of a batch in doubt.
+
+
+async def test_the_outcome_of_a_batch_says_what_it_made_durable_or_that_it_never_will(any_database_url: str) -> None:
+    async with opened(any_database_url) as storage, connected(any_database_url) as connection:
+        first, second = batch(0, 9, SESSION, chunk(0, 5)), batch(9, 20, chunk(5, 5), gap(10, 12))
+        assert await storage.outcome(first) is None
+        await storage.write(first)
+        assert (await storage.outcome(first)) == Written({SESSION_ID: 5})
+        assert await storage.outcome(second) is None
+        await storage.write(second)
+        assert (await storage.outcome(second)) == Written({SESSION_ID: 12})
+        with pytest.raises(Moved) as caught:
+            await storage.outcome(first)
+        assert caught.value.position == 20
+        await resume(connection)
+        assert (await storage.outcome(second)) == Written({}, {(SESSION_ID, 0)})
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize("commits", [False, True])
+async def test_the_outcome_is_not_told_while_a_backend_may_still_commit(
+    database_url: str, is_known: bool, commits: bool
+) -> None:
+    async with opened(database_url) as storage, connected(database_url) as zombie, connected(database_url) as other:
+        start = 9 if is_known else 0
+        if is_known:
+            await storage.write(batch(0, 9, SESSION))
+        transaction = zombie.transaction()
+        await transaction.start()
+        await zombie.execute(CLAIM.format(writer_id=WRITER_ID, start=start, end=20))
+        asked = asyncio.create_task(storage.outcome(batch(start, 20, chunk(0))))
+        await _until_waiting(other, 1)
+        await (transaction.commit() if commits else transaction.rollback())
+        assert (await asked is not None) == commits
+
+
+# Limits of the session.
+
+
+async def test_no_limit_of_the_session_ends_a_batch_and_each_is_as_it_was_afterwards(database_url: str) -> None:
+    async with opened(database_url) as storage, connected(database_url) as other:
+        names = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"]
+        names += ["transaction_timeout"] if other.get_server_version().major >= 17 else []
+        limited = storage._connection
+        await limited.execute(";".join(f"SET {name} = '40ms'" for name in names))
+        await storage.write(batch(0, 9, SESSION))
+        each_way: list[Record | Chunk] = [SESSION, chunk(0)]  # to begin a transaction
+        for number, what in enumerate(each_way, start=9):
+            async with other.transaction():
+                await other.execute("LOCK TABLE raw_eeg, sessions")
+                writing = asyncio.create_task(storage.write(batch(number, number + 1, what, chunk(number))))
+                await _until_waiting(other, 1)
+                await other.execute("SELECT pg_sleep(0.1)")
+            await writing
+        assert storage._connection is limited
+        assert [await limited.fetchval(f"SHOW {name}") for name in names] == ["40ms"] * len(names)
 
 
 async def test_what_is_fenced_is_not_dead_lettered(any_database_url: str) -> None:

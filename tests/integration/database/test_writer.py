@@ -487,6 +487,54 @@ async def test_an_outage_is_noticed_without_a_write(
     assert len([message for message in caplog.messages if "no hypertables" in message]) == 1
 
 
+# What cannot be done at once.
+
+TOO_MANY = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN
+    IF (SELECT count(*) FROM new) > 100 THEN RAISE 'out of shared memory' USING ERRCODE = '53200'; END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER refuse AFTER INSERT ON raw_eeg REFERENCING NEW TABLE AS new FOR EACH STATEMENT EXECUTE FUNCTION refuse()
+"""
+SLOW = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.01); RETURN NEW; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON raw_eeg FOR EACH ROW EXECUTE FUNCTION refuse()
+"""
+ONE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN IF NEW.position = 104 THEN RAISE 'by hand' USING ERRCODE = 'XX000'; END IF; RETURN NEW; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON raw_eeg FOR EACH ROW EXECUTE FUNCTION refuse()
+"""
+
+
+@pytest.fixture(params=[(TOO_MANY, 1000, []), (SLOW, 100, []), (ONE, 200, [104])], ids=["locks", "slow", "one"])
+def cannot_be_done(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, int, list[int]]:
+    """A refusal as SQL, how many samples meet it, and the positions of those that no batch can write."""
+    if request.param[0] == SLOW:
+        monkeypatch.setattr(writer_module, "COMMAND_SECONDS", 0.3)
+    found: tuple[str, int, list[int]] = request.param
+    return found
+
+
+async def test_a_batch_that_cannot_be_done_is_done_in_parts_and_what_fails_alone_is_dead_lettered(
+    database_url: str, tmp_path: Path, cannot_be_done: tuple[str, int, list[int]]
+) -> None:
+    refusal, n_samples, refused = cannot_be_done
+    async with opened(database_url), connected(database_url) as connection:
+        await connection.execute(refusal)
+    async with recording(postgres(database_url), tmp_path) as recorder:
+        recorder.writer.record(SESSION)
+        for position in range(0, n_samples, 2):
+            recorder.writer.record_chunk(chunk(position, 2), 0)
+        assert await recorder.drain(30)
+        assert recorder.stats().dead_letters == len(refused)
+    assert await positions(database_url) == [position for position in range(n_samples) if position not in refused]
+    async with connected(database_url) as connection:
+        rows = await connection.fetch("SELECT position FROM dead_letters")
+        assert [row["position"] for row in rows] == refused
+
+
 # Housekeeping.
 
 

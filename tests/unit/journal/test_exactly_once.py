@@ -111,7 +111,12 @@ class Link(MemoryStorage):
         if self.world.is_away:
             raise StorageError("away")
 
-    async def write(self, batch: Batch) -> Written:
+    async def outcome(self, batch: Batch) -> Written | None:
+        self._check()
+        self.world.wait_for_locks(batch.writer_id, _sessions(batch))
+        return self.world.claim(batch)
+
+    async def write(self, batch: Batch, *, is_alone: bool = False) -> Written:
         self._check()
         self.waits_with = batch
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+from msgspec import structs
 
 from support.databases import until
 from support.files import damage
@@ -20,7 +21,7 @@ from zander.errors import StorageError
 from zander.journal import journal as journal_module
 from zander.journal import recorder as recorder_module
 from zander.journal import writer as writer_module
-from zander.journal.batch import Written
+from zander.journal.batch import Batch, Written
 from zander.journal.journal import Journals
 from zander.journal.recorder import Recorder, trim_heap
 from zander.journal.writer import JournalWriter
@@ -381,7 +382,7 @@ async def test_a_database_that_opens_but_takes_no_batch_is_not_online(storage: M
         assert not kept.online
 
 
-async def test_a_batch_whose_answer_was_lost_is_tried_as_it_was_and_told_as_durable(
+async def test_a_batch_whose_answer_was_lost_is_not_written_again_and_told_as_durable(
     storage: MemoryStorage, recorder: Record
 ) -> None:
     told: list[Written] = []
@@ -397,8 +398,7 @@ async def test_a_batch_whose_answer_was_lost_is_tried_as_it_was_and_told_as_dura
     kept.writer.record_chunk(chunk(0), 0)
     async with running(kept):
         await until(lambda: kept.stats().pending_records == 0)
-    first, again, following = storage.tried
-    assert first == again
+    first, following = storage.tried
     assert following[0] == first[1]
     assert of_session(storage) == [0, 1]
     assert [written.durable for written in told] == [{ORIGIN.session_id: 1}, {ORIGIN.session_id: 2}]
@@ -466,6 +466,78 @@ async def test_a_damaged_piece_of_the_journal_costs_no_more_than_itself(
         assert await kept.drain(5)
         assert kept.stats().pending_bytes == 0
     assert of_session(storage) == [0, 1, 2, 3, 4, *range(10, 20)]
+
+
+# A batch that cannot be done.
+
+
+def refuse_beyond(n_records: int, storage: MemoryStorage) -> None:
+    def refuse(batch: Batch) -> None:
+        if batch.n_records > n_records:
+            raise StorageError("out of shared memory")
+
+    storage.refuse = refuse
+
+
+async def test_a_batch_that_is_too_much_is_done_in_smaller_ones_which_grow_again(
+    storage: MemoryStorage, recorder: Record
+) -> None:
+    kept = recorder(max_records=1)
+    refuse_beyond(10, storage)
+    for position in range(1000):
+        kept.writer.record_chunk(chunk(position), 0)
+    async with running(kept):
+        await until(lambda: of_session(storage)[-1:] >= [500])
+        assert max(sizes(storage)) <= 10
+        assert not any(first == again for first, again in pairwise(storage.tried))
+        storage.refuse = lambda batch: None
+        assert await kept.drain(5)
+        assert of_session(storage) == list(range(1000))
+        assert max(sizes(storage)) > 20
+        while kept.journals.batch_bytes < journal_module.BATCH_BYTES:
+            position += 1
+            kept.writer.record_chunk(chunk(position), 0)
+            assert await kept.drain(5)
+    assert kept.stats().dead_letters == 0
+
+
+@pytest.mark.parametrize("n_samples", [1, 200])
+async def test_a_record_that_fails_by_itself_is_asked_about_and_waits_for_as_long_as_it_has_to(
+    storage: MemoryStorage, recorder: Record, n_samples: int
+) -> None:
+    kept = recorder(max_records=1)
+    refuse_beyond(0, storage)
+    for position in range(0, 10 * n_samples, n_samples):
+        kept.writer.record_chunk(chunk(position, n_samples), 0)
+    async with running(kept):
+        await until(lambda: storage.is_alone)
+        n_tried = len(storage.tried)
+        await until(lambda: len(storage.tried) > n_tried + 5)
+        assert len(set(storage.tried[n_tried:])) == 1, "the record behind it was tried"
+        assert not kept.online
+        storage.refuse = lambda batch: None
+        assert await kept.drain(5)
+        assert not storage.is_alone
+    assert of_session(storage) == list(range(10 * n_samples))
+
+
+async def test_records_of_any_size_are_divided_down_to_the_one_that_fails(
+    storage: MemoryStorage, recorder: Record
+) -> None:
+    kept = recorder(max_records=1)
+    sessions = [structs.replace(SESSION, device_info=f'"{"x" * 7**n}"') for n in range(6)]
+
+    def refuse(batch: Batch) -> None:
+        if sessions[3].session_id in batch.sessions and batch.n_records > 1:
+            raise StorageError("no")
+
+    storage.refuse = refuse
+    for session in sessions:
+        kept.writer.record(session)
+    async with running(kept):
+        assert await kept.drain(5)
+    assert set(sizes(storage)) == {1}
+    assert [batch.sessions[ORIGIN.session_id] for batch in storage.batches] == sessions
 
 
 # What dead processes left.
