@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import os
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from time import monotonic, time
 from typing import Self
 from uuid import UUID
 
+from zander.journal.arrivals import Arrivals
 from zander.journal.batch import Batch
 from zander.journal.log import Log
 from zander.journal.pgcopy import decode_rows
@@ -65,6 +70,7 @@ class Journal:
         self.writer_id = writer_id = uuid.UUID(lock.path.stem)
         self.offset = offset
         self.is_open = True
+        self.arrivals = Arrivals()
         self._lock = lock
         self.log = Log(folder, str(writer_id), segment_bytes=segment_bytes, ahead=ahead)
 
@@ -84,7 +90,19 @@ class Journal:
     def commit(self, offset: int) -> None:
         """Set what is in the database: everything before `offset`. Delete the files it was in."""
         self.offset = offset
+        self.arrivals.commit(offset, self.log.end, monotonic())
         self.log.forget(offset, _in_a_thread)
+
+    @property
+    def oldest_s(self) -> float:
+        """When the oldest pending record came, on the monotonic clock; infinite when there is none."""
+        return self.arrivals.oldest_s if self.n_pending_bytes else math.inf
+
+    def keep_oldest(self) -> None:
+        """Note in the lock file's time since when something is pending, for whoever finds this journal an orphan."""
+        age_s = max(0.0, monotonic() - self.oldest_s)  # 0 when nothing is
+        with suppress(OSError):
+            os.utime(self._lock.path, (time() - age_s,) * 2)
 
     def close(self) -> None:
         """Close the files. Pending records stay for the next process; without any, the files are deleted."""
@@ -123,6 +141,7 @@ def orphans(folder: Path) -> list[Journal]:
 
 
 def _age(path: Path) -> float:
+    """Return since when something is pending in the journal of a lock file, seconds since 1970."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:  # its process ended just now, or another adopted it
@@ -138,6 +157,7 @@ def _adopt(folder: Path, path: Path) -> Journal | None:
         journal.commit(0)
         journal.close()
         return None
+    journal.arrivals.note(0, monotonic() - max(0.0, time() - _age(path)))
     log.warning("%d bytes in the journal of a process that died are written to the database", journal.log.n_bytes)
     return journal
 
@@ -167,6 +187,11 @@ class Journals:
     def n_pending_bytes(self) -> int:
         """Bytes that are not in the database yet, of all journals."""
         return sum(journal.n_pending_bytes for journal in (*self.orphans, self.own))
+
+    @property
+    def oldest_s(self) -> float:
+        """When the oldest record came that is not in the database; infinite when there is none."""
+        return min(journal.oldest_s for journal in (*self.orphans, self.own))
 
     @property
     def batch_bytes(self) -> int:

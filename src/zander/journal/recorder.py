@@ -30,6 +30,7 @@ FIRST_SECONDS = 0.1  # of the pauses between two attempts
 MAX_SECONDS = 5.0
 DRAINING_PAUSE_SECONDS = 0.2
 MAX_REASONS = 5
+STALLED_SECONDS = 10.0  # a batch takes milliseconds, a large one a second: for a lock, say, it waits much longer
 MAX_FAILURES = 2  # of a record in a batch of its own, before it is asked whether the record is to blame
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,9 @@ class RecorderStats(Struct):
     pending_bytes: Annotated[
         int, Meta(description="in the journal and not yet committed, what dead processes left included")
     ] = 0
-    oldest_pending_seconds: Annotated[float, Meta(description="how long the oldest has waited")] = 0.0
+    oldest_pending_seconds: Annotated[
+        float, Meta(description="how long the oldest has waited, what dead processes left included")
+    ] = 0.0
     journal_bytes: Annotated[int, Meta(description="what the journal takes on the disk")] = 0
     written_records: Annotated[int, Meta(description="committed")] = 0
     written_batches: Annotated[int, Meta(description="commits")] = 0
@@ -58,10 +61,7 @@ class RecorderStats(Struct):
 
 
 class Recorder:
-    """The way from the journals to the database. `online`: the database can be written to.
-
-    `on_written` is called with the result of each batch.
-    """
+    """The way from the journals to the database; `on_written` is called with the result of each batch."""
 
     def __init__(
         self,
@@ -73,13 +73,13 @@ class Recorder:
         linger_seconds: float,
         on_written: Callable[[Written], None],
     ) -> None:
-        self.online = False
         self.journals = journals
         self.writer = writer
         self._store = store
         self._max_seconds = max_seconds
         self._linger_seconds = linger_seconds
         self._on_written = on_written
+        self._is_online = False
         self._attempt: Attempt | None = None  # to write a batch, until its outcome is known
         self._read_s = -math.inf  # when the last batch was read
         self._pinged_s = -math.inf
@@ -87,6 +87,11 @@ class Recorder:
         self._drained = asyncio.Event()
         self._outage = Outage()
         self._counts = RecorderStats()
+
+    @property
+    def online(self) -> bool:
+        """Whether the database can be written to: it answers, and no batch has waited in it for STALLED_SECONDS."""
+        return self._is_online and not (self._attempt and monotonic() >= self._attempt.began_s + STALLED_SECONDS)
 
     def stats(self) -> RecorderStats:
         """Return the counts as of now."""
@@ -97,7 +102,7 @@ class Recorder:
             taking=writer.takes,
             pending_records=writer.n_pending,
             pending_bytes=journals.n_pending_bytes,
-            oldest_pending_seconds=monotonic() - writer.oldest_s if writer.n_pending else 0.0,
+            oldest_pending_seconds=max(0.0, monotonic() - min(writer.oldest_s, journals.oldest_s)),
             journal_bytes=journals.n_bytes,
             dropped_records=writer.n_refused,
         )
@@ -216,6 +221,7 @@ class Recorder:
             if monotonic() >= self._pinged_s + PING_SECONDS:
                 self._pinged_s = monotonic()
                 self.writer.retry()
+                self.journals.own.keep_oldest()
                 await self._store.ping()
             self.writer.wake.clear()
             seconds = self._seconds_until_due()
@@ -258,14 +264,15 @@ class Recorder:
         self._on_written(written)
 
     def _note_online(self) -> None:
-        self.online = True
+        self._is_online = True
         self._outage.over(self.journals.own.n_pending_bytes)
 
     async def _pause(self, error: Exception) -> None:
         """Wait before the next attempt, a shorter time during a drain."""
-        self.online = False
+        self._is_online = False
         self._counts.last_error = error_text(error)
         self.writer.retry()
+        self.journals.own.keep_oldest()
         seconds = self._outage.note(error)
         if self._draining.is_set():
             await asyncio.sleep(min(seconds, DRAINING_PAUSE_SECONDS))
@@ -276,7 +283,7 @@ class Recorder:
 
 
 class Attempt:
-    """An attempt to write a batch. `n_failures`: of a single record before, in a batch of its own.
+    """An attempt to write a batch, since `began_s`. `n_failures`: of a single record before, in a batch of its own.
 
     `is_in_doubt`: nobody knows whether it is committed. `has_failed`: else `run` was cancelled meanwhile.
     """
@@ -284,6 +291,7 @@ class Attempt:
     def __init__(self, batch: Batch, n_failures: int) -> None:
         self.batch = batch
         self.n_failures = n_failures
+        self.began_s = monotonic()
         self.is_in_doubt = False
         self.has_failed = False
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from time import monotonic
 
 from zander.journal.journal import Journals
@@ -25,14 +26,13 @@ log = logging.getLogger(__name__)
 class JournalWriter:
     """A RecordSink that appends to this process's own journal; all journals together may take `max_bytes` on disk.
 
-    Of what it took, `n_pending` records are not in the database yet, the oldest of them since `oldest_s`; `n_refused`
-    found no room. A sample counts as one record. `wake` is set when a batch may have become due: by the first pending
-    record, by `batch_records` of them, by one that is urgent, and when there is room again.
+    Of what it took, `n_pending` records are not in the database yet; `n_refused` found no room. A sample counts as one
+    record. `wake` is set when a batch may have become due: by the first pending record, by `batch_records` of them, by
+    one that is urgent, and when there is room again.
     """
 
     def __init__(self, journals: Journals, *, max_bytes: int, batch_records: int) -> None:
         self.n_pending = 0
-        self.oldest_s = 0.0
         self.n_refused = 0
         self.wake = asyncio.Event()
         self._journals = journals
@@ -40,9 +40,9 @@ class JournalWriter:
         self._max_bytes = max_bytes
         self._batch_records = batch_records
         self._n_in_batch = 0  # pending records that are being written
-        self._later_s = 0.0  # when the first of the others came
         self._urgent_end = 0  # offset after the last record that may not wait
         self._in_memory: list[Record] = []  # records that the disk did not take
+        self._in_memory_s = 0.0  # when the first of them came
         self._full_s: float | None = None  # since when
         self._tried_s = 0.0
         self._n_refused_before = 0
@@ -76,6 +76,7 @@ class JournalWriter:
     def record(self, record: SessionRecord | GapRecord) -> None:
         """Append a session's start or end, or a gap: even beyond the quota, and as soon as the disk takes it."""
         if self._in_memory or not self._append(frame(encode(record)), None):
+            self._in_memory_s = self._in_memory_s if self._in_memory else monotonic()
             self._in_memory.append(record)
         else:
             self._urgent_end = self._log.end  # somebody may wait for the end of a session
@@ -98,6 +99,11 @@ class JournalWriter:
         return len(self._in_memory)
 
     @property
+    def oldest_s(self) -> float:
+        """When the oldest record came that is not in the database, on the monotonic clock; infinite without any."""
+        return min(self._journals.own.oldest_s, self._in_memory_s if self._in_memory else math.inf)
+
+    @property
     def is_batch_due(self) -> bool:
         """Whether a batch is due whatever its age: it is full, or one of its records is urgent."""
         return self.n_pending >= self._batch_records or self._urgent_end > (self._journals.own.offset or 0)
@@ -105,13 +111,12 @@ class JournalWriter:
     def begin_batch(self, n_records: int) -> None:
         """Note that the oldest records are being written."""
         self._n_in_batch = min(n_records, self.n_pending)
-        self._later_s = monotonic()  # where some came while the batch was read
+        self._journals.own.arrivals.divide()
 
     def commit_batch(self) -> None:
         """Count the batch of the own journal as written."""
         is_written = not self._journals.own.n_pending_bytes  # to the end, of which some may have been damaged
         self.n_pending = self.n_in_memory if is_written else self.n_pending - self._n_in_batch
-        self.oldest_s = self._later_s
         self._n_in_batch = 0
 
     def set_limit(self, n_other_bytes: int) -> None:
@@ -132,19 +137,14 @@ class JournalWriter:
     def _count(self, n_records: int) -> None:
         n_before = self.n_pending
         self.n_pending = n_before + n_records
-        if n_before == self._n_in_batch:
-            self._later_s = monotonic()
-        if not n_before:
-            self.oldest_s = self._later_s
-            self.wake.set()
-        elif n_before < self._batch_records <= self.n_pending:
+        if not n_before or n_before < self._batch_records <= self.n_pending:
             self.wake.set()
 
     def _append(self, frames: bytes, limit: int | None) -> bool:
         try:
             if limit is not None and self._log.end > limit:
                 raise OSError(f"it has {self._log.n_bytes} bytes, its bound")
-            self._log.write(frames)
+            self._journals.own.arrivals.note(self._log.write(frames) - len(frames), monotonic())
         except OSError as error:
             self._close(error)
             return False
@@ -174,6 +174,7 @@ class JournalWriter:
         """Append the records in memory; False when the disk does not take them, or no more than them."""
         try:
             while self._in_memory:
+                self._journals.own.arrivals.note(self._log.end, self._in_memory_s)
                 self._log.append(encode(self._in_memory[0]))
                 self._in_memory.pop(0)
                 self._urgent_end = self._log.end

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -485,6 +486,29 @@ async def test_an_outage_is_noticed_without_a_write(
             fragile.start()
         await until(lambda: recorder.online)
     assert len([message for message in caplog.messages if "no hypertables" in message]) == 1
+
+
+async def test_a_lock_that_somebody_holds_is_an_outage_and_what_waits_for_it_is_as_old_as_it_is(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "STALLED_SECONDS", 0.2)
+    monkeypatch.setattr(writer_module, "COMMAND_SECONDS", 1.0)
+    async with recording(postgres(database_url), tmp_path) as recorder, connected(database_url) as other:
+        await until(lambda: recorder.online)
+        async with other.transaction():
+            await other.execute("LOCK TABLE raw_eeg")
+            began_s = monotonic()
+            for position in range(0, 1000, 10):
+                recorder.writer.record_chunk(chunk(position, 10), 0)
+            latest_s = monotonic()
+            await until(lambda: not recorder.online)
+            assert monotonic() < began_s + 1.0, "only the timeout of the command told it"
+            await until(lambda: recorder.stats().last_error)  # that came too: the batch is made smaller
+            assert monotonic() - latest_s <= recorder.stats().oldest_pending_seconds <= monotonic() - began_s
+        await until(lambda: recorder.stats().pending_records == 0)
+        assert recorder.online
+        assert (recorder.stats().oldest_pending_seconds, recorder.stats().dead_letters) == (0, 0)
+    assert await positions(database_url) == list(range(1000))
 
 
 # What cannot be done at once.

@@ -468,6 +468,27 @@ async def test_a_damaged_piece_of_the_journal_costs_no_more_than_itself(
     assert of_session(storage) == [0, 1, 2, 3, 4, *range(10, 20)]
 
 
+async def test_a_batch_that_waits_in_the_database_is_an_outage_before_it_is_given_up(
+    storage: MemoryStorage, recorder: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a lock that somebody holds."""
+    kept = recorder(max_records=1)
+    async with running(kept):
+        await until(lambda: kept.online)
+        monkeypatch.setattr(recorder_module, "STALLED_SECONDS", 0.05)
+        storage.gate.clear()
+        began_s = monotonic()
+        kept.writer.record_chunk(chunk(0), 0)
+        await until(lambda: storage.tried)
+        kept.writer.record_chunk(chunk(1), 0)
+        await until(lambda: not kept.online)
+        assert 0.05 <= kept.stats().oldest_pending_seconds <= monotonic() - began_s
+        storage.gate.set()
+        await until(lambda: kept.stats().pending_records == 0)
+        assert kept.online
+        assert kept.stats().oldest_pending_seconds == 0
+
+
 # A batch that cannot be done.
 
 
@@ -590,6 +611,33 @@ async def test_a_dead_process_whose_last_word_arrives_late_is_believed(
         await until(lambda: kept.stats().pending_bytes == 0)
     assert of_session(storage) == list(range(20))
     assert not messages(caplog, "the database is")
+    after.close()
+
+
+@pytest.mark.parametrize("waited_s", [0, 1000])
+async def test_what_a_dead_process_left_is_as_old_as_it_is(
+    storage: MemoryStorage, recorder: Record, tmp_path: Path, waited_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are not: it wrote to them until it died."""
+    dead = there(tmp_path)
+    left = recorder(journals=dead, max_records=1)
+    now_s = monotonic()
+    storage.go_away()
+    with monkeypatch.context() as patch:
+        patch.setattr(writer_module, "monotonic", lambda: now_s - waited_s)
+        left.writer.record_chunk(chunk(0, 10), 0)
+    left.writer.record_chunk(chunk(10, 10), 0)
+    async with running(left):
+        n_opened = storage.n_opened
+        await until(lambda: storage.n_opened > n_opened + 2)
+    die(dead)
+    after = there(tmp_path)
+    kept = recorder(journals=after)
+    assert waited_s <= kept.stats().oldest_pending_seconds <= monotonic() - now_s + waited_s + 0.1
+    storage.come_back()
+    async with running(kept):
+        await until(lambda: kept.stats().pending_bytes == 0)
+        assert kept.stats().oldest_pending_seconds == 0
     after.close()
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -243,6 +244,40 @@ def test_a_batch_is_due_from_an_urgent_record_until_that_is_committed(journals: 
     writer.record_chunk(chunk(1), 0)
     journals.own.commit(end)
     assert not writer.is_batch_due
+
+
+def test_what_a_batch_leaves_of_a_backlog_is_as_old_as_it_is(journals: Journals, clock: Clock) -> None:
+    writer = within(journals, 1 << 20)
+    began_s, ends = clock.now_s, list[int]()
+    for position in range(60):  # a minute
+        writer.record_chunk(chunk(position), 0)
+        ends.append(journals.own.log.end)
+        clock.now_s += 1
+    for n in (1, 20, 21, 59):
+        writer.begin_batch(n)
+        journals.own.commit(ends[n - 1])
+        writer.commit_batch()
+        assert writer.oldest_s == began_s + n
+    journals.own.commit(ends[9])  # the database was set back
+    assert writer.oldest_s == began_s + 59  # it is not known any more
+    journals.own.commit(ends[-1])
+    assert writer.oldest_s == math.inf
+
+
+def test_what_waits_in_memory_for_room_on_the_disk_is_as_old_as_it_is(
+    journals: Journals, clock: Clock, disk: Disk
+) -> None:
+    writer = within(journals, 1 << 20)
+    began_s, disk.is_full = clock.now_s, True
+    for _ in range(2):
+        writer.record(SESSION)
+        clock.now_s += 5
+    assert writer.oldest_s == began_s
+    disk.is_full = False
+    writer.retry()
+    assert (writer.n_in_memory, writer.oldest_s) == (0, began_s)
+    journals.own.commit(journals.own.log.end)
+    assert writer.oldest_s == math.inf
 
 
 def test_what_is_left_of_a_batch_is_as_old_as_the_first_record_that_came_after_it(
