@@ -17,6 +17,11 @@ from zander.database.migrations import LOCK, MAX_SECONDS, exclusive
 EXPIRY_LOCK = LOCK + 1
 ROWS_PER_DELETE = 20_000  # in one transaction: 0.1 s
 TABLES = ("raw_eeg", "predictions")  # they grow with time
+MAX_MOVED_BYTES = 64 << 20  # 300,000 samples, which a reconnect moves in 2 s; more is for `zander migrate`
+CREATE_HYPERTABLE = (
+    "SELECT create_hypertable('{table}', 'timestamp', chunk_time_interval => interval '1 day',"
+    " create_default_indexes => false, if_not_exists => true, migrate_data => true)"
+)
 
 
 class Tuning(NamedTuple):
@@ -107,17 +112,23 @@ class _Tuner:
 
     async def tune(self, table: str, timescale: _Timescale, retention_days: float | None, after_hours: float) -> bool:
         """Tune one table; False when Zander has to delete what is too old."""
-        is_hypertable = await self.attempt(
-            f"SELECT create_hypertable('{table}', 'timestamp', chunk_time_interval => interval '1 day',"
-            " create_default_indexes => false, if_not_exists => true, migrate_data => true)"
-        )
-        if not is_hypertable:
+        if await self._is_large(table):
+            self.failures.append(f"{table} is a large plain table: run `zander migrate`, which makes it a hypertable")
+            return False
+        if not await self.attempt(CREATE_HYPERTABLE.format(table=table)):
             return False
         if not timescale.has_columnstore:
             self.failures.append("no columnstore with this version and licence; retention by dropping chunks")
             return False
         await self._keep_columnstore(table, after_hours)
         return await self._keep_retention(table, retention_days)
+
+    async def _is_large(self, table: str) -> bool:
+        """Return whether a table is plain, and has too many rows to be moved while the nodes wait."""
+        if await is_hypertable(self.connection, table):
+            return False
+        n_bytes = await self.connection.fetchval("SELECT pg_total_relation_size($1::text::regclass)", table)
+        return bool(n_bytes > MAX_MOVED_BYTES)
 
     async def _keep_columnstore(self, table: str, after_hours: float) -> None:
         """Convert chunks older than `after_hours` to the columnstore."""

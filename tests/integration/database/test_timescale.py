@@ -9,8 +9,9 @@ import pytest
 from support.databases import connected
 from support.services import PostgresServer
 from zander.database import timescale as timescale_module
+from zander.database.hypertables import convert_at
 from zander.database.migrations import migrate
-from zander.database.timescale import EXPIRY_LOCK, TABLES, delete_expired, tune
+from zander.database.timescale import EXPIRY_LOCK, TABLES, delete_expired, is_hypertable, tune
 
 INSERT_RAW = """
 INSERT INTO raw_eeg
@@ -154,6 +155,44 @@ async def test_rows_of_a_plain_table_move_into_the_hypertable(timescale_url: str
         assert (await tune(connection, None, 24.0)).complete
         assert await connection.fetchval("SELECT count(*) FROM raw_eeg") == 10
         assert await connection.fetchval("SELECT count(*) FROM show_chunks('raw_eeg')") >= 9
+
+
+async def test_a_large_plain_table_is_left_to_the_command_which_makes_it_a_hypertable(
+    timescale_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timescale_module, "MAX_MOVED_BYTES", 100_000)
+    said: list[str] = []
+    async with connected(timescale_url) as connection:
+        await migrate(connection)
+        many = INSERT_RAW.replace(
+            "FROM generate_series(0, 9) AS n", "FROM (SELECT i % 10 FROM generate_series(1, 10000) i) AS of (n)"
+        )
+        await connection.execute(many)
+        tuning = await tune(connection, 30.0, 24.0)
+        assert "raw_eeg is a large plain table: run `zander migrate`" in tuning.sentence
+        assert not tuning.complete
+        assert not tuning.expires
+        assert not await is_hypertable(connection, "raw_eeg")
+        assert await is_hypertable(connection, "predictions")
+        assert await tune(connection, 30.0, 24.0) == tuning  # logged once
+    await convert_at(timescale_url, 30.0, 24.0, said.append)
+    async with connected(timescale_url) as connection:
+        assert await is_hypertable(connection, "raw_eeg")
+        assert await connection.fetchval("SELECT count(*) FROM raw_eeg") == 10_000
+        assert (await policies(connection))["raw_eeg"] == {"compress_after": "24:00:00", "drop_after": "720:00:00"}
+        assert (await tune(connection, 30.0, 24.0)).sentence == said[-1]
+    assert [sentence.partition(" ")[0] for sentence in said] == ["raw_eeg:", "raw_eeg:", "TimescaleDB"]
+    assert "nobody reads or writes the table" in said[0]
+    await convert_at(timescale_url, 30.0, 24.0, said.append)
+    assert said[-1] == said[-2], "it is done"
+
+
+async def test_the_command_finds_nothing_to_do_on_a_plain_server(database_url: str) -> None:
+    async with connected(database_url) as connection:
+        await migrate(connection)
+    said: list[str] = []
+    await convert_at(database_url, 30.0, 24.0, said.append)
+    assert said == []
 
 
 async def test_the_policies_do_what_they_say(timescale_url: str) -> None:
