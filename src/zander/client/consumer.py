@@ -153,7 +153,8 @@ class Consumer(Connection):
     ) -> None:
         """Send a prediction to the user's relay; `version` and `id` are further fields.
 
-        With an `id`, a `prediction_ack` comes among the events. ConnectionLost without a connection.
+        With an `id`, a `prediction_ack` comes among the events, and in any case an `error` where it is refused, as over
+        64 KiB of JSON. ConnectionLost without a connection.
         """
         if self._socket is None:
             raise ConnectionLost("not connected")

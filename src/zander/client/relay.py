@@ -36,6 +36,11 @@ def _ignore(*_: object) -> None:
     pass
 
 
+def _log_error(message: Message) -> None:
+    if message["type"] == "error":
+        log.warning("the server says %s: %s", message.get("code"), message.get("message"))
+
+
 class Relay(Connection):
     """The relay's end, `/stream`: sends a user's samples and features.
 
@@ -46,9 +51,10 @@ class Relay(Connection):
     again by itself, goes on with its session, and sends again what is not durable: `on_connected` is called each time
     with how many samples that are, `on_lost` with each failure and the pause that follows, in s.
 
-    `on_message` is called with what the server sends (`prediction`, `error`, …); if that raises, the connection ends
-    and the next `send_…` raises it. Once the server has refused this relay, or another one took over, `send_…` raises
-    Rejected. SpoolError when the folder is used by another process, or has samples of another user or device.
+    `on_message` is called with what the server sends (`prediction`, `error`, …), and by default logs each error; if it
+    raises, the connection ends and the next `send_…` raises that. Once the server has refused this relay, or another
+    one took over, `send_…` raises Rejected. SpoolError when the folder is used by another process, or has samples of
+    another user or device.
     """
 
     def __init__(
@@ -60,7 +66,7 @@ class Relay(Connection):
         *,
         spool: Path | None = None,
         spool_bytes: int = SPOOL_BYTES,
-        on_message: Callable[[Message], None] = _ignore,
+        on_message: Callable[[Message], None] = _log_error,
         on_lost: Callable[[ConnectionLost, float], None] = _ignore,
         on_connected: Callable[[int], None] = _ignore,
         on_drop: Callable[[int, int], None] = _ignore,
@@ -177,7 +183,10 @@ class Relay(Connection):
         await self._add(values, position, time_us, None if binary else "samples")
 
     async def send_features(self, features: Mapping[str, Any]) -> None:
-        """Send `workload`, `confidence`, `band_powers`, `metrics`, …; ConnectionLost without a connection."""
+        """Send `workload`, `confidence`, `band_powers`, `metrics`, …; ConnectionLost without a connection.
+
+        Over 64 KiB of JSON they are answered with an `error`, `too_large`.
+        """
         self._check()
         if self._socket is None or not self._is_connected:
             raise ConnectionLost("not connected")

@@ -4,7 +4,7 @@ Whatever is offered, a consumer gets samples in position order, none twice, and 
 its cursor is cut off, so whoever offers may do so again.
 
 When the outbox is full, the oldest raw makes room and a gap is announced in its place; everything else is kept, until
-it alone is more than the bound: then the consumer is closed.
+it alone is more than the bound: then the consumer is closed. One note never is that, however large.
 """
 
 from __future__ import annotations

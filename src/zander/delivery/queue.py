@@ -61,10 +61,14 @@ class SendQueue:
         self.nbytes += n_bytes
 
     def shrink(self, max_bytes: int) -> bool:
-        """Drop the oldest raw until `max_bytes` are left; False when everything else alone is more."""
+        """Drop the oldest raw until `max_bytes` are left; False when everything else alone is more.
+
+        A last note that is larger than the bound by itself does not count: its client was slow at nothing.
+        """
         while self.nbytes > max_bytes and self._raw:
             self._drop()
-        return self.nbytes <= max_bytes
+        newest_bytes = self._notes[-1][1] if self._notes else 0
+        return self.nbytes - (newest_bytes if newest_bytes > max_bytes else 0) <= max_bytes
 
     def take(self) -> list[str | bytes]:
         """Take frames for about TAKE_BYTES, in order; none when nothing waits."""

@@ -22,7 +22,7 @@ from zander.streams.clock import now_us
 from zander.streams.session import MAX_AGE_US
 from zander.streams.stream import Stream, Streams
 from zander.wire.chunk import Chunk, RawIn
-from zander.wire.codec import PredictionIn, dumps, refuse_deep, to_us
+from zander.wire.codec import PredictionIn, dumps_note, refuse_deep, to_us
 from zander.wire.messages import Auth, DeviceInfo, Features, Gap, Note, Status
 
 
@@ -111,22 +111,25 @@ class Ingest:
             self._take_in(stream, gap, accepted)
 
     def take_features(self, stream: Stream, features: Features, fields: dict[str, Any]) -> None:
-        """Take features in; `fields` is the whole message. BadMessage when its time is out of range."""
+        """Take features in; `fields` is the whole message. BadMessage: their time is out of range, or too large."""
         if not stream.online:
             return
         session = stream.session
         time_us = session.check_time(to_us(features.timestamp), now_us())
         data = {name: value for name, value in fields.items() if name not in ("type", "timestamp")}
         who = {"user_id": session.user_id, "session_id": session.session_id, "timestamp": time_us / 1e6}
-        self._share(stream, Note("features", time_us, dumps({"type": "features"} | data | who)))
+        self._share(stream, Note("features", time_us, dumps_note({"type": "features"} | data | who)))
         self._recording.features(session, data, features.confidence, time_us)
 
     def take_prediction(self, stream: Stream, incoming: PredictionIn, sender: str) -> bool:
-        """Take in a consumer's prediction and give it to the relay; True if there is one. BadMessage: too deep."""
+        """Take in a consumer's prediction and give it to the relay; True if there is one.
+
+        BadMessage: too deep or too large.
+        """
         refuse_deep(incoming.fields)
         session, time_us = stream.session, now_us()
         who = {"user_id": session.user_id, "timestamp": time_us / 1e6}
-        note = Note("prediction", time_us, dumps(incoming.fields | who), sender)
+        note = Note("prediction", time_us, dumps_note(incoming.fields | who), sender)
         if stream.relay:
             stream.relay.say(note.text)
         self._share(stream, note)

@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from zander.wire.chunk import MAX_POSITION, Chunk
 
 MAX_MESSAGE_BYTES = 1 << 20
+MAX_NOTE_BYTES = 64 << 10  # of features or a prediction, as they leave: what clients and the buffers take at once
 MAX_CHANNELS = 1024
 MIN_RATE_HZ, MAX_RATE_HZ = 0.001, 100_000.0
 MAX_MICROVOLTS = 3.4028235677973362e38  # the last double that still becomes a float32, and not infinity

@@ -107,6 +107,17 @@ async def test_features_keep_every_field_and_say_whose_they_are(node: Node, user
         assert (message["user_id"], message["session_id"]) == (user, edge.session_id)
 
 
+async def test_features_that_are_too_large_on_their_way_out_are_refused_and_close_nobody(node: Node, user: str) -> None:
+    async with relay(node.ws, user) as edge, consumer(node.ws, user, "?types=features") as azure:
+        await edge.send('{"type":"features","x":[' + ",".join(["1e15"] * 4000) + "]}")  # 20 kB in, 76 kB out
+        error = await edge.receive()
+        assert (error["type"], error["code"]) == ("error", "too_large")
+        assert "65536" in error["message"]
+        await edge.send({"type": "features", "x": "y" * 65_000})
+        assert (await azure.receive())["x"] == "y" * 65_000
+        assert node.get(f"/buffer/{user}/stats")[1]["bad_messages"] == 1
+
+
 async def test_a_clock_probe_is_answered_with_three_times(node: Node, user: str) -> None:
     async with relay(node.ws, user) as edge:
         await edge.send({"type": "ping", "t0": 12.5})

@@ -137,6 +137,28 @@ async def test_each_bad_prediction_gets_its_error_and_disturbs_nothing(node: Nod
         assert await azure.close_code() == 4500
 
 
+async def test_a_prediction_that_is_too_large_on_its_way_out_is_refused_and_closes_nobody(
+    start_node: Callable[..., Node], user: str
+) -> None:
+    own = start_node(outbox_max_bytes=1024)  # less than one note may have
+    prediction = {"type": "prediction", "prediction_type": "a", "classifier_name": "b", "data": {}, "id": 1}
+    types = "?types=prediction"
+    async with (
+        relay(own.ws, user) as edge,
+        consumer(own.ws, user, types) as azure,
+        consumer(own.ws, user, types) as other,
+    ):
+        text = json.dumps(prediction)
+        await azure.send(text.replace("{}", '{"x":[' + ",".join(["1e15"] * 60_000) + "]}"))
+        assert await azure.receive() == {"type": "prediction_ack", "id": 1, "delivered": False}
+        assert (await azure.receive())["code"] == "too_large"
+        large = prediction | {"data": {"x": "y" * 65_000}}
+        await azure.send(large)
+        assert await azure.receive() == {"type": "prediction_ack", "id": 1, "delivered": True}
+        assert (await edge.receive())["data"] == large["data"]
+        assert (await other.receive())["data"] == large["data"]
+
+
 async def test_a_prediction_for_a_user_nobody_knows_is_not_delivered_and_an_error(node: Node, user: str) -> None:
     async with consumer(node.ws, user) as azure:
         await azure.send({"type": "prediction", "prediction_type": "a", "classifier_name": "b", "data": {}, "id": 1})

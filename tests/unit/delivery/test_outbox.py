@@ -551,6 +551,19 @@ async def test_notes_alone_beyond_the_bound_close_it_as_too_slow() -> None:
     assert outbox.closed.result() == CloseCode.TOO_SLOW
 
 
+async def test_one_note_that_is_larger_than_the_bound_closes_nobody_who_keeps_up() -> None:
+    outbox = Outbox("me", max_bytes=1000)
+    for n_waiting in (0, 1):
+        for i in range(n_waiting):
+            outbox.offer(note(f"{i}", n_bytes=500))
+        outbox.offer(note("big", n_bytes=5000))
+        assert not outbox.closed.done()
+        assert seen(outbox.take()) == [*(f"{i}" for i in range(n_waiting)), "big"]
+    for _ in range(2):
+        outbox.offer(note("big", n_bytes=5000))
+    assert outbox.closed.result() == CloseCode.TOO_SLOW
+
+
 async def test_one_chunk_beyond_the_bound_is_a_hole() -> None:
     outbox = Outbox("me", format="binary", max_bytes=1000)
     outbox.offer(chunk(0, 500))

@@ -193,6 +193,7 @@ ERROR_CODES = {
     "bad_json": "not JSON",
     "bad_message": "not a message of this protocol: an unknown type, a missing field, a value of the wrong type",
     "bad_value": "a value out of its range: infinity, U+0000, a device_info that is too large",
+    "too_large": f"features or a prediction over {messages.MAX_NOTE_BYTES >> 10} KiB, as JSON on its way out",
     "bad_length": "samples of different lengths, none at all, or a binary message that is too short or too long",
     "bad_header": "a binary message of another version, kind or dtype",
     "bad_channels": "not the session's number of channels",
@@ -254,6 +255,8 @@ RULES = {
     "Bad messages": (
         "A bad message is answered with one `error`, dropped and counted; the connection goes on.",
         f"After {MAX_BAD_MESSAGES} of them it is closed with {CloseCode.BAD_MESSAGES}.",
+        f"Features and predictions over {messages.MAX_NOTE_BYTES >> 10} KiB are refused: what counts is the JSON text "
+        "that the server sends on, with `user_id` and all it adds, and without white space.",
         f"A message over {messages.MAX_MESSAGE_BYTES >> 20} MiB closes it with {CloseCode.TOO_BIG}.",
     ),
 }
