@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections import deque
 from collections.abc import Iterator
 from time import monotonic
 from typing import Annotated, Any, Literal
@@ -12,11 +11,11 @@ from msgspec import Meta, Struct
 
 from zander.delivery.outbox import Outbox
 from zander.errors import CloseCode
-from zander.streams.notes import NO_NOTES, History
+from zander.streams.notes import History
 from zander.streams.ring import Ring, Run
 from zander.streams.session import Session
 from zander.wire.chunk import Chunk
-from zander.wire.codec import dumps
+from zander.wire.codec import dumps, memory_bytes
 from zander.wire.messages import DEVICE_IS, Ack, DeviceInfo, Gap, Item, Note, SessionId, Status, User
 
 SampleType = Literal["features", "raw", "prediction"]
@@ -70,6 +69,7 @@ class StreamStats(Struct):
     online: Annotated[bool, Meta(description="whether the relay is connected")]
     next_position: Annotated[int, Meta(description=NEXT_POSITION_IS)]
     bad_messages: Annotated[int, Meta(description="messages of this session that broke a rule and were dropped")]
+    bytes: Annotated[int, Meta(description="memory taken by all that is kept of the user: buffers and device_info")]
     raw: Annotated[BufferStats, Meta(description="the buffer of samples")]
     features: Annotated[BufferStats, Meta(description="the buffer of features")]
     prediction: Annotated[BufferStats, Meta(description="the buffer of predictions")]
@@ -99,8 +99,8 @@ class Stream:
         self.ring = Ring(buffer_samples, session.n_channels or 1, session.next_position)
         self.features = History(buffer_samples)
         self.predictions = History(buffer_samples)
-        self.n_notes = 0
-        self._recent = NO_NOTES
+        self.recent = History(RECENT_NOTES)  # of all kinds, in their order
+        self._device_bytes = memory_bytes(session.device_info)
         self._rates = Rates(3)
 
     @property
@@ -122,6 +122,18 @@ class Stream:
             self.relay.say(dumps(Ack(self.session.session_id, durable)))
 
     @property
+    def n_notes(self) -> int:
+        """How many features and predictions there were."""
+        return self.recent.n_written
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that all this takes."""
+        # The buffers by kind hold every recent note, unless they are the shorter ones.
+        alone = self.recent.nbytes if self.features.capacity < RECENT_NOTES else 0
+        return sum(buffer.nbytes for buffer in self.buffers) + alone + self._device_bytes
+
+    @property
     def buffers(self) -> tuple[Ring | History, ...]:
         """Raw, features, predictions."""
         return self.ring, self.features, self.predictions
@@ -138,10 +150,7 @@ class Stream:
 
     def note(self, note: Note) -> None:
         """Buffer features or a prediction."""
-        if not self.n_notes:
-            self._recent = deque(maxlen=RECENT_NOTES)
-        self.n_notes += 1
-        self._recent.append(note)
+        self.recent.write(note)
         if note.kind == "features":
             self.features.write(note)
         elif note.kind == "prediction":
@@ -157,11 +166,11 @@ class Stream:
         return [*notes, *self._with_gaps(self.chunks(self.ring.last(n)))]
 
     def items_since(self, position: int, n_notes: int) -> list[Item]:
-        """Return what came after the first `n_notes`, of the last RECENT_NOTES, and the samples from `position` on.
+        """Return what came after the first `n_notes` and is still in `recent`, and the samples from `position` on.
 
         What lies before the samples that memory still has is no gap.
         """
-        notes = list(self._recent)[max(0, len(self._recent) - (self.n_notes - n_notes)) :]
+        notes = self.recent.last(max(0, self.n_notes - n_notes))
         expected = max(position, self.ring.first_position)
         return [*notes, *self._with_gaps(self.chunks(self.ring.since(position)), expected)]
 
@@ -205,6 +214,7 @@ class Stream:
             online=self.online,
             next_position=session.next_position,
             bad_messages=session.n_bad,
+            bytes=self.nbytes,
             raw=raw,
             features=features,
             prediction=prediction,

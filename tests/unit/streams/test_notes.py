@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zander.streams.notes import MAX_BYTES, History
+from zander.streams.notes import MAX_BYTES, History, note_bytes
 from zander.wire.messages import Note
 
 
@@ -15,6 +15,9 @@ def filled(capacity: int, n: int) -> History:
     for time_us in range(n):
         history.write(note(time_us))
     return history
+
+
+EMPTY_BYTES = note_bytes(note(0, ""))
 
 
 def times_us(notes: list[Note]) -> list[int]:
@@ -41,15 +44,15 @@ def test_it_spans_from_the_oldest_to_the_newest() -> None:
 
 def test_the_oldest_make_room() -> None:
     history = filled(3, 5)
-    assert (len(history), history.n_written, history.nbytes) == (3, 5, 6)
+    assert (len(history), history.n_written, history.nbytes) == (3, 5, 3 * (EMPTY_BYTES + 2))
     assert times_us(history.last(3)) == [2, 3, 4]
 
 
 def test_long_ones_make_more_room() -> None:
     history = filled(1000, 10)
-    history.write(note(10, "x" * (MAX_BYTES - 4)))
+    history.write(note(10, "x" * (MAX_BYTES - 4 - 3 * EMPTY_BYTES)))
     assert times_us(history.last(1000)) == [8, 9, 10]
-    history.write(note(11, "x" * MAX_BYTES))
+    history.write(note(11, "x" * (MAX_BYTES - EMPTY_BYTES)))
     assert times_us(history.last(1000)) == [11]
     assert history.nbytes == MAX_BYTES
 
@@ -60,7 +63,15 @@ def test_one_that_is_longer_than_all_the_room_is_kept_alone() -> None:
     assert times_us(history.last(9)) == [3]
     history.write(note(4))
     assert times_us(history.last(9)) == [4]
-    assert history.nbytes == 2
+    assert history.nbytes == EMPTY_BYTES + 2
+
+
+def test_what_counts_is_the_memory_that_a_text_takes() -> None:
+    history = History(1000)
+    for time_us in range(20):
+        history.write(note(time_us, "x" * 65_000 + "🧠"))
+    assert times_us(history.last(1000)) == [16, 17, 18, 19]
+    assert 4 * 4 * 65_000 < history.nbytes <= MAX_BYTES
 
 
 def test_the_last_n_are_the_newest_oldest_first() -> None:

@@ -13,6 +13,7 @@ import pytest
 from support.clock import Clock
 from zander.delivery.outbox import Outbox
 from zander.errors import BadMessage, NotFound
+from zander.streams.notes import MAX_BYTES, note_bytes
 from zander.streams.query import Query, answer
 from zander.streams.session import Session
 from zander.streams.stream import RECENT_NOTES, Rates, Stream
@@ -123,6 +124,20 @@ async def test_what_was_noted_lately_can_be_asked_for_by_number(stream: Stream) 
     assert len(stream.items_since(0, RECENT_NOTES)) == 10
 
 
+async def test_recent_notes_are_bounded_in_bytes_and_everything_kept_is_counted() -> None:
+    for buffer_samples in (10, 1000):
+        stream = make_stream(DEVICE, buffer_samples)
+        at_first = stream.nbytes
+        assert at_first > sum(buffer.nbytes for buffer in stream.buffers)
+        for i in range(RECENT_NOTES):
+            stream.note(note("x" * 60_000, "prediction" if i % 2 else "features"))
+        assert stream.recent.nbytes <= MAX_BYTES
+        assert len(stream.items_since(0, 0)) == MAX_BYTES // 60_000
+        kept = {id(it): it for notes in (stream.features, stream.predictions, stream.recent) for it in notes.last(999)}
+        assert stream.nbytes - at_first >= sum(map(note_bytes, kept.values()))
+        assert stream.stats().bytes == stream.nbytes < 4 * MAX_BYTES
+
+
 async def test_what_the_ring_holds_becomes_chunks_of_the_session(stream: Stream) -> None:
     write(stream, 0, 3)
     write(stream, 5, 2)
@@ -197,6 +212,7 @@ async def test_stats_tell_everything_about_the_buffers(clock: Clock) -> None:
         "online": True,
         "next_position": 14,
         "bad_messages": 1,
+        "bytes": stream.nbytes,
         "raw": {
             "held": 10,
             "capacity": 10,
@@ -213,7 +229,7 @@ async def test_stats_tell_everything_about_the_buffers(clock: Clock) -> None:
             "rate": 0.1,
             "first_time": 1764000000.0,
             "last_time": 1764000000.0,
-            "bytes": len(note("f").text),
+            "bytes": note_bytes(note("f")),
             "gaps": 0,
             "duplicates": 0,
         },

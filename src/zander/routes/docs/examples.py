@@ -107,6 +107,7 @@ EXAMPLES: dict[str, Any] = {
         "online": True,
         "next_position": 5120,
         "bad_messages": 0,
+        "bytes": 44_000,
         "raw": _BUFFER,
         "features": _BUFFER | {"held": 40, "rate": 1.0, "bytes": 9600},
         "prediction": _BUFFER | {"held": 0, "rate": 0.0, "first_time": None, "last_time": None, "bytes": 0},
