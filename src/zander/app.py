@@ -31,6 +31,7 @@ from zander.journal.journal import FOLDER, Journals
 from zander.journal.recorder import Recorder
 from zander.journal.writer import JournalWriter
 from zander.routes import ROUTES
+from zander.routes.answers import Answers
 from zander.routes.context import Service, json_response
 from zander.settings import Settings
 from zander.streams.stream import Streams
@@ -39,6 +40,7 @@ CANCEL_SECONDS = 1.0
 READING_CONNECTIONS = 4
 RESUMING_CONNECTIONS = 2  # apart, so that no relay waits for somebody's history
 DRAIN_SECONDS = 5.0  # for the database, of the 15 s that a stop may take
+ERROR_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
     hub = Hub(ingest, subscribers, peers, buffer_keep_seconds=settings.buffer_keep_seconds)
     replays = Replays(hub, subscribers, sessions, writer)
     recorder = _recorder(settings, storage, journals, writer, ingest)
-    app.state.service = Service(settings, hub, recorder, sessions, History(reading), replays, monotonic())
+    app.state.service = Service(settings, hub, recorder, sessions, History(reading), replays, Answers(), monotonic())
     syncing = journals.keep_synced(settings.journal_fsync_seconds)
     async with _running(recorder.run()), _running(_tick(hub)), _running(syncing), _running(replays.run()):
         if cluster:
@@ -138,8 +140,7 @@ def _error(status: int, code: str, message: str, headers: dict[str, str] | None 
 
 async def _client_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ClientError)
-    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-    return _error(error.status, error.code, error.message, headers)
+    return _error(error.status, error.code, error.message, ERROR_HEADERS.get(error.status))
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

@@ -295,7 +295,7 @@ class World:
             on_written=self.ingest.on_written,
         )
         settings = Settings(outbox_max_bytes=story.outbox_bytes, buffer_samples=capacity)
-        stage.app.state.service = Service(settings, self.hub, self.recorder, self.archive, None, replays, 0.0)  # type: ignore[arg-type]
+        stage.app.state.service = Service(settings, self.hub, self.recorder, self.archive, None, replays, None, 0.0)  # type: ignore[arg-type]
         self.listener = Listener(stage.app)
         self._reactor = Reactor(asyncio.get_running_loop()) if native else None
         self._through: dict[Any, Any] = {}  # while nobody reads

@@ -23,9 +23,8 @@ from zander.delivery.outbox import Outbox
 from zander.delivery.subscribers import Subscribers
 from zander.errors import NotFound
 from zander.streams.clock import now_us
-from zander.streams.query import Query
+from zander.streams.query import Found, Query
 from zander.streams.stream import Stream, Streams, StreamSummary
-from zander.wire.bodies import Answer
 from zander.wire.messages import Status
 
 
@@ -78,9 +77,9 @@ class Cluster:
     async def join(self, outbox: Outbox, at_a_loss: bool) -> int | None:
         return await self.subscriptions.join(outbox, at_a_loss)
 
-    async def ask(self, query: Query) -> Answer:
+    async def ask(self, query: Query) -> Found:
         ask = messages.Ask(self._me, query)
-        return await self.calls.ask(self._owner(query.user_id), ask, lambda reply: reply.answer)
+        return await self.calls.ask(self._owner(query.user_id), ask, lambda reply: reply.found(query.user_id))
 
     async def predict(self, user_id: str, text: str, sender: str) -> bool:
         predict = messages.Predict(self._me, user_id, text, sender)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
 from msgspec import Struct
 
 from zander.cluster.directory import Holding
 from zander.errors import ClientError
-from zander.streams.query import Query
+from zander.streams.query import Found, Query
 from zander.streams.stream import StreamSummary
-from zander.wire.bodies import Answer
 from zander.wire.chunk import Chunk, Origin
 from zander.wire.messages import Gap, Item, Kind, Note, Reason
 
@@ -147,11 +148,32 @@ class AskStreams(_Call):
 
 
 class Answered(_Call):
-    """The answer to a query, to a prediction (delivered or not) or to AskStreams."""
+    """The answer to a prediction (delivered or not) or to AskStreams."""
 
-    answer: Answer = msgspec.field(default_factory=lambda: Answer(b""))
     delivered: bool = False
     streams: list[StreamSummary] = []
+
+
+class HasFound(_Call):
+    """The answer to a query: what is in the buffers."""
+
+    session_id: str
+    n_channels: int
+    channel_names: list[str] | None
+    events: list[Event]
+    text: str
+
+    @classmethod
+    def of(cls, node_id: str, found: Found) -> HasFound:
+        """Pack what was found."""
+        session_id, n_channels, channel_names, items, text = found
+        return cls(node_id, session_id, n_channels, channel_names, [to_event(item) for item in items], text)
+
+    def found(self, user_id: str) -> Found:
+        """Unpack it again."""
+        origin = Origin(user_id, self.session_id, 0.0)
+        items: Any = [from_event(event, origin) for event in self.events]
+        return Found(self.session_id, self.n_channels, self.channel_names, items, self.text)
 
 
 class Failed(_Call):
@@ -170,7 +192,7 @@ class Failed(_Call):
 
 News = Beat | Hello | State | Changed | Bye
 Call = Follow | Ask | Predict | AskStreams
-Reply = Followed | Answered | Failed
+Reply = Followed | HasFound | Answered | Failed
 Message = News | Call | Reply | Unfollow | Events
 
 _encoder = msgspec.msgpack.Encoder()

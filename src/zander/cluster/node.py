@@ -11,7 +11,7 @@ from zander.cluster import messages
 from zander.cluster.cluster import Cluster
 from zander.cluster.directory import Owner, Peer
 from zander.errors import NotFound
-from zander.streams.query import answer
+from zander.streams.query import find
 from zander.streams.stream import Stream, Streams
 from zander.wire.codec import PredictionIn, decode_prediction
 
@@ -70,7 +70,7 @@ class Node:
         match message:
             case messages.Events():
                 self._subscriptions.take(message)
-            case messages.Followed() | messages.Answered() | messages.Failed():
+            case messages.Followed() | messages.HasFound() | messages.Answered() | messages.Failed():
                 self._calls.resolve(message)
             case messages.Follow() | messages.Ask() | messages.Predict() | messages.AskStreams():
                 self._calls.answer(message, lambda: self._reply(message))
@@ -145,7 +145,7 @@ class Node:
         """Answer another node; NotFound when this one does not hold the user any more."""
         match question:
             case messages.Ask():
-                return messages.Answered(self._me, answer(self._held(question.query.user_id), question.query))
+                return messages.HasFound.of(self._me, find(self._held(question.query.user_id), question.query))
             case messages.Predict():
                 stream = self._held(question.user_id)
                 delivered = self._holder.take_prediction(stream, decode_prediction(question.text), question.sender)

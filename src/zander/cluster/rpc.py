@@ -31,7 +31,7 @@ class Calls:
     async def ask(self, node_id: str, question: messages.Call, then: Callable[[Any], T]) -> T:
         """Ask, and return what `then` makes of the reply in the very turn in which it comes.
 
-        `then` gets a Followed for a Follow, else an Answered.
+        `then` gets a Followed for a Follow, a HasFound for an Ask, else an Answered.
 
         Unavailable when Redis is away or no reply comes in CALL_SECONDS; else what error the other node had.
         """

@@ -7,9 +7,8 @@ from typing import Literal
 from zander.delivery.outbox import Outbox
 from zander.delivery.subscribers import Subscribers
 from zander.errors import NotFound
-from zander.streams.query import Query
+from zander.streams.query import Found, Query
 from zander.streams.stream import Stream, StreamSummary
-from zander.wire.bodies import Answer
 from zander.wire.messages import Status
 
 
@@ -38,7 +37,7 @@ class NoPeers:
         self._subscribers.add(outbox, self.status(outbox.user_id), [])
         return None
 
-    async def ask(self, query: Query) -> Answer:
+    async def ask(self, query: Query) -> Found:
         raise NotFound(f"no stream of user {query.user_id}")
 
     async def predict(self, user_id: str, text: str, sender: str) -> bool:

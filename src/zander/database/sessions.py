@@ -14,6 +14,9 @@ from zander.streams.session import StoredSession
 from zander.wire.chunk import Chunk
 from zander.wire.messages import Gap
 
+MAX_DEVICE_BYTES = 1 << 20  # of device_info, read at once: decoded it takes up to twenty times as much
+MAX_LATER = 8  # read at once, for the same reason
+
 SESSION = "session_id, user_id, start_time, end_time, device_info, durable_position, durable_time, fence"
 RESUME = f"""
 INSERT INTO sessions (session_id, user_id, start_time, device_info, fence) VALUES ($1, $2, $3, $4, 1)
@@ -25,13 +28,20 @@ BY_ID = f"SELECT {SESSION} FROM sessions WHERE session_id = $1"
 LATER = f"""
 SELECT {SESSION} FROM sessions
 WHERE user_id = $1 AND (start_time, session_id) > (SELECT start_time, session_id FROM sessions WHERE session_id = $2)
-ORDER BY start_time, session_id LIMIT 100
+ORDER BY start_time, session_id LIMIT {MAX_LATER}
 """
 NEWEST = f"""
-SELECT {SESSION} FROM sessions
-WHERE ($1::text IS NULL OR user_id = $1)
-AND ($2::uuid IS NULL OR (start_time, session_id) < (SELECT start_time, session_id FROM sessions WHERE session_id = $2))
-ORDER BY start_time DESC, session_id DESC LIMIT $3
+SELECT {SESSION} FROM (
+    SELECT *, sum(coalesce(octet_length(device_info::text), 0)) OVER (
+        ORDER BY start_time DESC, session_id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+    ) AS n_before FROM sessions
+    WHERE ($1::text IS NULL OR user_id = $1)
+    AND ($2::uuid IS NULL OR (start_time, session_id)
+        < (SELECT start_time, session_id FROM sessions WHERE session_id = $2))
+    ORDER BY start_time DESC, session_id DESC LIMIT $3
+) AS newest
+WHERE n_before IS NULL OR n_before < {MAX_DEVICE_BYTES}
+ORDER BY start_time DESC, session_id DESC
 """
 
 MISSING = """
@@ -78,7 +88,10 @@ class DatabaseSessions:
         return [_session(row) for row in await self._pool.fetch(LATER, user_id, session_id)]
 
     async def sessions(self, user_id: str | None, before: str | None, n: int) -> list[StoredSession]:
-        """Return the `n` newest sessions, of a user or of all, that began before the session `before`."""
+        """Return the `n` newest sessions, of a user or of all, that began before the session `before`.
+
+        They may be fewer, but one at least if there is one: until their `device_info` has MAX_DEVICE_BYTES.
+        """
         return [_session(row) for row in await self._pool.fetch(NEWEST, user_id, before, n)]
 
     async def samples(self, session: StoredSession, position: int, n: int) -> list[Chunk | Gap]:

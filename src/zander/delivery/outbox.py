@@ -15,6 +15,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from zander.delivery.cursor import Cursor
+from zander.delivery.preloads import Preloads
 from zander.delivery.queue import Format, SendQueue
 from zander.errors import CloseCode
 from zander.event import Event
@@ -45,6 +46,8 @@ class Outbox(Shortcut):
         format: Format = "json",
         types: Collection[Kind] = KINDS,
         max_bytes: int = 1 << 20,
+        *,
+        preloads: Preloads | None = None,
     ) -> None:
         self.user_id = user_id
         self.consumer_id = consumer_id
@@ -53,6 +56,7 @@ class Outbox(Shortcut):
         self.since_us = int(time() * 1e6)
         self.cursor = Cursor()
         self.queue = SendQueue(format, announces_gaps="gap" in self.types)
+        self._preloads = preloads or Preloads()  # of all consumers, else of this one alone
         self.through = None
         self.ready = Event()
         self.closed: asyncio.Future[CloseCode] = asyncio.get_running_loop().create_future()
@@ -94,7 +98,7 @@ class Outbox(Shortcut):
         self._bound()
 
     def preload(self, items: Iterable[Item]) -> None:
-        """Queue what was buffered before, in its order. It is bounded by the buffers, and does not count."""
+        """Queue what was buffered before, in its order. It does not count here, but in what all consumers hold."""
         for item in items:
             if isinstance(item, Chunk):
                 self._preload_chunk(item)
@@ -104,6 +108,12 @@ class Outbox(Shortcut):
                 self.queue.push_text(item.text, counts=False)
         if self.queue:
             self._wake()
+        self._preloads.add(self)
+
+    def count_preload(self) -> None:
+        """Let what was preloaded count from now on, as if it had come live; its oldest raw makes room at once."""
+        self.queue.count_preloaded()
+        self._bound()
 
     def open_through(self, socket: Socket) -> None:
         """Set the way past the queue, for raw in JSON."""
@@ -118,7 +128,10 @@ class Outbox(Shortcut):
     def take(self) -> list[str | bytes]:
         """Take frames for about 8 KiB, in order; none when nothing waits."""
         self._unread_since = monotonic()
+        is_preload = self.queue.preloaded_bytes > 0
         frames = self.queue.take()
+        if is_preload:
+            self._preloads.note(self)
         self._reopen()
         return frames
 
@@ -169,8 +182,11 @@ class Outbox(Shortcut):
 
     def _bound(self) -> None:
         """Keep the bound, after something was added."""
+        is_preload = self.queue.preloaded_bytes > 0
         if not self.queue.shrink(self.max_bytes):
             self.close(CloseCode.TOO_SLOW)
+        if is_preload:
+            self._preloads.note(self)
         self._wake()
 
     def _wake(self) -> None:

@@ -15,7 +15,9 @@ Format = Literal["json", "chunks", "binary"]
 FORMATS: tuple[Format, ...] = ("json", "chunks", "binary")
 
 TAKE_BYTES = 8 << 10  # what is taken at once: 0.1 ms of JSON, and then all others have their turn
-PART_SAMPLES = 32  # about that, of a few channels
+PART_SAMPLES = 32  # about that as JSON, of a few channels
+PART_BYTES = 3 << 10  # the same, of many
+CHUNK_BYTES = 700  # that a chunk takes beside its samples
 
 _EMPTY: deque[Any] = deque(maxlen=0)  # stands for every queue that is empty: one of its own takes 760 bytes
 
@@ -23,18 +25,29 @@ _EMPTY: deque[Any] = deque(maxlen=0)  # stands for every queue that is empty: on
 class SendQueue:
     """Frames in the format of one client. When samples are dropped, the hole is a gap `slow` in their place.
 
-    `nbytes` counts what was pushed with a size, and is left to whoever pushes to bound.
+    `nbytes` is of what counts, and `preloaded_bytes` of what does not; both are left to whoever pushes to bound.
     """
 
-    __slots__ = ("_announces_gaps", "_dropped", "_notes", "_order", "_raw", "format", "n_dropped", "nbytes")
+    __slots__ = (
+        "_announces_gaps",
+        "_dropped",
+        "_notes",
+        "_order",
+        "_raw",
+        "format",
+        "n_dropped",
+        "nbytes",
+        "preloaded_bytes",
+    )
 
     def __init__(self, format: Format, *, announces_gaps: bool) -> None:
         self.format = format
         self.nbytes = 0
+        self.preloaded_bytes = 0
         self.n_dropped = 0
         self._announces_gaps = announces_gaps
-        self._raw: deque[tuple[int, int, Chunk]] = _EMPTY  # order of arrival, bytes counted, what waits
-        self._notes: deque[tuple[int, int, str]] = _EMPTY
+        self._raw: deque[tuple[int, int, bool, Chunk]] = _EMPTY  # order of arrival, bytes, whether they count, it
+        self._notes: deque[tuple[int, int, bool, str]] = _EMPTY
         self._dropped: list[tuple[int, Gap]] = []  # before all raw that is left, and not announced yet
         self._order = 0  # over all three
 
@@ -42,23 +55,28 @@ class SendQueue:
         return bool(self._raw or self._notes or self._dropped)
 
     def push_chunk(self, chunk: Chunk, *, counts: bool = True) -> None:
-        """Append raw: in JSON in small parts, else cut where one message would shift a sample's time too far."""
+        """Append raw: in JSON in parts where it counts, else cut where one message would shift a time too far."""
         if self._raw is _EMPTY:
             self._raw = deque()
-        for part in chunk.pieces(PART_SAMPLES) if self.format == "json" else chunk.steady():
-            n_bytes = self._size(part) if counts else 0
+        for part in self._parts(chunk, counts=counts):
+            n_bytes = self._size(part) if counts else _memory_bytes(part)
             self._order += 1
-            self._raw.append((self._order, n_bytes, part))
-            self.nbytes += n_bytes
+            self._raw.append((self._order, n_bytes, counts, part))
+            self._count(n_bytes, counts=counts)
 
     def push_text(self, text: str, *, counts: bool = True) -> None:
         """Append a JSON message."""
-        n_bytes = len(text) if counts else 0
         if self._notes is _EMPTY:
             self._notes = deque()
         self._order += 1
-        self._notes.append((self._order, n_bytes, text))
-        self.nbytes += n_bytes
+        self._notes.append((self._order, len(text), counts, text))
+        self._count(len(text), counts=counts)
+
+    def count_preloaded(self) -> None:
+        """Let everything count."""
+        self._raw = deque((order, n_bytes, True, chunk) for order, n_bytes, _, chunk in self._raw)
+        self._notes = deque((order, n_bytes, True, text) for order, n_bytes, _, text in self._notes)
+        self.nbytes, self.preloaded_bytes = self.nbytes + self.preloaded_bytes, 0
 
     def shrink(self, max_bytes: int) -> bool:
         """Drop the oldest raw until `max_bytes` are left; False when everything else alone is more.
@@ -67,7 +85,7 @@ class SendQueue:
         """
         while self.nbytes > max_bytes and self._raw:
             self._drop()
-        newest_bytes = self._notes[-1][1] if self._notes else 0
+        newest_bytes = self._notes[-1][1] if self._notes and self._notes[-1][2] else 0
         return self.nbytes - (newest_bytes if newest_bytes > max_bytes else 0) <= max_bytes
 
     def take(self) -> list[str | bytes]:
@@ -87,6 +105,17 @@ class SendQueue:
         if self.format == "json":
             return chunk.json_frames
         return [chunk.chunk_frame] if self.format == "chunks" else [chunk.binary_frame]
+
+    def _parts(self, chunk: Chunk, *, counts: bool) -> list[Chunk]:
+        if self.format != "json":
+            return chunk.steady()
+        return chunk.pieces(PART_SAMPLES) if counts else [chunk]
+
+    def _count(self, n_bytes: int, *, counts: bool) -> None:
+        if counts:
+            self.nbytes += n_bytes
+        else:
+            self.preloaded_bytes += n_bytes
 
     def _size(self, chunk: Chunk) -> int:
         return sum(map(len, chunk.json_frames)) if self.format == "json" else chunk.samples.nbytes
@@ -115,18 +144,18 @@ class SendQueue:
         texts = []
         oldest = self._dropped[0][0] if self._dropped else self._raw[0][0] if self._raw else self._order + 1
         while self._notes and self._notes[0][0] < oldest:
-            _, n_bytes, text = self._notes.popleft()
-            self.nbytes -= n_bytes
+            _, n_bytes, counts, text = self._notes.popleft()
+            self._count(-n_bytes, counts=counts)
             texts.append(text)
         return texts
 
     def _take_raw(self) -> list[str] | list[bytes]:
-        """Take the oldest raw; in chunks and binary as much as follows it before the next note."""
+        """Take the oldest raw: in JSON a part, in chunks and binary as much as follows it before the next note."""
         if not self._raw:
             return []
-        first = self._pop_raw()
         if self.format == "json":
-            return first.json_frames
+            return self._pop_part().json_frames
+        first = self._pop_raw()
         chunks, n_samples = [first], len(first)
         while self._joins(first, n_samples):
             chunks.append(self._pop_raw())
@@ -136,11 +165,27 @@ class SendQueue:
     def _joins(self, first: Chunk, n_samples: int) -> bool:
         if not self._raw or (self._notes and self._notes[0][0] < self._raw[0][0]):
             return False
-        chunk = self._raw[0][2]
+        chunk = self._raw[0][3]
         fits = (n_samples + len(chunk)) * chunk.samples[0].nbytes <= MAX_CHUNK_BYTES
         return fits and chunk.follows(first, n_samples)
 
     def _pop_raw(self) -> Chunk:
-        _, n_bytes, chunk = self._raw.popleft()
-        self.nbytes -= n_bytes
+        _, n_bytes, counts, chunk = self._raw.popleft()
+        self._count(-n_bytes, counts=counts)
         return chunk
+
+    def _pop_part(self) -> Chunk:
+        order, n_bytes, counts, chunk = self._raw[0]
+        n = max(1, min(PART_SAMPLES, PART_BYTES // chunk.samples[0].nbytes))
+        if len(chunk) <= (PART_SAMPLES if "json_frames" in chunk.__dict__ else n):  # as is what is live, for everybody
+            return self._pop_raw()
+        part, rest = chunk.split(n)
+        n_left = n_bytes * len(rest) // len(chunk)
+        self._raw[0] = (order, n_left, counts, rest)
+        self._count(n_left - n_bytes, counts=counts)
+        return part
+
+
+def _memory_bytes(chunk: Chunk) -> int:
+    n_bytes = chunk.samples.nbytes + chunk.times_us.nbytes + CHUNK_BYTES
+    return n_bytes + sum(map(len, chunk.__dict__.get("json_frames", ())))

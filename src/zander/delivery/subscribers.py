@@ -8,6 +8,7 @@ from time import time
 from typing import Protocol
 
 from zander.delivery.outbox import Outbox
+from zander.delivery.preloads import Preloads
 from zander.wire.chunk import Chunk
 from zander.wire.codec import dumps
 from zander.wire.messages import Item, Note, Status
@@ -33,6 +34,7 @@ class Subscribers:
 
     def __init__(self) -> None:
         self.n_samples_out = 0
+        self.preloads = Preloads()
         self.behind: set[Outbox] = set()
         self.sent_back: asyncio.Queue[Outbox] = asyncio.Queue()  # for `Replays`, which lets them catch up
         self.live: dict[str, set[Outbox]] = {}

@@ -11,9 +11,8 @@ from zander.delivery.subscribers import Subscribers
 from zander.errors import CloseCode
 from zander.hub.ingest import Ingest
 from zander.hub.interfaces import Peers
-from zander.streams.query import Query, answer
+from zander.streams.query import Found, Query, find
 from zander.streams.stream import Stream, StreamSummary
-from zander.wire.bodies import Answer
 from zander.wire.codec import PredictionIn
 from zander.wire.messages import Status
 
@@ -59,6 +58,7 @@ class Hub:
 
     def unsubscribe(self, outbox: Outbox) -> None:
         """Forget a consumer that has gone."""
+        self.subscribers.preloads.forget(outbox)
         if self.subscribers.remove(outbox):
             self.peers.unfollow(outbox.user_id)
 
@@ -88,10 +88,10 @@ class Hub:
         stream = self.held(user_id)
         return stream.status() if stream else self.peers.status(user_id)
 
-    async def answer(self, query: Query) -> Answer:
-        """Answer from the user's buffer, on whichever node it is."""
+    async def find(self, query: Query) -> Found:
+        """Look into the user's buffers, on whichever node they are."""
         if stream := self.held(query.user_id):
-            return answer(stream, query)
+            return find(stream, query)
         return await self.peers.ask(query)
 
     async def streams(self) -> list[StreamSummary]:

@@ -6,10 +6,9 @@ from typing import Literal, Protocol
 
 from zander.delivery.outbox import Outbox
 from zander.journal.records import GapRecord, PredictionRecord, SessionRecord
-from zander.streams.query import Query
+from zander.streams.query import Found, Query
 from zander.streams.session import StoredSession
 from zander.streams.stream import Stream, StreamSummary
-from zander.wire.bodies import Answer
 from zander.wire.chunk import Chunk, Origin
 from zander.wire.messages import Gap, Status
 
@@ -91,8 +90,8 @@ class Peers(Protocol):
         is live at once.
         """
 
-    async def ask(self, query: Query) -> Answer:
-        """Let the owning node answer; NotFound without one, Unavailable when it doesn't answer."""
+    async def ask(self, query: Query) -> Found:
+        """Let the owning node look into its buffers; NotFound without one, Unavailable when it doesn't answer."""
 
     async def predict(self, user_id: str, text: str, sender: str) -> bool:
         """Let the owning node take a prediction; errors as for `ask`."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from zander.routes.context import require_consumer, response
+from zander.routes.context import require_consumer
 from zander.routes.parameters import moment_us, number, sample_query
-from zander.streams.query import Query, What
+from zander.streams.query import Query, What, answer
 
 
 async def latest(request: Request) -> Response:
@@ -42,4 +42,6 @@ def _query(request: Request, what: What) -> Query:
 
 
 async def _answer(request: Request, query: Query) -> Response:
-    return response(await require_consumer(request).hub.answer(query))
+    service = require_consumer(request)
+    await service.answers.make_room()
+    return service.answers.response(answer(query, await service.hub.find(query)))

@@ -14,8 +14,9 @@ from zander.database.sessions import DatabaseSessions
 from zander.hub.hub import Hub
 from zander.hub.replay import Replays
 from zander.journal.recorder import Recorder
+from zander.routes.answers import Answers
 from zander.settings import Settings
-from zander.wire.bodies import JSON_TYPE, Answer
+from zander.wire.bodies import JSON_TYPE
 from zander.wire.codec import dumps
 
 
@@ -28,6 +29,7 @@ class Service(NamedTuple):
     sessions: DatabaseSessions
     history: History
     replays: Replays
+    answers: Answers
     started_at: float
 
 
@@ -53,8 +55,3 @@ def require_consumer(connection: HTTPConnection) -> Service:
 def json_response(message: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Write a message as JSON."""
     return Response(dumps(message), status, headers, media_type=JSON_TYPE)
-
-
-def response(answer: Answer) -> Response:
-    """Send a body that is written already."""
-    return Response(answer.body, headers=answer.headers, media_type=answer.content_type)

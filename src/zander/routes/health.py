@@ -10,11 +10,14 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
+from zander.delivery.preloads import PreloadStats
 from zander.hub.fastpath import PathStats
 from zander.hub.interfaces import LinkState
 from zander.journal.recorder import RecorderStats
+from zander.routes.answers import AnswerStats
 from zander.routes.context import json_response, require_consumer, service
 from zander.streams.stream import StreamSummary
+from zander.wire.bodies import list_answer
 
 REDIS_IS = "`up` or `down`; `off` where no REDIS_URL is set"
 
@@ -52,6 +55,8 @@ class ServerStats(Struct):
     bad_messages: Annotated[int, Meta(description="messages that broke a rule and were dropped")]
     redis: Annotated[LinkState, Meta(description=REDIS_IS)]
     peers: Annotated[int, Meta(description="other nodes that this one hears")]
+    answers: Annotated[AnswerStats, Meta(description="answers over REST that are being sent")]
+    preloads: Annotated[PreloadStats, Meta(description="samples of before that consumers have not taken yet")]
     path: Annotated[PathStats, Meta(description="how the relays' messages came in")]
     database: Annotated[RecorderStats, Meta(description="what is written, and what waits to be")]
 
@@ -72,7 +77,9 @@ async def ready(request: Request) -> Response:
 
 async def streams(request: Request) -> Response:
     """List who is online, with device and rate."""
-    return json_response(Streams(await require_consumer(request).hub.streams()))
+    service = require_consumer(request)
+    await service.answers.make_room()
+    return service.answers.response(list_answer({}, "streams", await service.hub.streams()))
 
 
 async def stats(request: Request) -> Response:
@@ -90,6 +97,8 @@ async def stats(request: Request) -> Response:
         bad_messages=hub.ingest.n_bad_messages,
         redis=hub.peers.state,
         peers=hub.peers.n_peers,
+        answers=context.answers.stats(),
+        preloads=hub.subscribers.preloads.stats(),
         path=hub.ingest.fast_path.stats(),
         database=context.recorder.stats(),
     )

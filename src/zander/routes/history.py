@@ -10,10 +10,10 @@ from starlette.responses import Response
 
 from zander.database.history import NotePageToken, RawPageToken
 from zander.errors import BadMessage, NotFound
-from zander.routes.context import Service, require_consumer, response
+from zander.routes.context import Service, require_consumer
 from zander.routes.parameters import moment_us, number, page_token, page_token_text, sample_query
 from zander.streams.query import Query
-from zander.wire.bodies import Answer, json_answer, json_frames, npy_answer
+from zander.wire.bodies import Answer, npy_answer, samples_answer
 from zander.wire.chunk import Chunk
 
 MAX_LIMIT = 10_000
@@ -27,9 +27,9 @@ async def history(request: Request) -> Response:
     """
     service = require_consumer(request)
     query = _query(request)
-    if query.sample_type == "raw":
-        return response(await _raw(request, service, query))
-    return response(await _notes(request, service, query))
+    await service.answers.make_room()
+    read = _raw if query.sample_type == "raw" else _notes
+    return service.answers.response(await read(request, service, query))
 
 
 def _query(request: Request) -> Query:
@@ -51,7 +51,7 @@ async def _raw(request: Request, service: Service, query: Query) -> Answer:
         await _refuse_unknown(service, query)
     if query.format == "npy":
         return await _npy(service, chunks, next_)
-    return json_answer(query.user_id, query.sample_type, await json_frames(chunks), next=next_)
+    return samples_answer(query.user_id, query.sample_type, chunks, next=next_)
 
 
 async def _notes(request: Request, service: Service, query: Query) -> Answer:
@@ -62,7 +62,7 @@ async def _notes(request: Request, service: Service, query: Query) -> Answer:
     next_ = page_token_text(next_token) if next_token else None
     if not notes:
         await _refuse_unknown(service, query)
-    return json_answer(query.user_id, query.sample_type, [note.text for note in notes], next=next_)
+    return samples_answer(query.user_id, query.sample_type, notes, next=next_)
 
 
 async def _refuse_unknown(service: Service, query: Query) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 from starlette.requests import Request
 from starlette.responses import Response
 
 from zander.database.samples import StoredGap
 from zander.database.sessions import Missing
 from zander.errors import NotFound
-from zander.routes.context import json_response, require_consumer
+from zander.routes.context import require_consumer
 from zander.routes.parameters import number, session_id, user_id
 from zander.streams.session import StoredSession
+from zander.wire.bodies import list_answer
 from zander.wire.chunk import MAX_POSITION, Chunk
 from zander.wire.messages import DEVICE_IS, Reason, SessionId, User
 
@@ -66,30 +67,38 @@ class SessionDetail(SessionSummary):
 async def sessions(request: Request) -> Response:
     """What was recorded, of a user or of all, newest first.
 
-    A session without an `end_time` may be online or may have ended with its server: `/streams` says who is online.
+    A page may be shorter than `limit`. A session without an `end_time` may be online or may have ended with its server:
+    `/streams` says who is online.
     """
-    stored_sessions = require_consumer(request).sessions
+    service = require_consumer(request)
+    stored_sessions = service.sessions
     query = request.query_params
     before = session_id(query, "before") if "before" in query else None
     if before and not await stored_sessions.session(before):
         raise NotFound(f"no session {before} in the database")
     limit = number(query, "limit", 1, MAX_LIMIT, DEFAULT_LIMIT)
     of_user = user_id(query) if "user_id" in query else None
+    await service.answers.make_room()
     found = await stored_sessions.sessions(of_user, before, limit + 1)
     page = found[:limit]
+    is_last = len(found) <= limit and not (found and await stored_sessions.sessions(of_user, found[-1].session_id, 1))
     missing = await stored_sessions.missing(session.session_id for session in page)
     summaries = [SessionSummary(**_summary(it, missing.get(it.session_id, Missing(0, 0)))) for it in page]
-    return json_response(Sessions(summaries, page[-1].session_id if len(found) > limit else None))
+    return service.answers.response(
+        list_answer({"next": None if is_last else page[-1].session_id}, "sessions", summaries)
+    )
 
 
 async def session(request: Request) -> Response:
     """What was recorded in a session, and what it lacks."""
-    stored_sessions = require_consumer(request).sessions
+    service = require_consumer(request)
+    stored_sessions = service.sessions
     asked = session_id(request.path_params)
     first_gap = number(request.query_params, "from", 0, MAX_POSITION, 0)
     stored = await stored_sessions.session(asked)
     if not stored:
         raise NotFound(f"no session {asked} in the database")
+    await service.answers.make_room()
     missing = await stored_sessions.missing([asked])
     gaps = await stored_sessions.gaps(asked, first_gap, MAX_POSITION, MAX_GAPS)
     items = await stored_sessions.samples(stored, 0, 1)
@@ -101,7 +110,8 @@ async def session(request: Request) -> Response:
         duration_seconds=_seconds(lasted_us),
         gaps=[_gap(gap) for gap in gaps],
     )
-    return json_response(detail)
+    fields = structs.asdict(detail)
+    return service.answers.response(list_answer(fields, "gaps", fields.pop("gaps")))
 
 
 def _summary(stored: StoredSession, missing: Missing) -> dict[str, Any]:

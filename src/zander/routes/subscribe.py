@@ -40,6 +40,7 @@ async def subscribe(opening: Opening) -> SessionTask:
         choice(query, "format", FORMATS, "json"),
         choices(query, "types", KINDS),
         settings.outbox_max_bytes,
+        preloads=opening.service.hub.subscribers.preloads,
     )
     start = _place(query) or number(query, "last", 0, settings.buffer_samples, 0)
     delay_ms = number(query, "delay_ms", 0, MAX_DELAY_MS, 0)

@@ -1,21 +1,26 @@
-"""Questions about the samples of a user, and the answers from a stream's buffers.
+"""Questions about the samples of a user, what a stream's buffers have of them, and the answer that is made of that.
 
-The answer is ready for HTTP: it is the same on whichever node the question comes in.
+The node that has the stream finds, and the one that was asked makes the answer: it is the same whichever that is.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
 from zander.errors import BadMessage, NotFound
 from zander.streams.stream import SampleType, Stream
-from zander.wire.bodies import Answer, json_answer, npy_answer
+from zander.wire.bodies import Answer, npy_answer, samples_answer, text_answer
+from zander.wire.chunk import Chunk
 from zander.wire.codec import dumps
+from zander.wire.messages import Note
 
 What = Literal["latest", "last", "range", "stats"]
 AnswerFormat = Literal["json", "npy"]
+
+MAX_FOUND_BYTES = 32 << 20  # of samples, for one question; a link between nodes carries twice that
 
 
 class Query(Struct):
@@ -43,36 +48,53 @@ class Query(Struct):
             raise BadMessage("bad_format", f"expected sample_type raw for format npy, got {self.sample_type}")
 
 
-def answer(stream: Stream, query: Query) -> Answer:
-    """Answer from the stream's buffers; NotFound when there is nothing, BadMessage for features as npy."""
+class Found(NamedTuple):
+    """Copies of the samples or notes that a query asked for, oldest first, and their session; of stats, the text."""
+
+    session_id: str = ""
+    n_channels: int = 0
+    channel_names: list[str] | None = None
+    items: Sequence[Chunk | Note] = ()
+    text: str = ""
+
+
+def find(stream: Stream, query: Query) -> Found:
+    """Look into the stream's buffers; NotFound when there is nothing, BadMessage for features as npy or too much."""
+    session = stream.session
     if query.what == "stats":
-        return Answer(dumps(stream.stats()).encode())
+        return Found(session.session_id, text=dumps(stream.stats()))
     query.check_format()
     if query.sample_type == "raw":
-        return _raw(stream, query)
+        return Found(session.session_id, session.n_channels or 0, session.channel_names, _raw(stream, query))
     history = stream.features if query.sample_type == "features" else stream.predictions
     notes = history.between(query.start_us, query.end_us) if query.what == "range" else history.last(query.n)
     _refuse_empty(len(history), query)
-    return _json(query, [note.text for note in notes])
+    return Found(session.session_id, items=notes)
 
 
-def _raw(stream: Stream, query: Query) -> Answer:
-    ring, session = stream.ring, stream.session
-    _refuse_empty(len(ring), query)
-    runs = ring.between(query.start_us, query.end_us) if query.what == "range" else ring.last(query.n)
-    chunks = stream.chunks(runs)
+def answer(query: Query, found: Found) -> Answer:
+    """Make the answer to a query of what was found."""
+    if query.what == "stats":
+        return text_answer(found.text)
     if query.format == "npy":
-        of_session = {"X-Session-Id": session.session_id}
-        return npy_answer(chunks, session.n_channels or 0, session.channel_names, of_session)
-    return _json(query, [frame for chunk in chunks for frame in chunk.json_frames])
+        chunks = [item for item in found.items if isinstance(item, Chunk)]
+        return npy_answer(chunks, found.n_channels, found.channel_names, {"X-Session-Id": found.session_id})
+    if query.what == "latest":
+        last = found.items[-1]
+        return text_answer(last.json_frames[-1] if isinstance(last, Chunk) else last.text)
+    return samples_answer(query.user_id, query.sample_type, found.items)
+
+
+def _raw(stream: Stream, query: Query) -> list[Chunk]:
+    ring, is_range = stream.ring, query.what == "range"
+    _refuse_empty(len(ring), query)
+    n = ring.n_between(query.start_us, query.end_us) if is_range else min(query.n, len(ring))
+    n_most = MAX_FOUND_BYTES // (ring.nbytes // ring.capacity)
+    if n > n_most:
+        raise BadMessage("too_large", f"expected a question for at most {n_most} samples of that size, got {n}")
+    return stream.chunks(ring.between(query.start_us, query.end_us) if is_range else ring.last(query.n))
 
 
 def _refuse_empty(n_held: int, query: Query) -> None:
     if not n_held:
         raise NotFound(f"no {query.sample_type} of user {query.user_id} in the buffer")
-
-
-def _json(query: Query, texts: list[str]) -> Answer:
-    if query.what == "latest":
-        return Answer(texts[-1].encode())
-    return json_answer(query.user_id, query.sample_type, texts)

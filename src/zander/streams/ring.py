@@ -11,9 +11,14 @@ from numpy.typing import NDArray
 
 from zander.positions import RingPosition
 
+RUN_BYTES = 64 << 10
+
 
 class Run(NamedTuple):
-    """Samples that follow each other: a copy, float32 `(n, n_channels)`, with their times, int64 µs `(n,)`."""
+    """Samples that follow each other: a copy, float32 `(n, n_channels)`, with their times, int64 µs `(n,)`.
+
+    It is of RUN_BYTES at most, or one sample: what is done with some goes free before the rest.
+    """
 
     position: int
     times_us: NDArray[np.int64]
@@ -109,9 +114,18 @@ class Ring(RingPosition):
 
     def between(self, start_us: int, end_us: int) -> list[Run]:
         """Return the samples with `start_us` <= time < `end_us`."""
+        return self._runs(*self._indices(start_us, end_us))
+
+    def n_between(self, start_us: int, end_us: int) -> int:
+        """Return how many samples `between` returns."""
+        first, end = self._indices(start_us, end_us)
+        return max(0, end - first)
+
+    def _indices(self, start_us: int, end_us: int) -> tuple[int, int]:
+        """Return the indices of the first samples that are not before `start_us`, and not before `end_us`."""
         times_us = self._cut(self.times_us, self._oldest, self.n_written)
         first, last = np.searchsorted(times_us, [start_us, end_us], side="left")
-        return self._runs(self._oldest + int(first), self._oldest + int(last))
+        return self._oldest + int(first), self._oldest + int(last)
 
     def _forget_starts(self) -> None:
         """Forget the jumps that were overwritten."""
@@ -127,14 +141,17 @@ class Ring(RingPosition):
 
     def _split(self, index: int, end: int) -> Iterator[Run]:
         starts = [start for start, _ in self._starts]
+        n_max = max(1, RUN_BYTES // (self.n_channels * self.samples.itemsize))
         for i in range(bisect_right(starts, index) - 1, len(starts)):
             start, position = self._starts[i]
             stop = min(end, starts[i + 1]) if i + 1 < len(starts) else end
             if index >= stop:
                 break
-            times_us = self._cut(self.times_us, index, stop)
-            yield Run(position + index - start, times_us, self._cut(self.samples, index, stop))
-            index = stop
+            while index < stop:
+                end_of_run = min(index + n_max, stop)
+                times_us = self._cut(self.times_us, index, end_of_run)
+                yield Run(position + index - start, times_us, self._cut(self.samples, index, end_of_run))
+                index = end_of_run
 
     def _cut(self, array: NDArray, index: int, end: int) -> NDArray:  # type: ignore[type-arg]
         """Copy the rows of indices `index` to `end`."""

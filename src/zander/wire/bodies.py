@@ -1,36 +1,72 @@
-"""Bodies of answers over REST, as JSON or npy, whether the samples come from memory or from the database."""
+"""Bodies of answers over REST, as JSON or npy, whether the samples come from memory or from the database.
+
+They are made in pieces of about a millisecond, so that nobody has to wait for a long one, and each is made when the one
+before it is on its way, so that one that nobody reads takes no more memory than what it is made of.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-from msgspec import Struct
 
 from zander.wire.chunk import Chunk
 from zander.wire.codec import dumps
+from zander.wire.messages import Note
 
 JSON_TYPE = "application/json"
 NPY_TYPE = "application/octet-stream"
-ITERATION_SAMPLES = 64  # turned into text in one iteration of the event loop
-ITERATION_BYTES = 1 << 14  # of samples: there may be 1,024 channels
+PIECE_SAMPLES = 64  # in a piece
+PIECE_BYTES = 1 << 14  # of samples in a piece: there may be 1,024 channels
+PIECE_TEXT = 1 << 16  # characters in a piece, of texts that are there already
+STRUCT_BYTES = 500  # that a Struct takes, about
 
 
-class Answer(Struct):
-    """A response body and its headers."""
+class Answer:
+    """A response body, in pieces that are made as they are taken, and its headers.
 
-    body: bytes
-    content_type: str = JSON_TYPE
-    headers: dict[str, str] = {}
+    `nbytes` is the memory that it takes until then.
+    """
+
+    headers: dict[str, str]
+
+    def __init__(
+        self,
+        pieces: Iterable[bytes],
+        nbytes: int,
+        content_type: str = JSON_TYPE,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.pieces = iter(pieces)
+        self.nbytes = nbytes
+        self.content_type = content_type
+        self.headers = dict(headers or {})
 
 
-def json_answer(user_id: str, sample_type: str, texts: Sequence[str], **fields: object) -> Answer:
-    """Write samples that are JSON text already; `fields` come before them."""
-    head = dumps({"user_id": user_id, "sample_type": sample_type, "n": len(texts), **fields})
-    return Answer(f'{head[:-1]},"samples":[{",".join(texts)}]}}'.encode())
+def text_answer(text: str) -> Answer:
+    """Write JSON text."""
+    return Answer([text.encode()], len(text))
+
+
+def json_answer(fields: Mapping[str, object], name: str, lists: Iterable[Sequence[str]], nbytes: int) -> Answer:
+    """Write an object: its `fields`, and last a list of texts that come in pieces."""
+    head = dumps(fields)[:-1] + "," * bool(fields)
+    return Answer(_json_pieces(f'{head}"{name}":[', lists), nbytes)
+
+
+def list_answer(fields: Mapping[str, object], name: str, structs: Sequence[object]) -> Answer:
+    """Write an object: its `fields`, and last a list of Structs."""
+    return json_answer(fields, name, _struct_texts(structs), STRUCT_BYTES * len(structs))
+
+
+def samples_answer(user_id: str, sample_type: str, items: Sequence[Chunk | Note], **fields: object) -> Answer:
+    """Write samples or notes as JSON; `fields` come before them."""
+    n = sum(len(item) if isinstance(item, Chunk) else 1 for item in items)
+    head = {"user_id": user_id, "sample_type": sample_type, "n": n, **fields}
+    return json_answer(head, "samples", texts(items), sum(map(item_bytes, items)))
 
 
 def npy_answer(
@@ -40,28 +76,76 @@ def npy_answer(
 
     Holes cannot be seen in an array, so `X-Positions` lists the runs without one.
     """
-    samples = np.concatenate([chunk.samples for chunk in chunks] or [np.empty((0, n_channels), np.float32)])
-    file = io.BytesIO()
-    np.save(file, samples, allow_pickle=False)
     described = {"X-Positions": json.dumps(list(_runs(chunks))), "X-Channel-Names": json.dumps(channel_names)}
     if chunks:
         described["X-Position"] = str(chunks[0].position)
         described["X-Time"] = str(int(chunks[0].times_us[0]) / 1e6)
         described["X-Time-Last"] = str(int(chunks[-1].times_us[-1]) / 1e6)
-    return Answer(file.getvalue(), NPY_TYPE, {**described, **headers})
+    head = io.BytesIO()
+    shape = sum(map(len, chunks)), chunks[0].samples.shape[1] if chunks else n_channels
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    pieces = _npy_pieces(head.getvalue(), chunks)
+    return Answer(pieces, sum(map(item_bytes, chunks)), NPY_TYPE, {**described, **headers})
 
 
-async def json_frames(chunks: Iterable[Chunk]) -> list[str]:
-    """Write every sample in the original form, with an iteration of the event loop in between for the others."""
-    texts: list[str] = []
-    n_before = 0
-    for chunk in chunks:
-        for piece in chunk.pieces(ITERATION_SAMPLES):
-            texts += piece.json_frames
-            if len(texts) - n_before >= ITERATION_SAMPLES or piece.samples.nbytes > ITERATION_BYTES:
-                n_before = len(texts)
-                await asyncio.sleep(0)
-    return texts
+def texts(items: Iterable[Chunk | Note]) -> Iterator[list[str]]:
+    """Write every sample in the original form, some at a time; nothing is kept of what has been written."""
+    waiting = deque(items)
+    del items
+    while waiting:
+        item = waiting.popleft()
+        if isinstance(item, Chunk):
+            yield from _sample_texts(item)
+        else:
+            found = [item.text]
+            while waiting and len(found) < PIECE_SAMPLES and sum(map(len, found)) < PIECE_TEXT:
+                following = waiting[0]
+                if isinstance(following, Chunk):
+                    break
+                found.append(following.text)
+                waiting.popleft()
+            yield found
+
+
+def _sample_texts(chunk: Chunk) -> Iterator[list[str]]:
+    n = max(1, min(PIECE_SAMPLES, PIECE_BYTES // chunk.samples[0].nbytes))
+    pieces = chunk.pieces(n)[::-1]
+    while pieces:
+        yield pieces.pop().json_frames
+
+
+def item_bytes(item: Chunk | Note) -> int:
+    """Return the memory that a chunk or a note takes, about."""
+    return item.samples.nbytes + item.times_us.nbytes if isinstance(item, Chunk) else len(item.text)
+
+
+def _struct_texts(structs: Iterable[object]) -> Iterator[list[str]]:
+    found, n_characters = list[str](), 0
+    for struct in structs:
+        found.append(dumps(struct))
+        n_characters += len(found[-1])
+        if len(found) == PIECE_SAMPLES or n_characters > PIECE_TEXT:
+            yield found
+            found, n_characters = [], 0
+    yield found
+
+
+def _json_pieces(head: str, lists: Iterable[Sequence[str]]) -> Iterator[bytes]:
+    before = head
+    for found in lists:
+        if found:
+            yield f"{before}{','.join(found)}".encode()
+            before = ","
+    yield f"{head}]}}".encode() if before is head else b"]}"
+
+
+def _npy_pieces(head: bytes, chunks: Iterable[Chunk]) -> Iterator[bytes]:
+    waiting = deque(chunks)
+    del chunks
+    yield head
+    while waiting:
+        for piece in waiting.popleft().pieces():
+            yield piece.samples.astype("<f4", copy=False).tobytes()
 
 
 def _runs(chunks: Iterable[Chunk]) -> Iterator[tuple[int, int]]:

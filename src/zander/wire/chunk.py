@@ -130,6 +130,16 @@ class Chunk:
                 piece.__dict__["json_frames"] = frames[i * n : (i + 1) * n]
         return pieces
 
+    def split(self, n: int) -> tuple[Chunk, Chunk]:
+        """Cut behind the first `n` samples."""
+        first, rest = (
+            Chunk(self.origin, self.position + part.start, self.times_us[part], self.samples[part])
+            for part in (slice(0, n), slice(n, len(self)))
+        )
+        if frames := self.__dict__.get("json_frames"):  # made already: they need not be made again
+            first.__dict__["json_frames"], rest.__dict__["json_frames"] = frames[:n], frames[n:]
+        return first, rest
+
     @cached_property
     def _is_late(self) -> NDArray[np.bool_]:
         """Which samples are further than MAX_DRIFT_US from where their place after the first one says."""

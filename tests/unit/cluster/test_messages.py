@@ -15,7 +15,6 @@ from zander.cluster.directory import Holding
 from zander.errors import BadMessage, NotFound, Unavailable
 from zander.streams.query import Query
 from zander.streams.stream import StreamSummary
-from zander.wire.bodies import Answer
 from zander.wire.chunk import Chunk, Origin
 from zander.wire.codec import decode_auth
 from zander.wire.messages import Gap, Note
@@ -52,7 +51,7 @@ MESSAGES: list[peers.Message] = [
     peers.Ask("node", Query("me", "last", "raw", 5, 1, 2, "npy"), call=7),
     peers.Predict("node", "me", "{}", "azure", call=7),
     peers.AskStreams("node", call=7),
-    peers.Answered("node", answer=Answer(b"\x00\xff", "application/octet-stream", {"X-Position": "1"}), call=7),
+    peers.HasFound("node", "s", 2, ["C3", "Zö"], EVENTS, "{}", call=7),
     peers.Answered("node", delivered=True, streams=[SUMMARY], call=7),
     peers.Failed("node", 404, "not_found", "no stream of user me", call=7),
 ]

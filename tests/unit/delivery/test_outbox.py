@@ -17,6 +17,7 @@ from support.clock import Clock
 from zander.delivery import queue
 from zander.delivery.cursor import MAX_SESSIONS
 from zander.delivery.outbox import STALLED_SECONDS, Outbox
+from zander.delivery.preloads import Preloads
 from zander.delivery.queue import FORMATS, TAKE_BYTES, Format
 from zander.errors import CloseCode
 from zander.wire.chunk import MAX_CHUNK_BYTES, MAX_DRIFT_US, Chunk, Origin, decode_binary
@@ -570,6 +571,65 @@ async def test_one_chunk_beyond_the_bound_is_a_hole() -> None:
     assert outbox.queue.nbytes == 0
     assert outbox.ready.is_set()
     assert seen(outbox.take()) == [Hole("a", 0, 500)]
+
+
+# What is preloaded.
+
+
+WIDE = Origin("me", "a", PERIOD_US)
+
+
+def wide(position: int, n: int) -> Chunk:
+    """Samples of 1,024 channels."""
+    narrow = chunk(position, n, WIDE)
+    return Chunk(WIDE, position, narrow.times_us, np.tile(narrow.samples, (1, 1024 // narrow.samples.shape[1])))
+
+
+async def test_what_is_preloaded_and_not_taken_counts_in_what_all_consumers_hold() -> None:
+    preloads = Preloads(3_000_000)
+    first, second = (Outbox("me", f"{i}", max_bytes=100_000, preloads=preloads) for i in range(2))
+    for outbox in (first, second):
+        outbox.preload(wide(position, 16) for position in range(0, 320, 16))
+        assert outbox.queue.nbytes == 0
+    assert preloads.stats().consumers == 2
+    assert 2 * 320 * 4096 < preloads.stats().bytes < 3_000_000
+    while first.waits:
+        first.take()
+        assert preloads.stats().bytes == first.queue.preloaded_bytes + second.queue.preloaded_bytes
+    while second.waits:
+        second.take()
+    assert (preloads.stats().consumers, preloads.stats().bytes, preloads.stats().cut) == (0, 0, 0)
+
+
+async def test_of_all_preloads_that_are_too_much_the_one_that_was_not_read_for_longest_is_cut() -> None:
+    preloads = Preloads(2_000_000)
+    stalled, reading, new = (Outbox("me", f"{i}", max_bytes=200_000, preloads=preloads) for i in range(3))
+    for outbox in (stalled, reading, new):
+        outbox.preload(wide(position, 16) for position in range(0, 160, 16))
+    assert preloads.stats().cut == 0
+    reading.take()
+    new.take()
+    other = Outbox("you", "3", max_bytes=200_000, preloads=preloads)
+    other.preload([wide(0, 16)])
+    assert preloads.stats().cut == 1
+    assert preloads.stats().bytes < 2_000_000
+    assert stalled.queue.nbytes <= 200_000
+    assert seen(stalled.take())[0] == Hole("a", 0, 112)
+    for outbox in (reading, new):
+        assert outbox.queue.n_dropped == 0
+    preloads.forget(other)
+    assert preloads.stats().consumers == 2
+
+
+async def test_a_preload_of_many_channels_is_taken_and_encoded_a_few_samples_at_once() -> None:
+    outbox = Outbox("me")
+    outbox.preload([wide(0, 16)])
+    positions: list[int] = []
+    while frames := outbox.take():
+        assert sum(map(len, frames[:-1])) < TAKE_BYTES
+        positions += [json.loads(frame)["position"] for frame in frames]
+    assert positions == list(range(16))
+    assert outbox.queue.preloaded_bytes == 0
 
 
 # All of it.

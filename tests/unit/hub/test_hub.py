@@ -19,7 +19,7 @@ from zander.delivery.outbox import STALLED_SECONDS, Outbox
 from zander.delivery.queue import Format
 from zander.errors import BadMessage, CloseCode, NotFound
 from zander.journal.records import PredictionRecord, SessionRecord
-from zander.streams.query import Query
+from zander.streams.query import Query, answer
 from zander.streams.stream import Stream
 from zander.wire.codec import decode_prediction
 
@@ -248,13 +248,13 @@ async def test_a_prediction_with_a_number_beyond_every_type_is_taken_or_refused_
 async def test_a_dashboard_is_answered_from_the_buffer(house: House) -> None:
     stream = await house.relay()
     house.ingest.take_raw(stream, raw(3))
-    found = await house.hub.answer(Query("me", "latest", "raw"))
-    assert json.loads(found.body)["position"] == 2
+    query = Query("me", "latest", "raw")
+    assert json.loads(b"".join(answer(query, await house.hub.find(query)).pieces))["position"] == 2
     house.disconnect(stream)
-    found = await house.hub.answer(Query("me", "last", "raw", n=2))
-    assert json.loads(found.body)["n"] == 2
+    query = Query("me", "last", "raw", n=2)
+    assert json.loads(b"".join(answer(query, await house.hub.find(query)).pieces))["n"] == 2
     with pytest.raises(NotFound):
-        await house.hub.answer(Query("nobody", "latest", "raw"))
+        await house.hub.find(Query("nobody", "latest", "raw"))
 
 
 async def test_who_is_online_is_listed_by_user(house: House) -> None:

@@ -14,7 +14,8 @@ from support.clock import Clock
 from zander.delivery.outbox import Outbox
 from zander.errors import BadMessage, NotFound
 from zander.streams.notes import MAX_BYTES, note_bytes
-from zander.streams.query import Query, answer
+from zander.streams.query import MAX_FOUND_BYTES, Query, answer, find
+from zander.streams.ring import RUN_BYTES
 from zander.streams.session import Session
 from zander.streams.stream import RECENT_NOTES, Rates, Stream
 from zander.wire.bodies import Answer
@@ -50,15 +51,17 @@ def note(name: str, kind: Kind = "features", time_us: int = NOW_US) -> Note:
 
 
 def ask(stream: Stream, **fields: Any) -> Any:
-    found = answer(stream, Query("me", **fields))
+    query = Query("me", **fields)
+    found = answer(query, find(stream, query))
     assert (found.content_type, found.headers) == ("application/json", {})
-    return json.loads(found.body)
+    return json.loads(b"".join(found.pieces))
 
 
 def ask_npy(stream: Stream, **fields: Any) -> tuple[Any, Answer]:
-    found = answer(stream, Query("me", sample_type="raw", format="npy", **fields))
+    query = Query("me", sample_type="raw", format="npy", **fields)
+    found = answer(query, find(stream, query))
     assert found.content_type == "application/octet-stream"
-    return np.load(io.BytesIO(found.body), allow_pickle=False), found
+    return np.load(io.BytesIO(b"".join(found.pieces)), allow_pickle=False), found
 
 
 def names(texts: list[dict[str, Any]]) -> list[str]:
@@ -368,4 +371,27 @@ async def test_an_empty_range_as_npy_has_the_right_shape(stream: Stream) -> None
 async def test_only_raw_is_npy(stream: Stream, sample_type: str) -> None:
     stream.note(note("f", sample_type))  # type: ignore[arg-type]
     with pytest.raises(BadMessage):
-        answer(stream, Query("me", "last", sample_type, 1, format="npy"))  # type: ignore[arg-type]
+        find(stream, Query("me", "last", sample_type, 1, format="npy"))  # type: ignore[arg-type]
+
+
+async def test_more_than_one_answer_may_take_is_refused() -> None:
+    stream = make_stream(DeviceInfo(sampling_rate=100, channel_count=1024), buffer_samples=9000)
+    write(stream, 0, 9000, n_channels=1024)
+    n_most = MAX_FOUND_BYTES // (4 * 1024 + 8)
+    query = Query("me", "last", "raw", n_most)
+    assert sum(map(len, find(stream, query).items)) == n_most
+    for too_much in (
+        Query("me", "last", "raw", n_most + 1),
+        Query("me", "range", "raw", start_us=0, end_us=1 << 60, format="npy"),
+    ):
+        with pytest.raises(BadMessage, match=f"at most {n_most} samples"):
+            find(stream, too_much)
+
+
+async def test_what_is_found_goes_free_sample_by_sample() -> None:
+    """A long answer must not hold all its samples until the last one is sent."""
+    stream = make_stream(DeviceInfo(sampling_rate=100, channel_count=1024), buffer_samples=100)
+    write(stream, 0, 150, n_channels=1024)
+    for chunk in stream.chunks(stream.ring.last(100)):
+        base = chunk.samples if chunk.samples.base is None else chunk.samples.base
+        assert base.nbytes <= RUN_BYTES

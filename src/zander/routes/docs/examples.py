@@ -126,6 +126,8 @@ EXAMPLES: dict[str, Any] = {
         "bad_messages": 0,
         "redis": "off",
         "peers": 0,
+        "answers": {"open": 0, "bytes": 0, "cut": 0},
+        "preloads": {"consumers": 0, "bytes": 0, "cut": 0},
         "path": {"native": True, "intercepted": 5119, "passed_messages": 40, "passed_sessions": 1},
         "database": {"online": True, "written_records": 5000, "written_batches": 21, "pending_records": 120},
     },

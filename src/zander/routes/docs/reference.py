@@ -18,7 +18,7 @@ from zander.routes.docs.examples import EXAMPLES
 from zander.routes.docs.openapi import Channel, Endpoint, Parameter, Reference
 from zander.routes.subscribe import MAX_DELAY_MS
 from zander.routes.websocket import AUTH_SECONDS, MAX_BAD_MESSAGES
-from zander.streams.query import AnswerFormat
+from zander.streams.query import MAX_FOUND_BYTES, AnswerFormat
 from zander.streams.stream import SampleType, StreamStats
 from zander.wire import messages
 from zander.wire.chunk import BINARY_LAYOUT
@@ -193,7 +193,8 @@ ERROR_CODES = {
     "bad_json": "not JSON",
     "bad_message": "not a message of this protocol: an unknown type, a missing field, a value of the wrong type",
     "bad_value": "a value out of its range: infinity, U+0000, a device_info that is too large",
-    "too_large": f"features or a prediction over {messages.MAX_NOTE_BYTES >> 10} KiB, as JSON on its way out",
+    "too_large": f"features or a prediction over {messages.MAX_NOTE_BYTES >> 10} KiB, as JSON on its way out, or a "
+    f"question for more than {MAX_FOUND_BYTES >> 20} MiB of samples",
     "bad_length": "samples of different lengths, none at all, or a binary message that is too short or too long",
     "bad_header": "a binary message of another version, kind or dtype",
     "bad_channels": "not the session's number of channels",
