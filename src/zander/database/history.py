@@ -6,6 +6,7 @@ end it might find years. It is read in pieces, too: nothing else on the event lo
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Annotated, Literal
@@ -20,9 +21,12 @@ from zander.wire.chunk import MAX_POSITION, Chunk, Origin
 from zander.wire.messages import Note
 
 PIECE_SAMPLES = 256
-PIECE_NOTES = 64
+PIECE_NOTES = 512
+FIRST_NOTES = 16  # are read first: how many are a piece, their length says
+NOTES_AT_ONCE = 64  # made of rows in one iteration of the event loop
+PIECE_CHARACTERS = 256 << 10
 
-# A page ends early rather than grow beyond this: there may be 1,024 channels, and a prediction may have a megabyte.
+# A page ends early rather than grow beyond this: there may be 1,024 channels, and a prediction 64 KiB.
 MAX_RAW_BYTES = 1 << 20
 MAX_TEXT_CHARACTERS = 4 << 20
 MAX_RUNS = 256  # they are listed in a header
@@ -45,8 +49,8 @@ AND (prediction_type = '{EDGE_PREDICTION_TYPE}' AND classifier_name = '{EDGE_CLA
 """
 FIRST_NOTE = f"SELECT timestamp {NOTES_OF_USER} ORDER BY timestamp LIMIT 1"
 NOTES = f"""
-SELECT {rows.NOTE_FIELDS} {NOTES_OF_USER}
-ORDER BY timestamp, session_id, prediction_type, classifier_name, classifier_version, data LIMIT $5 OFFSET $6
+SELECT {rows.NOTE_FIELDS} {NOTES_OF_USER} AND (timestamp, serial) >= ($5, $6)
+ORDER BY timestamp, serial, session_id, prediction_type, classifier_name, classifier_version, data LIMIT $7 OFFSET $8
 """
 HAS_USER = "SELECT 1 FROM sessions WHERE user_id = $1 LIMIT 1"
 
@@ -62,18 +66,19 @@ class RawPageToken(Struct, array_like=True, frozen=True):
 
 
 class NotePageToken(Struct, array_like=True, frozen=True):
-    """The time at which a page of notes begins, after the first `n` of that time: notes have no number of their own."""
+    """The row at which a page of notes begins, after the first `n` of its place: those of old have no serial."""
 
     time_us: TimeUs
+    serial: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     n: Annotated[int, Meta(ge=0, le=1 << 32)] = 0
 
-    def after(self, notes: list[Note]) -> NotePageToken:
-        """Return the token of what follows notes that were read from this one on."""
-        if not notes:
+    def after(self, found: list[Row]) -> NotePageToken:
+        """Return the token of what follows rows that were read from this one on."""
+        if not found:
             return self
-        time_us = notes[-1].time_us
-        n = sum(note.time_us == time_us for note in notes)
-        return NotePageToken(time_us, n + (self.n if time_us == self.time_us else 0))
+        place = found[-1]["timestamp"], found[-1]["serial"]
+        n = sum((row["timestamp"], row["serial"]) == place for row in found)
+        return NotePageToken(*place, n + (self.n if place == (self.time_us, self.serial) else 0))
 
 
 class History:
@@ -114,14 +119,17 @@ class History:
         Return them and the token of the next page, None at the end.
         """
         notes: list[Note] = []
-        n_characters = 0
+        n_characters, n = 0, FIRST_NOTES
         while len(notes) < limit and n_characters < MAX_TEXT_CHARACTERS:
-            found = await self._notes(user_id, kind, token, end_us, min(PIECE_NOTES, limit - len(notes)))
+            found = await self._notes(user_id, kind, token, end_us, min(n, PIECE_NOTES, limit - len(notes)))
             if not found:
                 return notes, None
-            notes += found
-            n_characters += sum(len(note.text) for note in found)
             token = token.after(found)
+            for i in range(0, len(found), NOTES_AT_ONCE):
+                notes += map(rows.features if kind == "features" else rows.prediction, found[i : i + NOTES_AT_ONCE])
+                await asyncio.sleep(0)
+            n_characters += (n_read := sum(len(note.text) for note in notes[-len(found) :]))
+            n = max(1, PIECE_CHARACTERS * len(found) // n_read)
         return notes, token if await self._notes(user_id, kind, token, end_us, 1) else None
 
     async def _raw(self, user_id: str, token: RawPageToken, end_us: int, n: int) -> list[Chunk]:
@@ -137,18 +145,17 @@ class History:
 
     async def _notes(
         self, user_id: str, kind: Literal["features", "prediction"], token: NotePageToken, end_us: int, n: int
-    ) -> list[Note]:
+    ) -> list[Row]:
         is_features = kind == "features"
 
         async def first(start_us: int, end_us: int) -> int | None:
             return _time(await self._pool.fetch(FIRST_NOTE, user_id, start_us, end_us, is_features))
 
         async def read(start_us: int, end_us: int, n: int) -> list[Row]:
-            n_read = token.n if start_us == token.time_us else 0
-            return await self._pool.fetch(NOTES, user_id, start_us, end_us, is_features, n, n_read)
+            serial, n_read = (token.serial, token.n) if start_us == token.time_us else (0, 0)
+            return await self._pool.fetch(NOTES, user_id, start_us, end_us, is_features, start_us, serial, n, n_read)
 
-        found = await read_in_windows(first, read, token.time_us, end_us, step_us=n * NOTE_STEP_US, n=n)
-        return [rows.features(row) if is_features else rows.prediction(row) for row in found]
+        return await read_in_windows(first, read, token.time_us, end_us, step_us=n * NOTE_STEP_US, n=n)
 
 
 async def read_in_windows(

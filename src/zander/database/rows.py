@@ -18,7 +18,7 @@ from zander.wire.messages import Note
 # `array_send` gives an array as it is stored: its bytes are cut faster than a list of floats is made, and no bit of
 # them changes on the way. Zander writes no NULL into an array; another program might.
 RAW_FIELDS = "timestamp, session_id, position, array_send(array_replace(channels, NULL, 'NaN')) AS channels"
-NOTE_FIELDS = "timestamp, session_id, user_id, prediction_type, classifier_name, classifier_version, data"
+NOTE_FIELDS = "timestamp, serial, session_id, user_id, prediction_type, classifier_name, classifier_version, data"
 
 _fields = msgspec.json.Decoder(dict[str, Raw])  # values stay as they are written, so none can be out of range
 

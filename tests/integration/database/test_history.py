@@ -98,8 +98,10 @@ async def test_pages_of_any_size_give_many_features_at_one_time_alike(
         await other.note(T0_US + 3_600_000_000 * (i // 6), {"same": 1})
     if in_columns:
         await compress(any_database_url)
+    for i in range(8):
+        await session.note(T0_US + 3_600_000_000, {"late": i})
     whole = await all_notes(history, 10_000)
-    assert len(whole) == 24
+    assert len(whole) == 32
     for limit in (1, 5, 7):
         assert await all_notes(history, limit) == whole
 

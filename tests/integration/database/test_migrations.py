@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
+import asyncpg
 import pytest
 
 from support.databases import connected
@@ -57,6 +58,7 @@ async def test_the_tables_have_the_columns_of_the_original(any_database_url: str
             ("data", "jsonb"),
             ("confidence", "double precision"),
             ("classifier_version", "character varying(50)"),
+            ("serial", "bigint"),  # ours
         ]
         assert await columns(connection, "raw_samples") == [
             ("timestamp", "timestamp with time zone"),
@@ -69,7 +71,7 @@ async def test_the_tables_have_the_columns_of_the_original(any_database_url: str
 async def test_sessions_of_version_1_are_durable_as_far_as_they_are_there(any_database_url: str) -> None:
     """Also where the rows are in a hypertable, in columns already."""
     async with connected(any_database_url) as connection:
-        await _migrate_to_1(connection)
+        await _migrate_to(1, connection)
         await tune(connection, None, 24.0)
         await connection.execute(OF_VERSION_1)
         if await is_hypertable(connection, "raw_eeg"):
@@ -84,6 +86,39 @@ async def test_sessions_of_version_1_are_durable_as_far_as_they_are_there(any_da
         assert await connection.fetchval("SELECT count(*) FROM writers") == 0
 
 
+async def test_predictions_of_version_2_have_no_serial_and_those_that_follow_have_one(any_database_url: str) -> None:
+    """Also where the rows are in a hypertable, in columns already."""
+    async with connected(any_database_url) as connection:
+        await _migrate_to(2, connection)
+        await tune(connection, None, 24.0)
+        await connection.execute(PREDICTIONS)
+        if await is_hypertable(connection, "predictions"):
+            await connection.execute("SELECT compress_chunk(c) FROM show_chunks('predictions') AS c")
+        assert await migrate(connection) == [migration.name for migration in migrations()[2:]]
+        await tune(connection, None, 24.0)
+        await connection.execute(PREDICTIONS)
+        rows = await connection.fetch("SELECT serial FROM predictions ORDER BY serial")
+        assert [row[0] for row in rows[:5]] == [0] * 5
+        assert 0 < rows[5][0] < rows[9][0]
+        assert len({row[0] for row in rows}) == 6
+
+
+async def test_a_migration_does_not_wait_for_ever_for_a_lock_while_others_wait_for_it(database_url: str) -> None:
+    async with connected(database_url) as connection, connected(database_url) as reader:
+        await _migrate_to(2, connection)
+        async with reader.transaction():
+            await reader.execute("SELECT FROM predictions")
+            with pytest.raises(asyncpg.LockNotAvailableError):
+                await migrate(connection)
+    async with connected(database_url) as connection:
+        assert await migrate(connection) == [migration.name for migration in migrations()[2:]]
+
+
+PREDICTIONS = """
+INSERT INTO predictions (timestamp, session_id, user_id, prediction_type, classifier_name, data)
+SELECT timestamptz '2025-11-24', gen_random_uuid(), 'me', 'workload_edge', 'edge_relay', '{}' FROM generate_series(1, 5)
+"""
+
 OF_VERSION_1 = """
 INSERT INTO sessions VALUES (gen_random_uuid(), 'with samples', '2025-11-24', null, '{}');
 INSERT INTO sessions VALUES (gen_random_uuid(), 'empty', '2025-11-24', '2025-11-25', '{}');
@@ -94,17 +129,17 @@ INSERT INTO writers VALUES (gen_random_uuid(), 7, now());
 """
 
 
-async def _migrate_to_1(connection: Any) -> None:
+async def _migrate_to(version: int, connection: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(migrations_module, "migrations", lambda: migrations()[:1])
-        assert await migrate(connection) == [migrations()[0].name]
+        patch.setattr(migrations_module, "migrations", lambda: migrations()[:version])
+        assert await migrate(connection) == [migration.name for migration in migrations()[:version]]
 
 
 async def test_a_former_version_does_not_write_to_what_this_one_has_migrated(database_url: str) -> None:
     async with connected(database_url) as connection:
         await migrate(connection)
-        with pytest.raises(StorageError, match="schema version 2, this Zander knows 1: update it"):
-            await _migrate_to_1(connection)
+        with pytest.raises(StorageError, match=f"schema version {len(migrations())}, this Zander knows 1: update it"):
+            await _migrate_to(1, connection)
 
 
 async def test_what_was_added_is_as_it_is_used(any_database_url: str) -> None:
