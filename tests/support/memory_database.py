@@ -10,8 +10,8 @@ from uuid import UUID
 
 from support.samples import PERIOD_US, T0_US
 from zander.errors import Moved, StorageError
-from zander.journal.batch import Batch, Written
-from zander.journal.pgcopy import decode_rows
+from zander.journal.batch import Batch, Written, settle
+from zander.journal.pgcopy import decode_rows, first_of_rows
 from zander.journal.records import PredictionRecord, RawRecord, SessionRecord
 
 
@@ -45,36 +45,51 @@ class Database:
 
     def claim(self, batch: Batch) -> Written | None:
         """None: the batch is to be written. Written: it was. Moved: neither."""
-        position = self.writers.get(batch.writer_id, batch.start)
+        position = self.writers.get(batch.writer_id, 0)
         if position == batch.start:
             return None
         if position != batch.end:
             raise Moved(position)
         known = [hold for hold in batch.watermarks() if hold[0] in self.sessions]
         fenced = {hold for hold in known if hold[1] < self._fence(hold[0])}
-        return Written({hold[0]: self.sessions[hold[0]].durable for hold in known if hold not in fenced}, fenced)
+        return Written({hold[0]: self.sessions[hold[0]].durable for hold in known if hold not in fenced}, fenced=fenced)
 
     def commit(self, batch: Batch) -> Written:
         """Write all of it."""
         self.writers[batch.writer_id] = batch.end
         for record in batch.sessions.values():
             self._upsert(record)
-        reaches = batch.watermarks()
-        fenced = {(session_id, fence) for session_id, fence in reaches if fence < self._fence(session_id)}
-        written = Written(fenced=fenced)
-        for (session_id, fence), reach in reaches.items():
-            if session_id in self.sessions and (session_id, fence) not in fenced:
-                session = self.sessions[session_id]
-                session.durable = written.durable[session_id] = max(session.durable, reach.end)
-                session.last_us = max(session.last_us or 0, reach.last_us or 0)
-        for hold, records in batch.raw.items():
-            for raw in records if hold not in fenced else []:
+        written = Written()
+        reaches, leases = batch.watermarks(), batch.leases()
+        for session_id in {session_id for session_id, _ in reaches}:
+            mine = sorted(lease for lease in reaches if lease[0] == session_id)
+            if session_id not in self.sessions and not self._restore(batch, session_id, written):
+                continue
+            session = self.sessions[session_id]
+            written.fenced |= {lease for lease in mine if lease[1] < session.fence}
+            mine = [lease for lease in mine if lease not in written.fenced]
+            settled = settle((record for lease in mine for record in leases[lease]), session.durable)
+            for raw in settled.raw:
                 self._insert(raw)
-        for gap in batch.gaps:
-            if (gap.session_id, gap.fence) not in fenced:
+            for gap in settled.gaps:
                 self.gaps[gap.session_id, gap.start] = gap.end, gap.reason
+            for start, end in settled.lost:
+                self.gaps[session_id, start] = end, "lost"
+            for lease in mine:
+                session.durable = written.durable[session_id] = max(session.durable, reaches[lease].end)
+                session.last_us = max(session.last_us or 0, reaches[lease].last_us or 0)
         self.predictions += batch.predictions
         return written
+
+    def _restore(self, batch: Batch, session_id: str, written: Written) -> bool:
+        """Write the row of a session again, whose row is gone; False when no sample says whose it was."""
+        written.restored.add(session_id)
+        for lease, records in sorted(batch.raw.items()):
+            if lease[0] == session_id:
+                user_id, start_us = first_of_rows(records[0].rows)
+                self._upsert(SessionRecord(session_id, user_id, start_us, None, "{}", lease[1]))
+                self.sessions[session_id].durable = max(self.raw.get(session_id, {-1: []})) + 1
+        return session_id in self.sessions
 
     def resume(self, session_id: str) -> StoredSession:
         """Raise the fence, as `SessionStore.resume` does."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from time import time
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -14,11 +15,14 @@ from msgspec import json, structs
 from zander.database.connection import FAILURES, Connection, blames_data
 from zander.database.probe import probe
 from zander.errors import Moved, StorageError
-from zander.journal.batch import Batch, Lease, Watermark, Written
-from zander.journal.pgcopy import COPY_END, COPY_HEAD, RAW_COLUMNS
+from zander.journal.batch import Batch, Lease, Watermark, Written, settle
+from zander.journal.pgcopy import COPY_END, COPY_HEAD, RAW_COLUMNS, first_of_rows
 from zander.journal.records import GapRecord, PredictionRecord, RawRecord, Record, SessionRecord
 
 LARGE_BYTES = 1 << 20  # joined in 0.5 ms; then other tasks of the event loop run
+MOST_NAMED = 3  # spans in one line of the log
+
+log = logging.getLogger(__name__)
 
 # The first statement, sent together with BEGIN: a round trip costs an iteration of a busy event loop, and several
 # statements in one take no parameters. So numbers and a UUID are written into it. One row: the batch is ours to write.
@@ -31,12 +35,19 @@ ON CONFLICT (writer_id) DO UPDATE SET position = excluded.position, written_at =
 WHERE writers.position = {start:d}
 """
 
-# Of a batch whose write has failed: waits like the claim for an older backend, which may still commit.
+# Of a batch that is not its journal's first: without a row the database has gone back to before that.
+CLAIM_NEXT = """
+UPDATE writers SET position = {end:d}, written_at = now() WHERE writer_id = '{writer_id}' AND position = {start:d}
+"""
+
+# Of a batch whose write has failed: waits like the claim for an older backend, which may still commit. The row of a
+# journal's first batch need not be there.
 SETTLE = """
-INSERT INTO writers (writer_id, position, written_at) VALUES ($1, $2, now())
+INSERT INTO writers (writer_id, position, written_at) VALUES ($1, 0, now())
 ON CONFLICT (writer_id) DO UPDATE SET written_at = excluded.written_at
 RETURNING position
 """
+SETTLE_NEXT = "UPDATE writers SET written_at = now() WHERE writer_id = $1 RETURNING position"
 
 # Whatever the role or the server is set to, a batch may take its time: no setting of theirs can end it again and again.
 # Only a node that was frozen in the middle of one must not keep its locks. LOCAL, so that nothing is left behind on a
@@ -71,26 +82,55 @@ WHERE sessions.fence <= excluded.fence
 """
 
 # Takes the locks of the rows: a resume that raises the fence waits for our COMMIT, and then reads what it made durable.
+# Tells where each session was before, under the same lock: what lies between that and the batch is lost.
 ADVANCE = """
+WITH given AS (
+    SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[])
+        AS given (session_id, fence, position, time_us)
+), held AS (
+    SELECT session_id, fence, durable_position FROM sessions
+    WHERE session_id = ANY($1::uuid[]) ORDER BY session_id FOR NO KEY UPDATE
+), reached AS (
+    SELECT held.session_id, held.fence, held.durable_position,
+        max(given.position) AS position, timestamptz 'epoch' + max(given.time_us) * interval '1 us' AS durable_time
+    FROM held JOIN given ON given.session_id = held.session_id AND given.fence >= held.fence
+    GROUP BY held.session_id, held.fence, held.durable_position
+)
 UPDATE sessions SET
-    durable_position = greatest(sessions.durable_position, given.position),
-    durable_time = greatest(sessions.durable_time, timestamptz 'epoch' + given.time_us * interval '1 us')
-FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[]) AS given (session_id, fence, position, time_us)
-WHERE sessions.session_id = given.session_id AND sessions.fence <= given.fence
-RETURNING sessions.session_id::text, given.fence, sessions.durable_position
+    durable_position = greatest(sessions.durable_position, reached.position),
+    durable_time = greatest(sessions.durable_time, reached.durable_time)
+FROM reached WHERE sessions.session_id = reached.session_id
+RETURNING sessions.session_id::text, reached.fence, reached.durable_position, sessions.durable_position
 """
 
 # CLAIM and ADVANCE in one statement, with their locks and in their order. While the claim waits for an older backend,
 # its snapshot ages: it misses a session inserted meanwhile, but of an updated one it checks the latest version, so no
-# fence is overlooked. It did everything only if it counts every session of the batch; else it has to be rolled back.
-CLAIM_AND_ADVANCE = f"""
-WITH claim AS ({CLAIM} RETURNING 1)
+# fence is overlooked. It did everything only if it counts every session of the batch: each stood where its rows begin.
+# Else it has to be rolled back.
+CLAIM_AND_ADVANCE = """
+WITH claim AS ({claim} RETURNING 1)
 UPDATE sessions SET
     durable_position = given.position,
     durable_time = greatest(sessions.durable_time, timestamptz 'epoch' + given.time_us * interval '1 us')
-FROM (VALUES {{given}}) AS given (session_id, fence, position, time_us)
+FROM (VALUES {given}) AS given (session_id, fence, start, position, time_us)
 WHERE EXISTS (SELECT FROM claim) AND sessions.session_id = given.session_id
-    AND sessions.fence <= given.fence AND sessions.durable_position <= given.position
+    AND sessions.fence <= given.fence AND sessions.durable_position = given.start
+"""
+
+# Writes the rows of sessions again that are gone. Where only they are gone, their samples say how far they were: a user
+# has one session at a time, so the last sample before is of this one if any is.
+RESTORE_SESSIONS = """
+INSERT INTO sessions (session_id, user_id, start_time, fence, writer_id, durable_position, durable_time)
+SELECT s, u, t, f, $5, coalesce(latest.position + 1, 0), latest.timestamp
+FROM (
+    SELECT s, u, timestamptz 'epoch' + us * interval '1 us', f
+    FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[]) AS given (s, u, us, f)
+) AS given (s, u, t, f)
+LEFT JOIN LATERAL (
+    SELECT session_id, position, timestamp FROM raw_eeg WHERE user_id = u AND timestamp <= t
+    ORDER BY timestamp DESC, position DESC LIMIT 1
+) AS latest ON latest.session_id = s
+ON CONFLICT DO NOTHING
 """
 
 DURABLE = """
@@ -99,7 +139,7 @@ FROM sessions JOIN unnest($1::uuid[], $2::bigint[]) AS given (session_id, fence)
     ON sessions.session_id = given.session_id
 """
 
-KNOWN = "SELECT session_id::text FROM sessions WHERE session_id = ANY($1::uuid[])"
+KNOWN = "SELECT session_id::text, fence, durable_position FROM sessions WHERE session_id = ANY($1::uuid[])"
 
 INSERT_GAPS = """
 INSERT INTO gaps (session_id, from_position, to_position, reason, noticed_at)
@@ -123,7 +163,15 @@ PREDICTION_COLUMNS = (
     "classifier_version",
 )
 
+T = TypeVar("T")
 R = TypeVar("R", SessionRecord, RawRecord, GapRecord, PredictionRecord)
+
+
+class _Row(NamedTuple):
+    """The row of a session, before this batch."""
+
+    fence: int
+    durable: int
 
 
 async def write(connection: Connection, batch: Batch, *, is_alone: bool = False) -> Written:
@@ -149,7 +197,7 @@ async def outcome(connection: Connection, batch: Batch) -> Written | None:
 
     Moved when the journal is committed up to another offset than the batch's start and end.
     """
-    position = await connection.fetchval(SETTLE, batch.writer_id, batch.start)
+    position = await connection.fetchval(SETTLE_NEXT if batch.start else SETTLE, batch.writer_id)
     return None if position == batch.start else await _written_before(connection, batch, position)
 
 
@@ -166,13 +214,16 @@ class _Transaction:
         self._is_alone = is_alone
         self._takes: dict[str, bool] = {}  # by table: whether the database takes anything
         self._written = Written()
+        self._lost: dict[str, list[tuple[int, int]]] = {}  # by session, positions that were in no record
 
     async def run(self) -> Written:
         """Write the batch and commit; without a claim on it, return what an earlier attempt wrote."""
         batch, connection = self._batch, self._connection
         reaches = batch.watermarks()
-        has_only_rows = reaches and not batch.sessions and not self._careful
-        if has_only_rows and await _claim_and_advance(connection, batch, reaches):
+        has_only_rows = reaches and not batch.sessions and all(reach.is_whole for reach in reaches.values())
+        raw = [record for records in batch.raw.values() for record in records]
+        gaps = batch.gaps
+        if has_only_rows and not self._careful and await _claim_and_advance(connection, batch, reaches):
             self._written.durable = {session_id: reach.end for (session_id, _), reach in reaches.items()}
         else:
             if not await _claim(connection, batch, LIMITS_ALONE if self._is_alone else ""):
@@ -181,32 +232,88 @@ class _Transaction:
                 return await _written_before(connection, batch, position)
             await self._each("sessions", list(batch.sessions.values()), self._upsert_sessions)
             if reaches:
-                await self._advance(reaches)
-        await self._write_rows()
-        if await connection.execute("COMMIT") != "COMMIT":
-            raise StorageError("the transaction was rolled back")
-        return self._written
-
-    async def _write_rows(self) -> None:
-        """Write samples, gaps and predictions, without those of sessions whose fence was raised."""
-        batch, fenced = self._batch, self._written.fenced
-        raw = [record for hold, records in batch.raw.items() if hold not in fenced for record in records]
-        gaps = [gap for gap in batch.gaps if (gap.session_id, gap.fence) not in fenced]
+                raw, gaps = await self._settled(reaches)
         await self._each("raw_eeg", raw, self._copy_raw)
         await self._each("gaps", gaps, self._insert_gaps)
         await self._each("predictions", batch.predictions, self._copy_predictions)
+        try:
+            if await connection.execute("COMMIT") != "COMMIT":
+                raise StorageError("the transaction was rolled back")
+        finally:  # without an answer too: if it is committed, nobody finds out any more
+            self._say_what_is_lost()
+        return self._written
 
-    async def _advance(self, reaches: dict[Lease, Watermark]) -> None:
-        """Advance the durable positions, and note the sessions whose fence was raised since."""
-        rows = [(*hold, *reach) for hold, reach in reaches.items()]
-        moved = await self._connection.fetch(ADVANCE, *_columns(rows, 4))
-        self._written.durable = {session_id: durable for session_id, _, durable in moved}
-        ours = {(session_id, fence) for session_id, fence, _ in moved}
-        if len(ours) == len(reaches):
-            return
-        others = reaches.keys() - ours
-        known = {row[0] for row in await self._connection.fetch(KNOWN, [session_id for session_id, _ in others])}
-        self._written.fenced = {hold for hold in others if hold[0] in known}  # else its row was deleted
+    def _say_what_is_lost(self) -> None:
+        restored = self._written.restored
+        for session_id in sorted(restored | self._lost.keys()):
+            gone = ": its row was gone from the database and is written again" if session_id in restored else ""
+            spans = self._lost.get(session_id)
+            lost = f": {_spans(spans)} are lost, stored as gaps" if spans else ""
+            log.error("session %s%s%s", session_id, gone, lost)
+
+    async def _settled(self, reaches: dict[Lease, Watermark]) -> tuple[list[RawRecord], list[GapRecord]]:
+        """Advance the durable positions; return the samples and gaps to write.
+
+        Without those of sessions whose fence was raised, and of what is written already; with a gap for what is lost.
+        """
+        held = await self._advance(reaches)
+        raw: list[RawRecord] = []
+        gaps: list[GapRecord] = []
+        leases: dict[str, list[Lease]] = {}
+        for lease in sorted(reaches):
+            leases.setdefault(lease[0], []).append(lease)
+        records = self._batch.leases()
+        for session_id, mine in leases.items():
+            if (row := held.get(session_id)) is None:  # its gaps are lost to whatever comes next
+                raw += [record for lease in mine for record in self._batch.raw.get(lease, ())]
+                continue
+            self._written.fenced |= {lease for lease in mine if lease[1] < row.fence}
+            found = settle((one for lease in mine if lease[1] >= row.fence for one in records[lease]), row.durable)
+            raw += found.raw
+            gaps += found.gaps
+            if found.lost:
+                self._lost[session_id] = found.lost
+                now_us = int(time() * 1e6)
+                gaps += [GapRecord(session_id, row.fence, start, end, "lost", now_us) for start, end in found.lost]
+        return raw, gaps
+
+    async def _advance(self, reaches: dict[Lease, Watermark]) -> dict[str, _Row]:
+        """Advance the durable positions; return the rows as they were before.
+
+        What is fenced off is as it stays. A row that is gone is written again, unless nothing says whose it was.
+        """
+        held: dict[str, _Row] = {}
+        others = {session_id for session_id, _ in reaches}
+        for is_last in (False, True):
+            rows = [(*lease, reach.end, reach.last_us) for lease, reach in reaches.items() if lease[0] in others]
+            for session_id, fence, before, durable in await self._connection.fetch(ADVANCE, *_columns(rows, 4)):
+                held[session_id] = _Row(fence, before)
+                self._written.durable[session_id] = durable
+            if not (others := others - held.keys()):
+                break
+            known = {row[0]: _Row(*row[1:]) for row in await self._connection.fetch(KNOWN, list(others))}
+            if any(lease[1] >= known[lease[0]].fence for lease in reaches if lease[0] in known):
+                raise StorageError("another node began one of the sessions just now")
+            held |= known
+            if not is_last and (others := others - known.keys()):
+                await self._restore(others)
+        return held
+
+    async def _restore(self, session_ids: set[str]) -> None:
+        """Write the rows of sessions again, with what their samples say of them."""
+        self._written.restored |= session_ids
+        firsts: dict[str, tuple[str, str, int, int]] = {}
+        for (session_id, fence), records in sorted(self._batch.raw.items()):
+            if session_id in session_ids:
+                firsts[session_id] = (session_id, *first_of_rows(records[0].rows), fence)
+
+        async def restore(rows: list[tuple[str, str, int, int]]) -> None:
+            await self._connection.execute(RESTORE_SESSIONS, *_columns(rows, 4), self._batch.writer_id)
+
+        if firsts and not self._careful:
+            await restore(list(firsts.values()))
+        for row in firsts.values() if self._careful else ():
+            await self._try(restore, [row])  # what is refused of it is refused of its samples too
 
     async def _each(self, table: str, records: list[R], write: Callable[[list[R]], Awaitable[None]]) -> None:
         """Write records; when careful, dead-letter those that the database refuses for themselves."""
@@ -215,6 +322,17 @@ class _Transaction:
         if not self._careful:
             await write(records)
             return
+        if error := await self._try(write, records):
+            if halves := _halves(records):
+                for half in halves:
+                    await self._each(table, half, write)
+            elif await self._takes_others(table, records[0], write):
+                await self._dead_letter(table, records[0], error)
+            else:
+                raise error
+
+    async def _try(self, write: Callable[[list[T]], Awaitable[None]], records: list[T]) -> Exception | None:
+        """Write records; return the error with which the database refuses them for themselves, with nothing written."""
         await self._connection.execute("SAVEPOINT before")
         try:
             await write(records)
@@ -223,13 +341,8 @@ class _Transaction:
             if not self._may_be_to_blame(error):
                 raise
             await self._connection.execute("ROLLBACK TO SAVEPOINT before; RELEASE SAVEPOINT before")
-            if halves := _halves(records):
-                for half in halves:
-                    await self._each(table, half, write)
-            elif await self._takes_others(table, records[0], write):
-                await self._dead_letter(table, records[0], error)
-            else:
-                raise
+            return error
+        return None
 
     def _may_be_to_blame(self, error: Exception) -> bool:
         """Return whether the error may be due to what was written; else the whole batch is tried again later."""
@@ -289,13 +402,18 @@ class _Transaction:
         await self._connection.copy_records_to_table("predictions", records=rows, columns=PREDICTION_COLUMNS)
 
 
-async def _written_before(connection: Connection, batch: Batch, position: int) -> Written:
+async def _written_before(connection: Connection, batch: Batch, position: int | None) -> Written:
     """Return what an earlier commit of this very batch made durable; Moved when the journal is at another offset."""
     if position != batch.end:
-        raise Moved(position)
+        raise Moved(position or 0)
     rows = await connection.fetch(DURABLE, *_columns(list(batch.watermarks()), 2))
     durable = {session_id: durable for session_id, _, durable, is_fenced in rows if not is_fenced}
-    return Written(durable, {(session_id, fence) for session_id, fence, _, is_fenced in rows if is_fenced})
+    return Written(durable, fenced={(session_id, fence) for session_id, fence, _, is_fenced in rows if is_fenced})
+
+
+def _claim_of(batch: Batch) -> str:
+    claim = CLAIM_NEXT if batch.start else CLAIM
+    return claim.format(writer_id=batch.writer_id, start=batch.start, end=batch.end)
 
 
 def _begin(connection: Connection) -> str:
@@ -307,23 +425,31 @@ def _begin(connection: Connection) -> str:
 async def _claim(connection: Connection, batch: Batch, limits: str = "") -> bool:
     """Begin a transaction and claim the batch; False when the journal is committed up to another offset."""
     begin = f"{'ROLLBACK; ' if connection.is_in_transaction() else ''}{_begin(connection)}{limits}"
-    claim = CLAIM.format(writer_id=batch.writer_id, start=batch.start, end=batch.end)
-    return bool(await connection.execute(f"{begin}; {claim}") == "INSERT 0 1")
+    return await connection.execute(f"{begin}; {_claim_of(batch)}") in {"INSERT 0 1", "UPDATE 1"}
 
 
 async def _claim_and_advance(connection: Connection, batch: Batch, reaches: dict[Lease, Watermark]) -> bool:
     """Begin a transaction, claim the batch and advance all its sessions, in one round trip instead of two.
 
-    Most batches are nothing but rows of known sessions, and each answer that a batch waits for costs an iteration of a
-    busy event loop. A batch with sessions takes the other way: an UPDATE does not see rows that another part of its
-    statement inserts. False when a session was not advanced; the open transaction has to be rolled back then.
+    Most batches are nothing but rows of known sessions that follow those before, and each answer that a batch waits for
+    costs an iteration of a busy event loop. A batch with sessions takes the other way: an UPDATE does not see rows that
+    another part of its statement inserts. False when a session was not advanced; the open transaction has to be rolled
+    back then.
     """
     given = ",".join(
-        f"('{UUID(session_id)}'::uuid, {fence:d}, {end:d}, {'NULL' if last_us is None else int(last_us)}::bigint)"
-        for (session_id, fence), (end, last_us) in reaches.items()
+        f"('{UUID(session_id)}'::uuid, {fence:d}, {reach.start:d}, {reach.end:d},"
+        f" {'NULL' if reach.last_us is None else int(reach.last_us)}::bigint)"
+        for (session_id, fence), reach in reaches.items()
     )
-    statement = CLAIM_AND_ADVANCE.format(writer_id=batch.writer_id, start=batch.start, end=batch.end, given=given)
+    statement = CLAIM_AND_ADVANCE.format(claim=_claim_of(batch), given=given)
     return bool(await connection.execute(f"{_begin(connection)}; {statement}") == f"UPDATE {len(reaches)}")
+
+
+def _spans(lost: list[tuple[int, int]]) -> str:
+    """Say which positions these are, and how many."""
+    spans = ", ".join(f"{start} to {end - 1}" for start, end in lost[:MOST_NAMED])
+    more = f" and {len(lost) - MOST_NAMED} spans more" if len(lost) > MOST_NAMED else ""
+    return f"positions {spans}{more} ({sum(end - start for start, end in lost)} samples)"
 
 
 def _columns(rows: Sequence[Sequence[object]], n_columns: int) -> list[list[object]]:

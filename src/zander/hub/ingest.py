@@ -137,10 +137,15 @@ class Ingest:
         return stream.online
 
     def on_written(self, written: Written) -> None:
-        """Tell relays what is durable by now; give up sessions that another node has taken over in the database."""
+        """Tell relays what is durable by now; give up sessions that another node has taken over in the database.
+
+        A session whose row was gone is recorded once more: its samples did not say with which device.
+        """
         for user_id, stream in list(self.streams.items()):
             session = stream.session
             durable = written.durable.get(session.session_id)
+            if stream.online and session.session_id in written.restored:
+                self._recording.begin(session)
             if durable is not None:
                 stream.acknowledge(durable)
             elif (session.session_id, session.fence) in written.fenced:
@@ -167,7 +172,8 @@ class Ingest:
         """
         assert stream.relay
         stream.relay.close(CloseCode.TRY_LATER)
-        stream.lost_from = None
+        assert stream.lost_from is not None
+        stream.session.next_position, stream.lost_from = stream.lost_from, None
         self._end(stream)
         self.forget(stream.session.user_id)
         self._tell(stream.status())

@@ -66,10 +66,8 @@ class Recording:
         self.sink.record_prediction(PredictionRecord(session.session_id, time_us, session.user_id, *what))
 
     def _session(self, session: Session, end_us: int | None) -> None:
-        device_info = dumps(session.device_info)
-        self.sink.record(
-            SessionRecord(session.session_id, session.user_id, session.start_us, end_us, device_info, session.fence)
-        )
+        what = (dumps(session.device_info), session.fence, session.next_position)
+        self.sink.record(SessionRecord(session.session_id, session.user_id, session.start_us, end_us, *what))
 
     def _gap(self, session: Session, start: int, end: int, reason: str, time_us: int) -> None:
         self.sink.record(GapRecord(session.session_id, session.fence, start, end, reason, time_us))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from zander.journal.records import GapRecord, PredictionRecord, RawRecord, Record, SessionRecord
 
@@ -13,10 +15,23 @@ Lease = tuple[str, int]  # session ID and fence, a number that is raised each ti
 
 
 class Watermark(NamedTuple):
-    """The end of a session: the position after its last sample or gap, and the last sample's time, if there is one."""
+    """The span of a lease in a batch: from the position of its first sample or gap to the one after its last.
 
+    `last_us` is the last sample's time, if there is one. `is_whole`: every position in between is there, once.
+    """
+
+    start: int
     end: int
     last_us: int | None
+    is_whole: bool = True
+
+
+class Settled(NamedTuple):
+    """The records of a session that its durable position has not passed yet, and the spans that none of them has."""
+
+    raw: list[RawRecord]
+    gaps: list[GapRecord]
+    lost: list[tuple[int, int]]
 
 
 class Batch:
@@ -46,20 +61,78 @@ class Batch:
         elif record.fence >= self.sessions.get(record.session_id, record).fence:
             self.sessions[record.session_id] = record
 
-    def watermarks(self) -> dict[Lease, Watermark]:
-        """Return how far this batch makes each session durable."""
-        found = {lease: Watermark(records[-1].end, records[-1].last_us) for lease, records in self.raw.items()}
-        for gap in self.gaps:
-            lease = (gap.session_id, gap.fence)
-            watermark = found.get(lease, Watermark(0, None))
-            found[lease] = Watermark(max(watermark.end, gap.end), watermark.last_us)
+    def leases(self) -> dict[Lease, list[RawRecord | GapRecord]]:
+        """Return the samples and gaps of each lease, by position.
+
+        The start or end of a session counts as an empty gap, at the position where the session is by then.
+        """
+        found: dict[Lease, list[RawRecord | GapRecord]] = {lease: [*records] for lease, records in self.raw.items()}
+        points = [_point(record) for record in self.sessions.values() if record.next_position]
+        for gap in (*self.gaps, *points):
+            found.setdefault((gap.session_id, gap.fence), []).append(gap)
+        for records in found.values():
+            records.sort(key=_span)
         return found
+
+    def watermarks(self) -> dict[Lease, Watermark]:
+        """Return how far this batch makes each session durable, and from where."""
+        return {lease: _watermark(records) for lease, records in self.leases().items()}
+
+
+def settle(records: Iterable[RawRecord | GapRecord], durable: int) -> Settled:
+    """Sort out what the records of one session, in order, bring beyond a durable position.
+
+    What lies before that is written already, or given up: a journal is read again where the database went back. What
+    is missing behind it will never come.
+    """
+    settled = Settled([], [], [])
+    for record in records:
+        if (start := _start(record)) > durable:
+            settled.lost.append((durable, start))
+            durable = start
+        if record.end > durable:
+            if isinstance(record, RawRecord):
+                settled.raw.append(_raw_from(record, durable))
+            elif start < durable and settled.gaps and settled.gaps[-1].end == durable:
+                settled.gaps[-1] = structs.replace(settled.gaps[-1], end=record.end)  # the same, told once more
+            else:
+                settled.gaps.append(structs.replace(record, start=durable))
+            durable = record.end
+    return settled
+
+
+def _start(record: RawRecord | GapRecord) -> int:
+    return record.position if isinstance(record, RawRecord) else record.start
+
+
+def _span(record: RawRecord | GapRecord) -> tuple[int, int]:
+    return _start(record), record.end
+
+
+def _point(record: SessionRecord) -> GapRecord:
+    return GapRecord(record.session_id, record.fence, record.next_position, record.next_position, "lost", 0)
+
+
+def _watermark(records: list[RawRecord | GapRecord]) -> Watermark:
+    is_whole = all(before.end == _start(after) for before, after in pairwise(records))
+    last_us = max((record.last_us for record in records if isinstance(record, RawRecord)), default=None)
+    return Watermark(_start(records[0]), max(record.end for record in records), last_us, is_whole)
+
+
+def _raw_from(record: RawRecord, position: int) -> RawRecord:
+    """Return the part of a record from a position on."""
+    if record.position == position:
+        return record
+    row_bytes = len(record.rows) // (record.end - record.position)
+    rows = record.rows[(position - record.position) * row_bytes :]
+    return structs.replace(record, position=position, rows=rows)
 
 
 class Written(Struct):
     """The result of writing a batch."""
 
     durable: dict[str, int] = {}  # by session: every sample below is in the database, or in a gap
+    restored: set[str] = set()  # sessions that the database had no more: their rows are there again, without a device
     fenced: set[Lease] = set()  # another node has them by now: nothing of them was written
     n_dead_letters: int = 0
 

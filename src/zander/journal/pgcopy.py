@@ -28,6 +28,7 @@ _TIME_AT = 6  # after n_fields and the field's size
 _USER_SIZE_AT = 34
 _put_int64 = Struct(">q").pack_into
 _get_int32 = Struct(">i").unpack_from
+_get_int64 = Struct(">q").unpack_from
 
 
 class Rows(NamedTuple):
@@ -83,6 +84,14 @@ def decode_rows(rows: bytes, n_rows: int) -> Rows:
     return Rows(
         fields["timestamp"].astype(np.int64) + EPOCH_US, np.ascontiguousarray(fields["channels"]["value"], np.float32)
     )
+
+
+def first_of_rows(rows: bytes) -> tuple[str, int]:
+    """Return the user of rows, and the time of the first of them in µs."""
+    (user_size,) = _get_int32(rows, _USER_SIZE_AT)
+    user_at = _USER_SIZE_AT + 4
+    (time_us,) = _get_int64(rows, _TIME_AT)
+    return rows[user_at : user_at + user_size].decode(), time_us + EPOCH_US
 
 
 def _template(dtype: np.dtype[Any], session: bytes, user: bytes, n_channels: int) -> bytes:

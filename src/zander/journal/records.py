@@ -23,13 +23,17 @@ class _Record(Struct, tag=True, array_like=True, gc=False):  # no field can lead
 
 
 class SessionRecord(_Record, tag="s"):
-    """A session's start and, once `end_us` is known, its end; `device_info` is JSON text."""
+    """A session's start and, once `end_us` is known, its end; `device_info` is JSON text.
+
+    Every position before `next_position` was taken in or given up before: what is not in the journal is damaged.
+    """
 
     user_id: str
     start_us: int
     end_us: int | None
     device_info: str
     fence: int = 0
+    next_position: int = 0
 
 
 class RawRecord(_Record, tag="r"):

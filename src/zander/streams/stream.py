@@ -116,7 +116,12 @@ class Stream:
         self.relay, self.offline_at = relay, None
 
     def acknowledge(self, durable: int) -> None:
-        """Set what is durable, and tell the relay if it asked for acks."""
+        """Set what is durable, and tell the relay if it asked for acks.
+
+        Never less than before, which it has forgotten: a database that went back comes as far again.
+        """
+        if durable < self.durable:
+            return
         self.durable = durable
         if self.acks and self.relay:
             self.relay.say(dumps(Ack(self.session.session_id, durable)))

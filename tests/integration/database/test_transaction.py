@@ -64,7 +64,7 @@ async def test_the_durable_position_moves_on_with_the_samples(any_database_url: 
         assert await session(connection) == 10
         assert await session(connection, "durable_time") == at(9 * 7812)
         written = await storage.write(batch(9, 20, chunk(10), chunk(11), chunk(0, 3, OTHER)))
-        assert written.durable == {SESSION_ID: 12}  # of the other nobody knows a session
+        assert written.durable == {SESSION_ID: 12, OTHER.session_id: 3}
         assert await session(connection) == 12
         assert await session(connection, "durable_time") == at(11 * 7812)
 
@@ -155,7 +155,7 @@ async def test_what_a_former_node_still_has_is_not_written(any_database_url: str
         zombie = batch(9, 20, chunk(10, 10), gap(20, 25), chunk(25), chunk(0, 3, OTHER), PREDICTION)
         written = await storage.write(zombie)
         assert written.fenced == {(SESSION_ID, 0)}
-        assert written.durable == {}
+        assert written.durable == {OTHER.session_id: 3}
         assert await positions(connection) == list(range(10))
         assert await positions(connection, OTHER.session_id) == [0, 1, 2]  # its batch mates are
         assert await connection.fetchval("SELECT count(*) FROM predictions") == 1
@@ -216,16 +216,133 @@ async def test_somebody_elses_session_is_not_resumed(any_database_url: str) -> N
         assert await session(connection, "fence") == 0
 
 
-async def test_samples_of_a_session_whose_row_was_deleted_are_written(any_database_url: str) -> None:
+async def test_a_session_whose_row_was_deleted_gets_one_again_and_goes_on(
+    any_database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with opened(any_database_url) as storage, connected(any_database_url) as connection:
         await storage.write(batch(0, 9, SESSION, chunk(0, 10)))
         await connection.execute("DELETE FROM sessions")
         written = await storage.write(batch(9, 20, chunk(10, 5), gap(15, 17)))
-        assert written.durable == {}
+        assert (written.durable, written.restored) == ({SESSION_ID: 17}, {SESSION_ID})
         assert written.fenced == set()
         assert await positions(connection) == list(range(15))
-        await storage.write(batch(20, 30, structs.replace(SESSION, end_us=T0_US + 5)))
-        assert await session(connection, "end_time") == at(5)
+        assert await stored_gaps(connection) == [(15, 17, "relay")]  # the samples said how far it was
+        assert await session(connection, "(user_id, start_time, fence, writer_id)") == ("user", at(78120), 0, WRITER_ID)
+        assert caplog.messages[-1].endswith(f"{SESSION_ID}: its row was gone from the database and is written again")
+        ended = structs.replace(SESSION, end_us=T0_US + 5, next_position=17)
+        assert (await storage.write(batch(20, 30, ended))).durable == {SESSION_ID: 17}
+        assert await session(connection, "(start_time, end_time)") == (T0, at(5))
+        assert await session(connection, "device_info::text") == '{"sampling_rate": 128}'
+
+
+async def test_a_session_that_is_gone_with_its_samples_is_lost_up_to_where_it_goes_on(
+    any_database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(any_database_url) as storage, connected(any_database_url) as connection:
+        await storage.write(batch(0, 9, SESSION, chunk(0, 10), chunk(0, 3, OTHER)))
+        await connection.execute("TRUNCATE sessions, raw_eeg")
+        written = await storage.write(batch(9, 20, chunk(10, 5), chunk(3, 2, OTHER)))
+        assert written.durable == {SESSION_ID: 15, OTHER.session_id: 5}
+        assert await positions(connection) == list(range(10, 15))
+        assert await stored_gaps(connection) == [(0, 10, "lost"), (0, 3, "lost")]
+        assert f"session {SESSION_ID}: its row was gone from the database and is written again: positions 0 to 9" in (
+            caplog.text
+        )
+        assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 3  # one when it began
+        assert (await storage.write(batch(20, 30, chunk(15)))).durable == {SESSION_ID: 16}
+
+
+async def test_a_gap_of_a_session_that_is_gone_is_lost_with_what_was_before_it(any_database_url: str) -> None:
+    """It does not say whose it is."""
+    async with opened(any_database_url) as storage, connected(any_database_url) as connection:
+        await storage.write(batch(0, 9, PREDICTION))
+        written = await storage.write(batch(9, 20, gap(10, 15)))
+        assert (written.durable, written.restored) == ({}, {SESSION_ID})
+        await storage.write(batch(20, 30, chunk(17, 3)))
+        assert await session(connection) == 20
+        assert await stored_gaps(connection) == [(0, 17, "lost")]
+
+
+async def test_a_row_that_is_gone_while_somebody_begins_the_session_is_theirs(database_url: str) -> None:
+    async with opened(database_url) as storage, connected(database_url) as other, connected(database_url) as connection:
+        await storage.write(batch(0, 9, PREDICTION))
+        transaction = other.transaction()
+        await transaction.start()
+        await resume(other)
+        writing = asyncio.create_task(storage.write(batch(9, 20, chunk(0, 10))))
+        await _until_waiting(connection, 1)
+        await transaction.commit()
+        assert (await writing).fenced == {(SESSION_ID, 0)}
+        assert await positions(connection) == []
+
+
+# What is in no record.
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_what_is_missing_before_a_batch_is_a_gap_and_said_once(
+    any_database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after damage to the journal, or in a database that went back further than the journal reaches."""
+    async with opened(any_database_url) as storage, connected(any_database_url) as connection:
+        await storage.write(batch(0, 9, SESSION, chunk(0, 10)))
+        written = await storage.write(batch(9, 20, chunk(15, 5), gap(20, 22), chunk(22, 3)))
+        assert written.durable == {SESSION_ID: 25}
+        assert await positions(connection) == [*range(10), *range(15, 20), *range(22, 25)]
+        assert await stored_gaps(connection) == [(10, 15, "lost"), (20, 22, "relay")]
+        assert errors(caplog) == [f"session {SESSION_ID}: positions 10 to 14 (5 samples) are lost, stored as gaps"]
+        await storage.write(batch(20, 30, chunk(25)))
+        assert len(errors(caplog)) == 1
+
+
+async def test_what_is_missing_within_a_batch_is_a_gap(any_database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(any_database_url) as storage, connected(any_database_url) as connection:
+        holes = [chunk(position, 2) for position in range(0, 20, 4)]
+        await storage.write(batch(0, 9, SESSION, *holes, gap(20, 21), chunk(23)))
+        assert await stored_gaps(connection) == [
+            *((position, position + 2, "lost") for position in range(2, 20, 4)),
+            (20, 21, "relay"),
+            (21, 23, "lost"),
+        ]
+        assert errors(caplog) == [
+            f"session {SESSION_ID}: positions 2 to 3, 6 to 7, 10 to 11 and 3 spans more (12 samples)"
+            " are lost, stored as gaps"
+        ]
+
+
+async def test_what_is_missing_at_the_end_of_a_session_is_a_gap(any_database_url: str) -> None:
+    async with opened(any_database_url) as storage, connected(any_database_url) as connection:
+        await storage.write(batch(0, 9, SESSION, chunk(0, 10)))
+        written = await storage.write(batch(9, 20, structs.replace(SESSION, end_us=T0_US + 5, next_position=14)))
+        assert written.durable == {SESSION_ID: 14}
+        assert await stored_gaps(connection) == [(10, 14, "lost")]
+
+
+async def test_what_is_written_already_is_not_written_again(any_database_url: str) -> None:
+    """As when a journal is read again, or what a former node has comes after what the relay sent again."""
+    async with opened(any_database_url) as storage, connected(any_database_url) as connection:
+        await storage.write(batch(0, 9, SESSION, chunk(0, 10), gap(10, 14)))
+        written = await storage.write(batch(9, 20, chunk(0, 4), chunk(4, 6), gap(10, 14), chunk(14, 2)))
+        assert written.durable == {SESSION_ID: 16}
+        again = batch(0, 9, chunk(8, 2), gap(10, 14), chunk(14, 6), writer_id=uuid.uuid4())
+        assert (await storage.write(again)).durable == {SESSION_ID: 20}
+        assert await positions(connection) == [*range(10), *range(14, 20)]
+        assert await stored_gaps(connection) == [(10, 14, "relay")]
+
+
+async def test_two_leases_of_a_session_in_one_batch_are_written_once_in_their_order(any_database_url: str) -> None:
+    """As when the record of the second one's beginning is damaged, so that nothing has raised the fence."""
+    async with opened(any_database_url) as storage, connected(any_database_url) as connection:
+        await storage.write(batch(0, 9, SESSION))
+        both = batch(9, 20, chunk(0, 10))
+        for records in batch(9, 20, chunk(6, 6), fence=1).raw.values():
+            both.raw[SESSION_ID, 1] = records
+        written = await storage.write(both)
+        assert (written.durable, written.fenced) == ({SESSION_ID: 12}, set())
+        assert await positions(connection) == list(range(12))
 
 
 # The claim of a journal.
@@ -245,11 +362,15 @@ async def test_a_journal_that_others_moved_on_is_not_written(any_database_url: s
         assert await positions(connection) == [0, 1]
 
 
-async def test_a_journal_that_the_database_forgot_goes_on_where_it_stands(any_database_url: str) -> None:
+async def test_a_journal_that_the_database_forgot_is_read_again_and_written_once(any_database_url: str) -> None:
     async with opened(any_database_url) as storage, connected(any_database_url) as connection:
         await storage.write(batch(0, 9, SESSION, chunk(0)))
         await connection.execute("DELETE FROM writers")
-        await storage.write(batch(9, 20, chunk(1)))
+        for what in ([chunk(1)], [PREDICTION], [SESSION, chunk(1)]):
+            with pytest.raises(Moved) as caught:
+                await storage.write(batch(9, 20, *what))
+            assert caught.value.position == 0
+        await storage.write(batch(0, 20, SESSION, chunk(0), chunk(1)))
         assert await positions(connection) == [0, 1]
         assert await storage.position(WRITER_ID) == 20
 
@@ -318,16 +439,19 @@ async def test_a_session_that_comes_further_while_the_claim_waits_does_not_go_ba
             await other.execute("UPDATE sessions SET durable_position = 50")
         assert writing.result().durable == {SESSION_ID: 50}
         assert await session(connection) == 50
-        assert await positions(connection) == list(range(10))
+        assert await positions(connection) == list(range(5))  # the others are there already, says the row
 
 
-async def test_a_session_that_is_deleted_while_the_claim_waits_keeps_its_samples(database_url: str) -> None:
+async def test_a_session_that_is_deleted_while_the_claim_waits_gets_a_row_again(
+    database_url: str,
+) -> None:
     async with opened(database_url) as storage, connected(database_url) as connection:
         await storage.write(batch(0, 9, SESSION, chunk(0, 5)))
         async with waiting(database_url, batch(9, 20, chunk(5, 5))) as (writing, other):
             await other.execute("DELETE FROM sessions")
-        assert (writing.result().durable, writing.result().fenced) == ({}, set())
+        assert (writing.result().durable, writing.result().fenced) == ({SESSION_ID: 10}, set())
         assert await positions(connection) == list(range(10))
+        assert await stored_gaps(connection) == []
 
 
 @pytest.mark.parametrize(("claimed", "durable"), [("20", {SESSION_ID: 5}), ("15", None), ("30", None)])
@@ -387,7 +511,7 @@ async def test_one_sample_that_is_refused_costs_only_itself(any_database_url: st
         mates = [chunk(position, 10) for position in range(0, 200, 10)]
         written = await storage.write(batch(0, 9, SESSION, *mates, chunk(0, 3, OTHER), gap(200, 205), PREDICTION))
         assert written.n_dead_letters == 1
-        assert written.durable == {SESSION_ID: 205}
+        assert written.durable == {SESSION_ID: 205, OTHER.session_id: 3}
         assert await positions(connection) == [position for position in range(200) if position != 104]
         assert await positions(connection, OTHER.session_id) == [0, 1, 2]
         assert await stored_gaps(connection) == [(104, 105, "lost"), (200, 205, "relay")]
@@ -481,7 +605,7 @@ async def test_a_session_whose_device_is_refused_is_there_without_it(any_databas
         assert await session(connection, "device_info::text") == "{}"
         ((table, session_id, position, _, record),) = await dead_letters(connection)
         assert (table, session_id, position) == ("sessions", SESSION_ID, None)
-        assert json.loads(record) == ["s", SESSION_ID, "user", T0_US, None, '{"name": "\\u0000"}', 0]
+        assert json.loads(record) == ["s", SESSION_ID, "user", T0_US, None, '{"name": "\\u0000"}', 0, 0]
 
 
 @pytest.mark.parametrize("fields", [{"user_id": "secret" * 20}, {"start_us": -(1 << 62)}])
@@ -491,7 +615,7 @@ async def test_a_session_that_is_refused_with_any_device_stops_nothing(
     async with opened(any_database_url) as storage, connected(any_database_url) as connection:
         written = await storage.write(batch(0, 9, device(**fields), chunk(0, 3, OTHER), SESSION, chunk(0, 3)))
         assert written.n_dead_letters == 2  # with what it says of its device, and without
-        assert written.durable == {SESSION_ID: 3}
+        assert written.durable == {SESSION_ID: 3, OTHER.session_id: 3}  # its samples say whose it is
         assert await positions(connection) == await positions(connection, OTHER.session_id) == [0, 1, 2]
 
 

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from support.hub_items import NOW_US, everything, messages, outline, raw, take_features
 from support.hubs import House, Sample
 from zander.errors import BadMessage, CloseCode
-from zander.journal.records import PredictionRecord, SessionRecord
+from zander.journal.batch import Written
+from zander.journal.records import GapRecord, PredictionRecord, SessionRecord
 from zander.wire.chunk import RawIn
 
 pytestmark = pytest.mark.usefixtures("today")
@@ -239,3 +240,35 @@ async def test_bad_features_change_nothing(house: House, timestamp: float) -> No
         take_features(house, stream, json.dumps({"type": "features", "timestamp": timestamp}))
     assert everything(house, stream) == before
     assert outline(azure) == ["online"]
+
+
+async def test_a_relay_that_is_turned_away_ends_where_there_was_no_room(house: House) -> None:
+    """What it keeps is not lost: it sends that again."""
+    stream = await house.relay(ack=True)
+    house.ingest.take_raw(stream, raw(3))
+    house.recorder.takes = False
+    house.ingest.take_raw(stream, raw(2))
+    assert house.recorder[-1].next_position == 3
+    assert house.recorder.of(GapRecord) == []
+
+
+async def test_a_session_whose_row_was_gone_is_recorded_once_more(house: House) -> None:
+    stream = await house.relay()
+    house.ingest.take_raw(stream, raw(3))
+    session_id = stream.session.session_id
+    house.hub.ingest.on_written(Written({session_id: 3}, restored={session_id}))
+    assert house.recorder[-1] == replace(house.recorder[0], next_position=3)
+    house.disconnect(stream)
+    n_records = len(house.recorder)
+    house.hub.ingest.on_written(Written({session_id: 3}, restored={session_id, "another"}))
+    assert len(house.recorder) == n_records  # its end is recorded
+
+
+async def test_a_relay_is_never_told_that_less_is_durable(house: House) -> None:
+    stream = await house.relay(ack=True)
+    session_id = stream.session.session_id
+    for durable in (5, 3, 5, 6):
+        house.hub.ingest.on_written(Written({session_id: durable}))
+    assert stream.relay
+    assert [message["durable"] for message in messages(stream.relay)] == [5, 5, 6]
+    assert stream.durable == 6

@@ -293,7 +293,8 @@ class Relay:
                 held = self.node.holds[self.session_id]
                 samples = values(start, end - start, self.number)
                 if not self.node.ingest(held, RawIn(start, T0_US + PERIOD_US * start, samples)):
-                    held.lost_from = None  # it keeps what found no room
+                    assert held.lost_from is not None
+                    held.session.next_position, held.lost_from = held.lost_from, None  # it keeps what found no room
                     self.node.give_up(self.session_id)
                     return
                 self.next_position = end
