@@ -62,7 +62,7 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
         retention_days=settings.retention_days,
         columnstore_after_hours=settings.columnstore_after_hours,
     )
-    journals = Journals(settings.data_dir / FOLDER, settings.journal_max_bytes)
+    journals = Journals(settings.data_dir / FOLDER, settings.journal_max_bytes, settings.journal_keep_bytes)
     writer = JournalWriter(journals, max_bytes=settings.journal_max_bytes, batch_records=settings.batch_max_records)
     reading = Pool(settings.database_url, READING_CONNECTIONS)
     resuming = Pool(settings.database_url, RESUMING_CONNECTIONS)

@@ -85,6 +85,13 @@ class Settings(Struct, frozen=True, kw_only=True):
             description="bytes on disk, per process, that may wait for the database; then relays wait",
         ),
     ] = 1 << 30
+    journal_keep_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="bytes that stay there once committed, for a database that goes back; room comes first",
+        ),
+    ] = 64 << 20
     journal_fsync_seconds: Annotated[
         Positive | None,
         Meta(description="how often the journal is forced to disk; unset: it outlives the process, not the machine"),

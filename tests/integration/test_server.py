@@ -188,7 +188,7 @@ async def test_while_the_database_is_away_ingest_goes_on_and_nothing_is_lost(
                     eventually(lambda: not node.ready())
                     assert node.get("/health/ready") == (
                         503,
-                        {"status": "degraded", "database": "down", "redis": "off"},
+                        {"status": "degraded", "database": "down", "redis": "off", "journal": "up", "reason": None},
                     )
                 await edge.send({"type": "raw", "channels": [i, 0]})
                 assert (await azure.until("raw"))["channels"][0] == i

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ SPOOL_BYTES = 64 << 20
 CHUNK_OVERHEAD_BYTES = HEADER_BYTES + BINARY_HEADER_BYTES  # of each chunk in the spool, beside its values
 READ_BYTES = 64 << 10  # read at once, and between two entries of the index at most
 MIN_READ_BYTES = 64  # at least a frame's header; one frame comes whole all the same
+BEGINS = re.compile(rb"(?=\x01\x01\x01)")  # every binary chunk: its version, kind and dtype
 N_FILES = 8  # of a full spool: the oldest of them is what is dropped at once
 
 log = logging.getLogger(__name__)
@@ -260,7 +262,7 @@ class _Folder:
 
     def open_log(self, max_bytes: int) -> Log:
         try:
-            return Log(self.path, "spool", segment_bytes=max(1, max_bytes // N_FILES))
+            return Log(self.path, "spool", segment_bytes=max(1, max_bytes // N_FILES), begins=BEGINS)
         except OSError as error:
             self.close()
             raise SpoolError(f"{self.path}: {error.strerror}") from None

@@ -3,7 +3,8 @@
 A record is in its file before anybody is told of it, so it survives the death of this process; with `sync` now and
 then, the machine's too. Memory stays flat: the recorder reads back what it writes to the database. A journal belongs to
 one process and is locked by it. The journal of a dead process is an orphan, adopted by the next process that starts in
-the folder.
+the folder. Some of what is committed stays for a while: a database may go back, as in a failover to a standby that was
+behind.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from uuid import UUID
 
 from zander.journal.arrivals import Arrivals
 from zander.journal.batch import Batch
-from zander.journal.log import Log
+from zander.journal.log import SUFFIX, Log, is_in_use
 from zander.journal.pgcopy import decode_rows
 from zander.journal.reader import split_records
-from zander.journal.records import GapRecord, RawRecord, Record
+from zander.journal.records import BEGINS, GapRecord, RawRecord, Record
 from zander.lock import FileLock
 from zander.native import IS_NATIVE
 from zander.wire.chunk import Chunk, Origin
@@ -35,7 +36,7 @@ from zander.wire.messages import Gap
 
 FOLDER = "journal"  # in DATA_DIR
 LOCK = ".lock"
-SEGMENT_BYTES = 16 << 20  # of one file; it is deleted when all of it is committed
+SEGMENT_BYTES = 16 << 20  # of one file; it is deleted when all of it is committed, and so much more after it
 BATCH_BYTES = 8 << 20  # a backlog is written in pieces of this size
 GROWTH = 1.25  # of batches that were made smaller, with each that is written: one in four may be too large again
 # Sorted in 2 ms, if they are records of one sample; then the event loop runs other tasks.
@@ -56,7 +57,10 @@ def _tell(deleted: Future[None]) -> None:
 
 
 class Journal:
-    """The records of one process. `offset`: everything before it is committed; None: only the database knows."""
+    """The records of one process. `offset`: everything before it is committed; None: only the database knows.
+
+    Of that, up to `keep_bytes` stay in whole files.
+    """
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class Journal:
         offset: int | None,
         segment_bytes: int = SEGMENT_BYTES,
         *,
+        keep_bytes: int = 0,
         ahead: bool = False,
     ) -> None:
         self.writer_id = writer_id = uuid.UUID(lock.path.stem)
@@ -72,15 +77,16 @@ class Journal:
         self.is_open = True
         self.arrivals = Arrivals()
         self._lock = lock
-        self.log = Log(folder, str(writer_id), segment_bytes=segment_bytes, ahead=ahead)
+        self._keep_bytes = keep_bytes
+        self.log = Log(folder, str(writer_id), segment_bytes=segment_bytes, ahead=ahead, begins=BEGINS)
 
     @classmethod
-    def create(cls, folder: Path, max_bytes: int) -> Self:
+    def create(cls, folder: Path, max_bytes: int, keep_bytes: int = 0) -> Self:
         """Begin a journal that will be bounded by `max_bytes`; OSError when the folder cannot be had."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{uuid.uuid4()}{LOCK}"
         lock = FileLock(path.with_suffix(".new")).rename(path)
-        return cls(folder, lock, 0, min(SEGMENT_BYTES, max_bytes // 8), ahead=True)
+        return cls(folder, lock, 0, min(SEGMENT_BYTES, max_bytes // 8), keep_bytes=keep_bytes, ahead=True)
 
     @property
     def n_pending_bytes(self) -> int:
@@ -88,10 +94,17 @@ class Journal:
         return self.log.end - max(self.offset or 0, self.log.start)
 
     def commit(self, offset: int) -> None:
-        """Set what is in the database: everything before `offset`. Delete the files it was in."""
+        """Set what is in the database: everything before `offset`. Delete the files it was in, but those to keep."""
         self.offset = offset
         self.arrivals.commit(offset, self.log.end, monotonic())
-        self.log.forget(offset, _in_a_thread)
+        self.log.forget(offset, _in_a_thread, keep_bytes=self._keep_bytes)
+
+    def give_back(self) -> bool:
+        """Delete all files that are committed, however small, since room is missing; False when there is none."""
+        n_bytes = self.log.n_bytes
+        if self.offset is not None:
+            self.log.forget(self.offset, roll_bytes=1)
+        return self.log.n_bytes < n_bytes
 
     @property
     def oldest_s(self) -> float:
@@ -134,41 +147,63 @@ class Journal:
             await asyncio.sleep(0)
 
 
-def orphans(folder: Path) -> list[Journal]:
-    """Adopt the journals whose processes are dead, oldest first."""
-    paths = sorted(folder.glob(f"*{LOCK}"), key=_age)
-    return [journal for path in paths if (journal := _adopt(folder, path))]
+def orphans(folder: Path, keep_bytes: int = 0) -> list[Journal]:
+    """Adopt the journals whose processes are dead, oldest first; also those that have lost their lock file."""
+    names = {path.stem for path in folder.glob(f"*{LOCK}")}
+    if foreign := sorted(name for name in names if not _is_writer(name)):
+        log.warning("%s: %s%s is of no journal, it is left alone", folder, f"{LOCK}, ".join(foreign), LOCK)
+    names |= {path.name.partition(".")[0] for path in folder.glob(f"*{SUFFIX}")}
+    paths = sorted((folder / f"{name}{LOCK}" for name in names if _is_writer(name)), key=_age)
+    return [journal for path in paths if (journal := _adopt(folder, path, keep_bytes))]
+
+
+def _is_writer(name: str) -> bool:
+    try:
+        return str(UUID(name)) == name
+    except ValueError:
+        return False
 
 
 def _age(path: Path) -> float:
     """Return since when something is pending in the journal of a lock file, seconds since 1970."""
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:  # its process ended just now, or another adopted it
+    except FileNotFoundError:  # its process ended just now, or another adopted it, or somebody deleted it
         return 0.0
 
 
-def _adopt(folder: Path, path: Path) -> Journal | None:
+def _adopt(folder: Path, path: Path, keep_bytes: int) -> Journal | None:
+    lock = None
     try:
-        journal = Journal(folder, FileLock(path), None)
+        if not path.exists() and is_in_use(folder, path.stem):
+            log.error("journal %s has no %s file any more, but its process lives: it is left to it", path.stem, LOCK)
+            return None
+        lock = FileLock(path)
+        journal = Journal(folder, lock, None, keep_bytes=keep_bytes)
     except BlockingIOError:  # its process lives
+        return None
+    except OSError as error:
+        log.error("journal %s cannot be opened, it is left as it is: %s", path.stem, error)
+        if lock:
+            lock.release()
         return None
     if journal.log.end == 0:
         journal.commit(0)
         journal.close()
         return None
     journal.arrivals.note(0, monotonic() - max(0.0, time() - _age(path)))
-    log.warning("%d bytes in the journal of a process that died are written to the database", journal.log.n_bytes)
+    n_bytes = journal.log.n_bytes
+    log.warning("%d bytes in the journal of a process that died: the database gets what it lacks of them", n_bytes)
     return journal
 
 
 class Journals:
     """This process's own journal, which records are added to, and the orphans, which are only read, and first."""
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, folder: Path, max_bytes: int, keep_bytes: int = 0) -> None:
         """Open the folder; OSError when it cannot be had."""
-        self.own = Journal.create(folder, max_bytes)
-        self.orphans = deque(orphans(folder))
+        self.own = Journal.create(folder, max_bytes, keep_bytes)
+        self.orphans = deque(orphans(folder, keep_bytes))
         self._limit_bytes: int | None = None  # of a batch, while the database does not take large ones
         self._ahead: asyncio.Task[Batch] | None = None
         self._ahead_of: tuple[UUID, int] | None = None  # the journal it reads, and from where
@@ -197,6 +232,11 @@ class Journals:
     def batch_bytes(self) -> int:
         """Bytes that the next batch is to have."""
         return BATCH_BYTES if self._limit_bytes is None else min(BATCH_BYTES, self._limit_bytes)
+
+    def give_back(self) -> bool:
+        """Delete what is committed and kept all the same; False when there is nothing like that."""
+        given = [journal.give_back() for journal in (*self.orphans, self.own)]
+        return any(given)
 
     def is_own(self, batch: Batch) -> bool:
         """Return whether a batch is of this process's records."""

@@ -2,7 +2,8 @@
 
 A frame is its payload's length and CRC-32, both uint32 little-endian, and the payload. An offset counts the bytes of
 all frames before it, so it only grows; a file is named after the offset of its first byte. A frame that was written
-only in part, by a crash or on a full disk, is recognised by its checksum and cut off.
+only in part, by a crash or on a full disk, is recognised by its checksum and cut off. Behind a frame that is damaged
+reading goes on at the next whole one of its file; what it passes over is kept in a file beside it, which nothing reads.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +22,8 @@ from zlib import crc32
 
 SUFFIX = ".v1"  # of this layout
 NEXT = ".next"  # of a file that is empty yet
+DAMAGED = ".damaged"  # of what was passed over or cut off
+MAX_FRAME_BYTES = 64 << 20  # a frame that says it is larger is damaged, not unfinished
 
 _HEADER = Struct("<II")
 HEADER_BYTES = _HEADER.size
@@ -45,6 +49,7 @@ class _Segment:
         self.start = start
         self.fd = _open(path) if fd is None else fd
         self.n_bytes = os.fstat(self.fd).st_size
+        self.damaged: dict[int, int] = {}  # by the offset where it begins, the one where the next whole frame does
 
     @property
     def end(self) -> int:
@@ -53,13 +58,49 @@ class _Segment:
     def read(self, offset: int, n_bytes: int) -> bytes:
         return os.pread(self.fd, min(n_bytes, self.end - offset), offset - self.start)
 
+    def find(self, offset: int, begins: re.Pattern[bytes] | None) -> int:
+        """Return the offset of the first whole frame from `offset` on, the end if there is none."""
+        data = memoryview(self.read(offset, self.end - offset))
+        starts: Iterable[int] = range(len(data))
+        if begins:
+            starts = (match.start() - HEADER_BYTES for match in begins.finditer(data, HEADER_BYTES))
+        return next((offset + at for at in starts if _is_whole(data, at)), self.end)
+
+    def keep_damaged(self, start: int, end: int) -> str:
+        """Copy what lies between two offsets into a file beside this one; say where, or why not."""
+        path = self.path.with_name(f"{self.path.name}.{start:x}{DAMAGED}")
+        try:
+            path.write_bytes(self.read(start, end - start))
+        except OSError as error:
+            return f"not kept: {error.strerror}"
+        return f"kept in {path.name}"
+
     def remove(self) -> None:
         os.close(self.fd)
         self.path.unlink(missing_ok=True)
 
 
 def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Open a file, and mark it as in use for `is_in_use`."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with suppress(ImportError, OSError):
+        import fcntl  # noqa: PLC0415 - so that the client can be imported on Windows
+
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return fd
+
+
+def is_in_use(folder: Path, name: str) -> bool:
+    """Return whether a process has a file of a log open."""
+    import fcntl  # noqa: PLC0415
+
+    for _, path in files(folder, name):
+        try:
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _now(call: Callable[[], None]) -> None:
@@ -71,18 +112,30 @@ class Log:
 
     For one writer at a time, which the caller has to ensure. Opening cuts a torn tail off. With `ahead` the next file
     is open before it is needed: when this process has no descriptor left, another is full before that is felt.
+    `begins` matches how every payload begins, so that after damage not every byte has to be tried as a frame's first.
     """
 
-    def __init__(self, folder: Path, name: str, *, segment_bytes: int = 16 << 20, ahead: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        segment_bytes: int = 16 << 20,
+        ahead: bool = False,
+        begins: re.Pattern[bytes] | None = None,
+    ) -> None:
         self._folder = folder
         self._name = name
         self._segment_bytes = segment_bytes
+        self._begins = begins
         self._next_path = folder / f"{name}{NEXT}"
         self._next_fd: int | None = None
         self._ahead = ahead
         self._segments = [_Segment(path, start) for start, path in files(folder, name)]
         for segment, following in pairwise(self._segments):  # a torn frame that could not be cut off may come between
             segment.n_bytes = min(segment.n_bytes, following.start - segment.start)
+            if n_missing := following.start - segment.end:
+                log.error("%s: %d bytes before it are missing", following.path.name, n_missing)
         if self._segments:
             self._cut_torn_tail(self._segments[-1])
         else:
@@ -137,23 +190,33 @@ class Log:
         """Return the result of `split` for the frames that `read` would return, and the offset after them."""
         for segment in self._segments:
             offset = max(offset, segment.start)
-            if offset < segment.end:
+            while offset < segment.end:
                 found, n_bytes = _read(segment, split, offset, max_bytes)
                 if n_bytes:
                     return found, offset + n_bytes
-                log.error("%s: %d bytes are damaged and lost", segment.path.name, segment.end - offset)
-                offset = segment.end
+                offset = self._pass_over(segment, offset)
         return [], offset
 
-    def forget(self, offset: int, run: Callable[[Callable[[], None]], object] = _now) -> None:
-        """Delete the files that lie wholly before `offset`; also the last one, if that is at least half full.
+    def forget(
+        self,
+        offset: int,
+        run: Callable[[Callable[[], None]], object] = _now,
+        *,
+        keep_bytes: int = 0,
+        roll_bytes: int | None = None,
+    ) -> None:
+        """Delete the files that lie wholly before `offset`, but the last that together have up to `keep_bytes`.
 
-        `run` is given what deletes one, which takes milliseconds, and may run it in a thread.
+        Also the last file, if that has at least `roll_bytes`; None: if it is half full. `run` is given what deletes
+        one, which takes milliseconds, and may run it in a thread.
         """
-        if offset >= self.end and self._segments[-1].n_bytes >= max(1, self._segment_bytes // 2):
+        last = self._segments[-1]
+        if roll_bytes is None:
+            roll_bytes = max(1, self._segment_bytes // 2)
+        if offset >= last.end and last.n_bytes >= roll_bytes and offset - last.start > keep_bytes:
             with suppress(OSError):  # no room for another file: this one goes later
                 self._roll(self.end)
-        while len(self._segments) > 1 and self._segments[0].end <= offset:
+        while len(self._segments) > 1 and self._segments[0].end <= offset and offset - self.start > keep_bytes:
             run(self._segments.pop(0).remove)
 
     def probe(self, n_bytes: int = 1 << 16) -> None:
@@ -216,14 +279,33 @@ class Log:
             self._next_fd = None
         self._next_path.unlink(missing_ok=True)
 
+    def _pass_over(self, segment: _Segment, offset: int) -> int:
+        """Return where the first whole frame behind a damaged one begins; said once, however often it is read."""
+        if offset not in segment.damaged:
+            end = segment.damaged[offset] = segment.find(offset + 1, self._begins)
+            kept = segment.keep_damaged(offset, end)
+            log.error("%s: %d bytes at %d are damaged and lost, %s", segment.path.name, end - offset, offset, kept)
+        return segment.damaged[offset]
+
     def _cut_torn_tail(self, segment: _Segment) -> None:
-        size, end = segment.n_bytes, segment.start
-        while n_bytes := _read(segment, split_payloads, end, 1 << 20)[1]:
-            end += n_bytes
-        segment.n_bytes = end - segment.start
-        if torn := size - segment.n_bytes:
+        """Cut off what is behind the last whole frame of a file."""
+        end = segment.start
+        while end < segment.end:
+            if n_bytes := _read(segment, split_payloads, end, 1 << 20)[1]:
+                end += n_bytes
+            elif (following := segment.find(end + 1, self._begins)) < segment.end:
+                end = following
+            else:
+                break
+        if not (torn := segment.end - end):
+            return
+        if _is_unfinished(segment.read(end, torn)):
             log.warning("%s: the last %d bytes were not written to their end, cut off", segment.path.name, torn)
-            os.ftruncate(segment.fd, segment.n_bytes)
+        else:
+            kept = segment.keep_damaged(end, segment.end)
+            log.error("%s: the last %d bytes are damaged, cut off, %s", segment.path.name, torn, kept)
+        segment.n_bytes = end - segment.start
+        os.ftruncate(segment.fd, segment.n_bytes)
 
 
 def files(folder: Path, name: str) -> list[tuple[int, Path]]:
@@ -235,6 +317,23 @@ def files(folder: Path, name: str) -> list[tuple[int, Path]]:
 def frame(payload: bytes) -> bytes:
     """Put a payload into a frame."""
     return _HEADER.pack(len(payload), crc32(payload)) + payload
+
+
+def _is_whole(data: memoryview, at: int) -> bool:
+    """Return whether a whole frame begins at a byte."""
+    if at + HEADER_BYTES >= len(data):
+        return False
+    length, checksum = _HEADER.unpack_from(data, at)
+    payload = data[at + HEADER_BYTES : at + HEADER_BYTES + length]
+    return bool(0 < length == len(payload) and crc32(payload) == checksum)
+
+
+def _is_unfinished(data: bytes) -> bool:
+    """Return whether this is what a crash leaves of the last frame: its beginning, or zeros."""
+    if len(data) < HEADER_BYTES or not any(data):
+        return True
+    length: int = _HEADER.unpack_from(data)[0]
+    return len(data) - HEADER_BYTES < length <= MAX_FRAME_BYTES
 
 
 def _no_space() -> OSError:

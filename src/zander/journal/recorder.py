@@ -113,6 +113,7 @@ class Recorder:
         while True:
             try:
                 await self._store.open()
+                await self._look_back()
                 if not self._attempt:  # else only writing what failed before proves that it is back
                     self._note_online()
                 while True:
@@ -159,8 +160,11 @@ class Recorder:
             if written is None:
                 attempt = await self._smaller(attempt) if attempt.has_failed else attempt
                 batch, written = attempt.batch, await self._write(attempt)
-        except Moved as moved:  # the last COMMIT of the process that died was on its way when we asked
-            self._commit(batch, journal, moved.position)
+        except Moved as moved:
+            if moved.position < batch.start:
+                self._go_back(journal, moved.position)
+            else:  # the last COMMIT of the process that died was on its way when we asked
+                self._commit(batch, journal, moved.position)
             return 0
         self._commit(batch, journal, batch.end)
         self.journals.grow()
@@ -191,6 +195,28 @@ class Recorder:
             attempt.has_failed = True
             raise
 
+    async def _look_back(self) -> None:
+        """Ask where our journal stands in the database, which may be another by now, or an older state of it.
+
+        A batch would find out, but there may be none to write, and what is missing may be in no other journal.
+        """
+        own = self.journals.own
+        if own.offset and (position := await self._store.position(own.writer_id)) < own.offset:
+            self._go_back(own, position)
+
+    def _go_back(self, journal: Journal, position: int) -> None:
+        """Read a journal again from where the database says that it is; what it has no more is a gap by that."""
+        n_bytes, n_gone = journal.log.end - max(position, journal.log.start), max(0, journal.log.start - position)
+        log.error(
+            "the database has gone back: it has journal %s up to %d, was %s; %d bytes are written again, %d are gone",
+            *(journal.writer_id, position, journal.offset, n_bytes, n_gone),
+        )
+        if self._attempt and self._attempt.batch.writer_id == journal.writer_id:
+            self._attempt = None
+        journal.commit(position)
+        if journal is self.journals.own:
+            self.writer.begin_batch(0)  # what it had counted as being written is not
+
     async def _next(self) -> Batch:
         """Wait until a batch is due, and read it; StorageError when the database goes away meanwhile."""
         while self.journals.orphans:
@@ -203,6 +229,8 @@ class Recorder:
         """Return the next batch of an orphan; None once there is none, and the orphan is closed."""
         if orphan.offset is None:
             orphan.commit(await self._store.position(orphan.writer_id))
+            if (n_gone := orphan.log.start - (orphan.offset or 0)) > 0:
+                log.error("journal %s: %d bytes that the database does not have are gone", orphan.writer_id, n_gone)
         try:
             if (batch := await self.journals.read(orphan)).n_records:
                 return batch

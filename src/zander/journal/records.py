@@ -5,6 +5,7 @@ Samples are already rows of PostgreSQL's binary COPY (`pgcopy.py`), which go to 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -16,6 +17,8 @@ from zander.wire.chunk import Chunk
 # Features are recorded as predictions of the relay.
 EDGE_PREDICTION_TYPE = "workload_edge"
 EDGE_CLASSIFIER = "edge_relay"
+
+BEGINS = re.compile(rb"[\x90-\x9f]\xa1[a-z]")  # every record, as msgpack: an array, first its tag
 
 
 class _Record(Struct, tag=True, array_like=True, gc=False):  # no field can lead back to it

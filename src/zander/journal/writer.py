@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 from time import monotonic
+from typing import NamedTuple
 
 from zander.journal.journal import Journals
 from zander.journal.log import frame
@@ -21,6 +22,14 @@ PAUSE_SECONDS = 1.0  # between two attempts while the journal is full
 FREE_SHARE = 0.1  # of the quota that has to be free before a full journal takes more
 
 log = logging.getLogger(__name__)
+
+
+class _Full(NamedTuple):
+    """The state of a journal that takes nothing: since when, why, and how many records were refused before."""
+
+    since_s: float
+    reason: str
+    n_refused: int
 
 
 class JournalWriter:
@@ -43,9 +52,8 @@ class JournalWriter:
         self._urgent_end = 0  # offset after the last record that may not wait
         self._in_memory: list[Record] = []  # records that the disk did not take
         self._in_memory_s = 0.0  # when the first of them came
-        self._full_s: float | None = None  # since when
+        self._full: _Full | None = None
         self._tried_s = 0.0
-        self._n_refused_before = 0
         self.set_limit(journals.n_orphan_bytes)
 
     # The hot path: no await, and nothing is raised.
@@ -53,14 +61,19 @@ class JournalWriter:
     @property
     def takes(self) -> bool:
         """Whether there is room; looks again at most once in PAUSE_SECONDS."""
-        return self._full_s is None or self._reopen()
+        return self._full is None or self._reopen()
+
+    @property
+    def why_full(self) -> str | None:
+        """Why there is no room; None when there is."""
+        return self._full and self._full.reason
 
     def record_frames(self, frames: bytes, n_samples: int) -> bool:
         """Append samples that are frames of the journal already.
 
         False when there is no room; they do not count as refused, since the caller offers them again as chunks.
         """
-        if (self._full_s is None or self._reopen()) and self._append(frames, self._limit):
+        if (self._full is None or self._reopen()) and self._append(frames, is_bounded=True):
             self._count(n_samples)
             return True
         return False
@@ -75,7 +88,7 @@ class JournalWriter:
 
     def record(self, record: SessionRecord | GapRecord) -> None:
         """Append a session's start or end, or a gap: even beyond the quota, and as soon as the disk takes it."""
-        if self._in_memory or not self._append(frame(encode(record)), None):
+        if self._in_memory or not self._append(frame(encode(record)), is_bounded=False):
             self._in_memory_s = self._in_memory_s if self._in_memory else monotonic()
             self._in_memory.append(record)
         else:
@@ -125,7 +138,7 @@ class JournalWriter:
 
     def retry(self) -> None:
         """Look whether there is room again; to be called about once a second."""
-        if self._full_s is not None:
+        if self._full:
             self._reopen()
 
     def _add(self, record: Record, n_records: int) -> bool:
@@ -140,33 +153,41 @@ class JournalWriter:
         if not n_before or n_before < self._batch_records <= self.n_pending:
             self.wake.set()
 
-    def _append(self, frames: bytes, limit: int | None) -> bool:
-        try:
-            if limit is not None and self._log.end > limit:
-                raise OSError(f"it has {self._log.n_bytes} bytes, its bound")
-            self._journals.own.arrivals.note(self._log.write(frames) - len(frames), monotonic())
-        except OSError as error:
-            self._close(error)
-            return False
-        return True
+    def _append(self, frames: bytes, *, is_bounded: bool) -> bool:
+        while True:
+            try:
+                if is_bounded and self._log.end > self._limit:
+                    raise OSError(f"it has {self._log.n_bytes} bytes, its bound")
+                self._journals.own.arrivals.note(self._log.write(frames) - len(frames), monotonic())
+                return True
+            except OSError as error:
+                reason = error.strerror or str(error)
+                if not self._give_back():
+                    break
+        if not self._full:
+            self._tried_s = monotonic()
+            self._full = _Full(self._tried_s, reason, self.n_refused)
+            log.error("the journal takes no more, relays are refused: %s", reason)
+        return False
 
-    def _close(self, error: OSError) -> None:
-        if self._full_s is None:
-            self._full_s = self._tried_s = monotonic()
-            self._n_refused_before = self.n_refused
-            log.error("the journal takes no more, relays are refused: %s", error.strerror or error)
+    def _give_back(self) -> bool:
+        """Delete what is committed; False when there is nothing like that."""
+        if is_given := self._journals.give_back():
+            self.set_limit(self._journals.n_orphan_bytes)
+        return is_given
 
     def _reopen(self) -> bool:
         """Open again if there is room; a disk is not asked for each record."""
         now_s = monotonic()
-        if now_s < self._tried_s + PAUSE_SECONDS or self._full_s is None:
+        if now_s < self._tried_s + PAUSE_SECONDS or not self._full:
             return False
         self._tried_s = now_s
+        self._give_back()  # it may be what has no room
         if self._log.end > self._limit - FREE_SHARE * self._max_bytes or not self._append_from_memory():
             return False
-        n_refused = self.n_refused - self._n_refused_before
-        log.warning("the journal takes records again after %.1f s, %d were refused", now_s - self._full_s, n_refused)
-        self._full_s = None
+        seconds, n_refused = now_s - self._full.since_s, self.n_refused - self._full.n_refused
+        log.warning("the journal takes records again after %.1f s, %d were refused", seconds, n_refused)
+        self._full = None
         self.wake.set()
         return True
 

@@ -29,11 +29,16 @@ class Health(Struct):
 
 
 class Readiness(Struct):
-    """`ready` when the database, and Redis where one is set, are there; else `degraded`: ingest and delivery go on."""
+    """`ready` when the database, Redis where one is set, and room in the journal are there; else `degraded`.
+
+    Without the database or Redis ingest and delivery go on; with a full journal relays are refused.
+    """
 
     status: Annotated[str, Meta(description="`ready` or `degraded`")]
     database: Annotated[str, Meta(description="`up` or `down`")]
     redis: Annotated[LinkState, Meta(description=REDIS_IS)]
+    journal: Annotated[str, Meta(description="`up`, or `full` while it takes nothing")]
+    reason: Annotated[str | None, Meta(description="why the journal takes nothing")] = None
 
 
 class Streams(Struct):
@@ -67,11 +72,17 @@ async def health(_: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Say whether the database and Redis are there: 200, or 503."""
+    """Say whether the database and Redis are there, and room in the journal: 200, or 503."""
     context = service(request)
-    database, redis = context.recorder.online, context.hub.peers.state
-    is_ready = database and redis != "down"
-    state = Readiness("ready" if is_ready else "degraded", "up" if database else "down", redis)
+    database, redis, writer = context.recorder.online, context.hub.peers.state, context.recorder.writer
+    is_ready = database and redis != "down" and writer.takes
+    state = Readiness(
+        "ready" if is_ready else "degraded",
+        "up" if database else "down",
+        redis,
+        "full" if writer.why_full else "up",
+        writer.why_full,
+    )
     return json_response(state, 200 if is_ready else 503)
 
 

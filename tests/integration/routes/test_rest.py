@@ -28,7 +28,10 @@ async def _fill(node: Node, user: str, n: int = 10) -> None:
 
 async def test_health_and_readiness_need_no_key(node: Node) -> None:
     assert node.get("/health") == (200, {"status": "ok"})
-    assert node.get("/health/ready") == (200, {"status": "ready", "database": "up", "redis": "off"})
+    assert node.get("/health/ready") == (
+        200,
+        {"status": "ready", "database": "up", "redis": "off", "journal": "up", "reason": None},
+    )
 
 
 async def test_the_latest_sample_is_the_message_itself(node: Node, user: str) -> None:

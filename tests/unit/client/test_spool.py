@@ -14,6 +14,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from support.files import damage
 from zander.client.spool import Piece, Spool, SpoolError
 from zander.journal.log import Log
 from zander.wire.chunk import decode_binary
@@ -259,3 +260,26 @@ def test_a_full_disk_costs_the_oldest_then_the_newest_and_is_said_once(
         "the spool cannot be written: No space left on device"
     ) == 2
     spool.close()
+
+
+def test_damage_to_a_spool_costs_no_chunk_but_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = Spool(tmp_path, max_bytes=1 << 20)
+    for position in range(0, 400, 4):
+        spool.add(position, position * 1000, chunk(position, 4, 2))
+    spool.close()
+    (path,) = tmp_path.glob("spool.*.v1")
+    chunk_bytes = path.stat().st_size // 100
+    for n in (0, 40, 41, 99):
+        damage(path, n * chunk_bytes + 30)
+    spool = Spool(tmp_path, max_bytes=1 << 20)
+    kept = [n for n in range(100) if n not in {0, 40, 41, 99}]
+    assert spans(spool) == [(4 * n, 4 * n + 4) for n in kept]
+    assert (spool.start, spool.end) == (4, 396)
+    for piece in spool.since(0):
+        check(piece)
+    spool.forget(396)
+    spool.add(396, 0, ONE)
+    assert spans(spool)[-1] == (396, 397)
+    spool.close()
+    assert len([message for message in caplog.messages if "damaged and lost" in message]) == 2
+    assert len(list(tmp_path.glob("*.damaged"))) == 3

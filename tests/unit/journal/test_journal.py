@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from support.databases import until
 from support.files import damage
 from support.samples import ORIGIN, OTHER, PREDICTION, SESSION, T0_US, chunk, gap
 from zander.journal import journal as journal_module
+from zander.journal import log as log_module
 from zander.journal.batch import Batch
 from zander.journal.journal import Journal, Journals, orphans
 from zander.journal.log import Log
@@ -155,7 +157,9 @@ def test_a_process_that_is_killed_leaves_an_orphan(tmp_path: Path, caplog: pytes
     (found,) = orphans(tmp_path)
     assert str(found.writer_id) == writer_id
     assert found.n_pending_bytes == 3 * 16
-    assert caplog.messages == ["48 bytes in the journal of a process that died are written to the database"]
+    assert caplog.messages == [
+        "48 bytes in the journal of a process that died: the database gets what it lacks of them"
+    ]
     found.close()
 
 
@@ -247,6 +251,124 @@ def test_an_orphan_that_another_process_finishes_meanwhile_is_no_error(
     monkeypatch.setattr(journal_module, "_age", finished)
     assert orphans(tmp_path) == []
     assert os.listdir(tmp_path) == []
+
+
+def test_an_orphan_without_its_lock_file_is_adopted(tmp_path: Path) -> None:
+    writer_id = dead(tmp_path)
+    (tmp_path / f"{writer_id}.lock").unlink()
+    (found,) = orphans(tmp_path)
+    assert str(found.writer_id) == writer_id
+    assert payloads(found) == [b"record 0", b"record 1", b"record 2"]
+    found.commit(found.log.end)
+    found.close()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_journal_without_its_lock_file_whose_process_lives_is_not_touched(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with living(tmp_path) as (_, writer_id):
+        (tmp_path / f"{writer_id}.lock").unlink()
+        assert orphans(tmp_path) == []
+        assert not (tmp_path / f"{writer_id}.lock").exists()
+    assert caplog.messages == [
+        f"journal {writer_id} has no .lock file any more, but its process lives: it is left to it"
+    ]
+    assert len(_closed(orphans(tmp_path))) == 1
+
+
+def test_a_lock_file_of_no_journal_is_left_alone_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    strays = ["foo.lock", "{00000000-0000-4000-8000-000000000001}.lock", ".lock"]
+    for name in strays:
+        (tmp_path / name).touch()
+    (tmp_path / "not a journal.0000000000000000.v1").touch()
+    writer_id = dead(tmp_path)
+    (found,) = _closed(orphans(tmp_path))
+    assert str(found.writer_id) == writer_id
+    (said,) = [message for message in caplog.messages if "left alone" in message]
+    assert all(name in said for name in strays[:2])
+    assert all((tmp_path / name).exists() for name in strays)
+
+
+def test_an_orphan_that_cannot_be_opened_is_left_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = dead(tmp_path), dead(tmp_path)
+    open_file = log_module._open
+
+    def refuse(path: Path) -> int:
+        if path.name.startswith(first):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return open_file(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log_module, "_open", refuse)
+        (found,) = _closed(orphans(tmp_path))
+    assert str(found.writer_id) == second
+    assert f"journal {first} cannot be opened, it is left as it is: [Errno 13] Permission denied" in caplog.messages
+    assert {str(journal.writer_id) for journal in _closed(orphans(tmp_path))} == {first, second}
+
+
+def test_a_folder_for_a_lock_file_is_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / f"{uuid.uuid4()}.lock").mkdir()
+    dead(tmp_path)
+    assert len(_closed(orphans(tmp_path))) == 1
+    assert "cannot be opened, it is left as it is: [Errno 21] Is a directory" in caplog.text
+
+
+def test_a_file_that_is_missing_between_two_is_said_and_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal.create(tmp_path, 8000)
+    for n in range(30):
+        journal.log.append(bytes([n + 1] * 92))
+    journal.close()
+    missing = sorted(tmp_path.glob("*.v1"))[1]
+    missing.unlink()
+    (found,) = orphans(tmp_path)
+    assert [payload[0] for payload in payloads(found)] == [*range(1, 11)]
+    assert [payload[0] for payload in found.log.read(1000, 1 << 20).payloads] == [*range(21, 31)]
+    assert [message for message in caplog.messages if message.endswith("1000 bytes before it are missing")]
+    found.close()
+
+
+# What is committed stays for a while.
+
+
+def test_what_is_committed_stays_up_to_so_many_bytes_and_does_not_count_as_pending(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, 8000, keep_bytes=2500)
+    for _ in range(100):
+        journal.commit(journal.log.append(bytes(92)))
+        assert journal.n_pending_bytes == 0
+        assert journal.log.n_bytes <= 2500 + 100
+    assert journal.log.n_bytes == 2000
+    journal.commit(8500)  # the database went back
+    assert journal.n_pending_bytes == 1500
+    journal.commit(10_000)
+    journal.close()
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_stays_is_given_back_where_room_is_missing(tmp_path: Path) -> None:
+    left = Journal.create(tmp_path, 8000, keep_bytes=1 << 20)
+    for _ in range(25):
+        left.log.append(bytes(92))
+    left.close()
+    journals = Journals(tmp_path, 8000, 1 << 20)
+    (orphan,) = journals.orphans
+    for _ in range(25):
+        journals.own.log.append(bytes(92))
+    assert not journals.give_back()  # of the orphan nobody knows what is committed
+    orphan.commit(2100)
+    journals.own.commit(2100)
+    assert journals.n_bytes == 5000
+    assert journals.give_back()
+    assert (orphan.log.n_bytes, journals.own.log.n_bytes) == (500, 500)
+    assert not journals.give_back()
+    journals.own.commit(2500)
+    assert journals.give_back()
+    assert journals.own.log.n_bytes == 0
+    journals.close()
 
 
 # All journals of a folder: what is written to the database, and what a replay reads.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -11,13 +12,14 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from time import process_time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from zander.journal.log import Log, files
+from zander.journal.log import DAMAGED, Log, files, is_in_use
 
 HEADER_BYTES = 8
 
@@ -103,7 +105,7 @@ class LogAgainstAList(RuleBasedStateMachine):
         if hasattr(self, "log"):
             assert [data for end, data in self.model if end > self.log.start] == read_all(self.log)
             self.log.remove()
-            assert not os.listdir(self.folder.name)
+            assert all(name.endswith(DAMAGED) for name in os.listdir(self.folder.name))
             self.folder.cleanup()
 
 
@@ -223,15 +225,17 @@ def test_a_damaged_file_in_the_middle_costs_no_other(
         case "grown":
             data += payload(99)
     second.write_bytes(data)
-    n_kept = {"emptied": 10, "grown": 20}.get(damage, 15)
+    kept = {"a byte": [*range(15), *range(16, 20)], "emptied": range(10), "grown": range(20)}.get(damage, range(15))
     log = Log(tmp_path, "log", segment_bytes=280)
-    assert read_all(log) == [payload(n) for n in (*range(n_kept), *range(20, 50))]
+    assert read_all(log) == [payload(n) for n in (*kept, *range(20, 50))]
     assert log.append(payload(50)) == 51 * 28
     n_damaged = len([message for message in caplog.messages if "damaged and lost" in message])
     assert n_damaged == (damage in {"a byte", "cut", "zeros"})
+    n_missing = len([message for message in caplog.messages if "bytes before it are missing" in message])
+    assert n_missing == (damage in {"cut", "emptied"})
 
 
-def test_a_damaged_file_that_is_written_to_costs_nothing_that_comes_after(tmp_path: Path) -> None:
+def test_a_damaged_file_that_is_written_to_costs_only_what_is_damaged(tmp_path: Path) -> None:
     log = Log(tmp_path, "log")
     for n in range(3):
         log.append(payload(n))
@@ -241,9 +245,92 @@ def test_a_damaged_file_that_is_written_to_costs_nothing_that_comes_after(tmp_pa
     first = log.read(0, 1000)
     assert first.payloads == [payload(0)]
     rest = log.read(first.end, 1000)
-    assert (rest.payloads, rest.end) == ([], log.end)
+    assert (rest.payloads, rest.end) == ([payload(2)], log.end)
     log.append(payload(3))
     assert log.read(rest.end, 1000).payloads == [payload(3)]
+
+
+@pytest.mark.parametrize("begins", [None, re.compile(rb"\0\0\0")])
+@given(data=st.data())
+def test_whatever_bits_flip_every_frame_without_one_is_read(
+    begins: re.Pattern[bytes] | None, data: st.DataObject
+) -> None:
+    sizes = data.draw(st.lists(st.integers(4, 60), min_size=1, max_size=12))
+    payloads = [payload(n, size) for n, size in enumerate(sizes)]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Log(Path(folder), "log", segment_bytes=200)
+        ends = [log.append(each) for each in payloads]
+        log.close()
+        flipped = data.draw(st.sets(st.integers(0, ends[-1] - 1), max_size=3))
+        for start, path in files(Path(folder), "log"):
+            content = bytearray(path.read_bytes())
+            for at in flipped & set(range(start, start + len(content))):
+                content[at - start] ^= data.draw(st.integers(1, 255))
+            path.write_bytes(content)
+        starts = [0, *ends]
+        spared = [n for n in range(len(sizes)) if not flipped & set(range(starts[n], ends[n]))]
+        log = Log(Path(folder), "log", segment_bytes=200, begins=begins)
+        assert read_all(log, data.draw(st.sampled_from([8, 64, 1000]))) == [payloads[n] for n in spared]
+        log.close()
+
+
+def test_what_is_damaged_is_kept_beside_the_file_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = Log(tmp_path, "log")
+    for n in range(4):
+        log.append(payload(n))
+    log.close()
+    path = on_disk(tmp_path)[0]
+    data = bytearray(path.read_bytes())
+    data[28] ^= 0x80  # in the length of the second
+    data[3 * 28 + 9] ^= 1  # in the last
+    path.write_bytes(data)
+    log = Log(tmp_path, "log")
+    for _ in range(3):
+        assert read_all(log) == [payload(0), payload(2)]
+    log.remove()
+    assert caplog.messages == [
+        f"{path.name}: the last 28 bytes are damaged, cut off, kept in {path.name}.54.damaged",
+        f"{path.name}: 28 bytes at 28 are damaged and lost, kept in {path.name}.1c.damaged",
+    ]
+    assert (tmp_path / f"{path.name}.54.damaged").read_bytes() == data[3 * 28 :]
+    assert (tmp_path / f"{path.name}.1c.damaged").read_bytes() == data[28 : 2 * 28]
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_the_search_behind_damage_is_bounded(tmp_path: Path) -> None:
+    """Noise has a plausible length in each 256th byte; only what begins like a payload is looked at."""
+    log = Log(tmp_path, "log", begins=re.compile(b"#!"))
+    log.append(b"#!" + os.urandom(12 << 20))
+    log.append(b"#!behind")
+    with on_disk(tmp_path)[0].open("r+b") as file:
+        file.write(b"!")
+    began_s = process_time()
+    assert log.read(0, 1 << 20).payloads == [b"#!behind"]
+    assert process_time() - began_s < 60  # else it is hours
+
+
+def test_a_file_says_whether_a_process_has_it(tmp_path: Path) -> None:
+    log = Log(tmp_path, "log")
+    assert is_in_use(tmp_path, "log")
+    log.close()
+    assert not is_in_use(tmp_path, "log")
+
+
+def test_so_many_bytes_stay_when_they_are_forgotten(tmp_path: Path) -> None:
+    log = Log(tmp_path, "log", segment_bytes=1000)
+    for n in range(95):
+        log.append(payload(n, 92))
+        log.forget(log.end, keep_bytes=3000)
+        assert log.n_bytes <= 3000
+    assert (log.start, log.end) == (7000, 9500)
+    log.forget(log.end, keep_bytes=3000)
+    assert log.start == 7000
+    assert read_all(log) == [payload(n, 92) for n in range(70, 95)]
+    log.append(payload(95, 92))
+    log.forget(log.end, roll_bytes=1)
+    assert (log.start, log.end, len(log.paths)) == (9600, 9600, 1)
 
 
 # A full disk.

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
@@ -15,7 +16,7 @@ from msgspec import structs
 
 from support.databases import until
 from support.files import damage
-from support.memory_database import MemoryStorage
+from support.memory_database import Database, MemoryStorage
 from support.samples import ORIGIN, OTHER, PREDICTION, SESSION, chunk, gap
 from zander.errors import StorageError
 from zander.journal import journal as journal_module
@@ -49,11 +50,12 @@ def recorder(storage: MemoryStorage, tmp_path: Path) -> Iterator[Record]:
         max_seconds: float = 60.0,
         linger_seconds: float = 0.0,
         journal_max_bytes: int = 1 << 30,
+        journal_keep_bytes: int = 0,
         journals: Journals | None = None,
         on_written: Callable[[Written], None] = lambda written: None,
     ) -> Recorder:
         if not journals:
-            journals = Journals(tmp_path, journal_max_bytes)
+            journals = Journals(tmp_path, journal_max_bytes, journal_keep_bytes)
             opened.append(journals)
         writer = JournalWriter(journals, max_bytes=journal_max_bytes, batch_records=max_records)
         return Recorder(
@@ -431,24 +433,58 @@ async def test_a_run_that_was_cancelled_in_a_write_is_gone_on_with(storage: Memo
     assert of_session(storage) == [0, 1]
 
 
-async def test_a_database_that_was_set_back_gets_again_what_is_still_here(
-    storage: MemoryStorage, recorder: Record
+def go_back(storage: MemoryStorage, to: Database) -> None:
+    """Give the database the state that it had; as a restored backup does, or a standby that was behind."""
+    storage.database = deepcopy(to)
+
+
+@pytest.mark.parametrize("n_kept", [0, 1 << 20])
+@pytest.mark.parametrize("is_noticed_by_a_batch", [True, False])
+async def test_a_database_that_went_back_gets_again_what_is_still_here(
+    storage: MemoryStorage, recorder: Record, n_kept: int, is_noticed_by_a_batch: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As after a failover to a replica that lagged behind: what was in a file that is deleted is gone, no more."""
-    kept = recorder(max_records=10, max_seconds=0.01, journal_max_bytes=100_000)
+    """What was in a file that is deleted is a gap."""
+    kept = recorder(max_records=10, max_seconds=0.01, journal_max_bytes=100_000, journal_keep_bytes=n_kept)
+    kept.writer.record(SESSION)
     async with running(kept):
-        for position in range(0, 300, 10):
+        for position in range(0, 600, 10):
             kept.writer.record_chunk(chunk(position, 10), 0)
             await until(lambda: kept.stats().pending_records == 0)
-        own = kept.journals.own
-        assert own.log.start > 0
-        storage.database.writers[own.writer_id] = 1
-        storage.database.raw.clear()
-        kept.writer.record_chunk(chunk(300, 10), 0)
-        await until(lambda: of_session(storage)[-1:] == [309])
-        assert kept.online
-    written = of_session(storage)
-    assert written == list(range(written[0], 310))
+            if position == 50:
+                before = deepcopy(storage.database)
+        assert (kept.journals.own.log.start > 0) == (not n_kept)
+        go_back(storage, before)
+        if is_noticed_by_a_batch:
+            kept.writer.record_chunk(chunk(600, 10), 0)
+        else:
+            storage.go_away()
+            await until(lambda: not kept.online)
+            storage.come_back()
+        await until(lambda: kept.online and of_session(storage)[-1:] == [609 if is_noticed_by_a_batch else 599])
+        assert await kept.drain(5)
+    written, lost = of_session(storage), storage.database.in_gaps(ORIGIN.session_id, "lost")
+    assert sorted([*written, *lost]) == list(range(610 if is_noticed_by_a_batch else 600))
+    assert bool(lost) == (not n_kept)
+    assert len(messages(caplog, f"the database has gone back: it has journal {kept.journals.own.writer_id} up to")) == 1
+    assert kept.stats().pending_records == kept.stats().pending_bytes == 0
+    assert kept.stats().oldest_pending_seconds == 0
+
+
+async def test_a_database_that_forgot_the_journal_gets_again_what_is_still_here(
+    storage: MemoryStorage, recorder: Record
+) -> None:
+    """As one restored from before the start of this process."""
+    kept = recorder(max_records=10, max_seconds=0.01)
+    kept.writer.record(SESSION)
+    async with running(kept):
+        for position in range(0, 50, 10):
+            kept.writer.record_chunk(chunk(position, 10), 0)
+            await until(lambda: kept.stats().pending_records == 0)
+        go_back(storage, Database())
+        kept.writer.record_chunk(chunk(50, 10), 0)
+        await until(lambda: of_session(storage)[-1:] == [59])
+    assert of_session(storage) == list(range(60))
+    assert storage.database.sessions[ORIGIN.session_id].record == SESSION
 
 
 async def test_a_damaged_piece_of_the_journal_costs_no_more_than_itself(
@@ -465,7 +501,8 @@ async def test_a_damaged_piece_of_the_journal_costs_no_more_than_itself(
             kept.writer.record_chunk(chunk(position), 0)
         assert await kept.drain(5)
         assert kept.stats().pending_bytes == 0
-    assert of_session(storage) == [0, 1, 2, 3, 4, *range(10, 20)]
+    assert of_session(storage) == [0, 1, 2, 3, 4, *range(6, 20)]
+    assert storage.database.in_gaps(ORIGIN.session_id, "lost") == {5}
 
 
 async def test_a_batch_that_waits_in_the_database_is_an_outage_before_it_is_given_up(

@@ -214,6 +214,12 @@ def test_a_disk_with_room_for_what_waited_and_no_more_stays_full(
     assert written(journals) == [SESSION]
 
 
+def refusal(writer: JournalWriter) -> str | None:
+    """Say why the journal takes nothing."""
+    assert writer.takes == (writer.why_full is None)
+    return writer.why_full
+
+
 def woken(writer: JournalWriter) -> bool:
     """Say whether the recorder was woken since this was asked last."""
     was_set = writer.wake.is_set()
@@ -303,3 +309,45 @@ def test_what_is_left_of_a_batch_is_as_old_as_the_first_record_that_came_after_i
     clock.now_s += 1
     writer.record_chunk(chunk(8), 0)
     assert (writer.n_pending, writer.oldest_s) == (1, began_s + 7)
+
+
+def test_what_is_committed_makes_room_before_anything_is_refused(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    journals = Journals(tmp_path, 8000, 1 << 20)
+    writer = within(journals, 8000)
+    for _ in range(500):
+        assert writer.record_prediction(PREDICTION)
+        journals.own.commit(journals.own.log.end)
+        writer.set_limit(0)
+    assert not caplog.messages
+    assert journals.own.log.n_bytes <= 8000 + N_BYTES
+    journals.close()
+
+
+def test_a_full_disk_takes_again_once_its_only_file_is_committed(
+    journals: Journals, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is less than half full, and what has no room is that there is no other."""
+    writer = within(journals, 1 << 20)
+    pwrite = os.pwrite
+
+    def write(fd: int, data: bytes, offset: int) -> int:
+        on_disk = sum(path.stat().st_size for path in journals.own.log.paths)
+        if on_disk + len(data) > 400:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr("zander.journal.log.os.pwrite", write)
+    monkeypatch.setattr(Log, "probe", lambda log: write(-1, b"", log.end) if log.n_bytes > 300 else None)
+    assert fill(writer) == 400 // N_BYTES
+    assert refusal(writer) == "No space left on device"
+    writer.record(SESSION)
+    clock.now_s += PAUSE_SECONDS
+    writer.retry()
+    assert refusal(writer)
+    journals.own.commit(journals.own.log.end)
+    clock.now_s += PAUSE_SECONDS
+    writer.retry()
+    assert refusal(writer) is None
+    assert written(journals) == [SESSION]

@@ -132,6 +132,6 @@ EXAMPLES: dict[str, Any] = {
         "database": {"online": True, "written_records": 5000, "written_batches": 21, "pending_records": 120},
     },
     "Health": {"status": "ok"},
-    "Readiness": {"status": "ready", "database": "up", "redis": "off"},
+    "Readiness": {"status": "ready", "database": "up", "redis": "off", "journal": "up", "reason": None},
     "ErrorAnswer": {"error": {"code": "not_found", "message": "no features of user user_123 in the buffer"}},
 }
