@@ -12,8 +12,8 @@ import numpy as np
 
 from chaos import database
 from chaos.disk import mount_privately
-from chaos.outages import FAULTS
 from chaos.round import Outcome, plan, play
+from chaos.setbacks import FAULTS
 from chaos.system import System, started
 from chaos.twins import impatient
 from support.databases import connected
@@ -55,6 +55,7 @@ async def _round(system: System, seed: int, only: list[str]) -> Outcome:
     outcome = await play(system, seed, strikes)
     spared = f", {outcome.n_spared:,} announced as gaps though stored" if outcome.n_spared else ""
     spared += f", {outcome.n_missed:,} in sessions that a consumer never heard of" if outcome.n_missed else ""
+    spared += f", {outcome.n_lost:,} lost, in gaps" if outcome.n_lost else ""
     verdict = "BROKEN" if outcome.sentences else "ok"
     print(f"— {outcome.seconds:.1f} s, {outcome.n_samples:,} samples{spared}, {verdict}", flush=True)
     if outcome.sentences:
@@ -75,6 +76,7 @@ def _summarise(outcomes: list[Outcome], repeats: list[str]) -> None:
     print(f"{sum(outcome.n_acked for outcome in outcomes):,} acked,", end=" ")
     print(f"{sum(outcome.n_delivered for outcome in outcomes):,} delivered to consumers,", end=" ")
     print(f"{sum(outcome.n_spared for outcome in outcomes):,} announced to a consumer as a gap though stored,", end=" ")
+    print(f"{sum(outcome.n_lost for outcome in outcomes):,} lost to faults that destroy, in gaps,", end=" ")
     print(f"{sum(outcome.n_missed for outcome in outcomes):,} in sessions that a consumer never heard of")
     print(f"ack          p50 {p50:.3f} s, p99 {p99:.1f} s, max {most:.1f} s, outages and all")
     print(*repeats, sep="\n", end="\n" if repeats else "")

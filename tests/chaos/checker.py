@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from chaos.history import Gap, History, Samples, Seen, Sent, Span, Stored, Values
+from chaos.damage import Span
+from chaos.history import Gap, History, Samples, Seen, Sent, Stored, Values
 from chaos.positions import Mask, marked, mask, same_bits, say, spans
 
 MOST_NAMED = 3  # of one kind of violation in one session
@@ -60,6 +61,8 @@ def _nothing_missing(sent: Sent, stored: Stored, history: History) -> Iterator[s
     """All below what is promised is there, or a stored gap; and nothing is left open below what came later."""
     end = _promised(sent, stored, history)
     there = _there(stored, end) | mask([gap[:2] for gap in stored.gaps], end)
+    known = max(sent.acked, stored.durable)  # behind that nobody can know of what is destroyed
+    there[known:] |= mask(_destroyed(sent, history), end)[known:]
     for start, stop in spans(~there):
         acked = " though acked" if sent.acked > start else ""
         yield f"{say(start, stop)} not in the database{acked}, and no gap is stored"
@@ -68,6 +71,7 @@ def _nothing_missing(sent: Sent, stored: Stored, history: History) -> Iterator[s
 def _gaps_are_true(sent: Sent, stored: Stored, history: History) -> Iterator[str]:
     end = max([len(sent.values), *_ends(stored)], default=0)
     there, announced = marked(stored.positions, end), mask(sent.left_out + sent.dropped, end)
+    announced |= mask(_destroyed(sent, history), end)
     announced |= marked(np.array(stored.refused, np.int64), end)
     for start, stop, reason in stored.gaps:
         gap = mask([(start, stop)], end)
@@ -99,7 +103,8 @@ def _dead_letters(sent: Sent, stored: Stored, history: History) -> Iterator[str]
 
 def _owner(sent: Sent, stored: Stored, history: History) -> Iterator[str]:
     if stored.user_id is None:
-        if len(stored.positions) or _promised(sent, stored, history):
+        is_destroyed = sent.session_id in history.damage.sessions and not sent.acked
+        if len(stored.positions) or (_promised(sent, stored, history) and not is_destroyed):
             yield "no row in sessions"
     elif stored.user_id != sent.user_id:
         yield f"belongs to {stored.user_id} in the database"
@@ -112,7 +117,8 @@ def _features(sent: Sent, stored: Stored, history: History) -> Iterator[str]:
     for number in numbers[numbers >= sent.n_features].tolist():
         yield f"features {number} are in the database, sent were only {sent.n_features}"
     if not history.may_lose:
-        for number in np.setdiff1d(np.arange(sent.features_taken), numbers).tolist():
+        expected = np.setdiff1d(np.arange(sent.features_taken), numbers).tolist()
+        for number in set(expected) - history.damage.features.get(sent.session_id, set()):
             yield f"features {number} are not in the database"
 
 
@@ -127,6 +133,11 @@ RULES = (
     _owner,
     _features,
 )
+
+
+def _destroyed(sent: Sent, history: History) -> list[Span]:
+    """Name the positions that faults may have cost."""
+    return history.damage.spans.get(sent.session_id, [])
 
 
 def _promised(sent: Sent, stored: Stored, history: History) -> int:
@@ -205,7 +216,8 @@ def _reasons(events: list[Samples | Gap], sent: Sent, _: Stored, history: Histor
     """A gap that is the relay's is one that the relay made; where nothing is excused it is the only kind."""
     for event in events:
         if isinstance(event, Gap):
-            for start, end in spans(mask([event[1:3]], event.end) & ~mask(sent.left_out + sent.dropped, event.end)):
+            excused = sent.left_out + sent.dropped + _destroyed(sent, history)
+            for start, end in spans(mask([event[1:3]], event.end) & ~mask(excused, event.end)):
                 if event.reason == "relay":
                     yield f"was told that the relay left out {say(start, end)}, which it did not"
                 elif history.gapless:
@@ -218,10 +230,20 @@ def _seen_is_stored(events: list[Samples | Gap], sent: Sent, stored: Stored, his
         return
     ends = _ends(stored) if history.may_forget else [_span(event)[1] for event in events]
     end = max(ends, default=0)
-    kept = _there(stored, end) | mask([gap[:2] for gap in stored.gaps], end)
+    kept = _there(stored, end) | mask([gap[:2] for gap in stored.gaps] + _destroyed(sent, history), end)
     got = mask([_span(event) for event in events if isinstance(event, Samples)], end)
     for start, stop in spans(got & ~kept):
         yield f"got {say(start, stop)}, which the database lacks"
+
+
+def n_lost(history: History) -> int:
+    """Count the samples in gaps that faults have cost: no broken promise."""
+    lost = 0
+    for sent in history.sent:
+        gaps = [gap[:2] for gap in history.stored.get(sent.session_id, NOTHING).gaps]
+        end = max((gap[1] for gap in gaps), default=0)
+        lost += int((mask(gaps, end) & ~mask(sent.left_out + sent.dropped, end)).sum())
+    return lost
 
 
 def n_announced_though_there(history: History) -> int:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Span = tuple[int, int]  # positions, the second not included
+from chaos.damage import Damage, Span
+
 Values = NDArray[np.float32]  # (n, n_channels)
 
 
@@ -84,4 +85,5 @@ class History:
     may_forget: bool = False  # it died with the disk full: of the end of an original session there may be no trace
     may_refuse: bool = False
     may_miss: bool = False  # a node was away, with sessions that nobody else had heard of
+    damage: Damage = field(default_factory=Damage)  # what faults have destroyed
     gapless: bool = False  # nothing happened that excuses a gap at a consumer (a rolling restart)

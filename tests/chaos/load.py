@@ -12,7 +12,8 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from chaos.history import Sent, Span, Values
+from chaos.damage import Span
+from chaos.history import Sent, Values
 from chaos.proxy import Proxy
 from chaos.system import Server, System
 
@@ -32,6 +33,11 @@ class Link(Proxy):
     @property
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}"
+
+    @property
+    def may_go_back(self) -> bool:
+        """Whether the database went back in this round."""
+        return self._system.damage.went_back
 
     def _choose(self) -> int:
         servers = [server for server in self._system.servers if server not in self._system.avoided]

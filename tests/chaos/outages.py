@@ -1,4 +1,4 @@
-"""The faults of PostgreSQL and Valkey, and with them all faults."""
+"""The faults of PostgreSQL and Valkey that cost nothing but time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import asyncpg
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from chaos.faults import FAULTS, Stage, fault
+from chaos.faults import Stage, fault
 from chaos.system import PASSWORD, ROLE
 from support.databases import connected
-
-__all__ = ["FAULTS"]  # all of them
 
 POSTGRES, VALKEY = ("postgres",), ("valkey",)
 OF_THE_NODES = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{ROLE}'"
@@ -56,7 +54,7 @@ async def _lose_commits(stage: Stage) -> None:
     await stage.system.run("ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")
 
 
-async def _refuse(stage: Stage, *statements: str, mend: str) -> None:
+async def refuse(stage: Stage, *statements: str, mend: str) -> None:
     await stage.system.run(*statements)
     await asyncio.sleep(stage.seconds)
     await stage.system.run(mend)
@@ -65,24 +63,24 @@ async def _refuse(stage: Stage, *statements: str, mend: str) -> None:
 @fault("no connections", POSTGRES, 0.5, 4.0)
 async def _no_connections(stage: Stage) -> None:
     limit = f"ALTER ROLE {ROLE} CONNECTION LIMIT"
-    await _refuse(stage, f"{limit} 0", OF_THE_NODES, mend=f"{limit} -1")
+    await refuse(stage, f"{limit} 0", OF_THE_NODES, mend=f"{limit} -1")
 
 
 @fault("read-only database", POSTGRES, 0.5, 4.0)
 async def _read_only(stage: Stage) -> None:
     setting = f"ALTER ROLE {ROLE} SET default_transaction_read_only ="
-    await _refuse(stage, f"{setting} on", OF_THE_NODES, mend=f"{setting} off; {OF_THE_NODES}")
+    await refuse(stage, f"{setting} on", OF_THE_NODES, mend=f"{setting} off; {OF_THE_NODES}")
 
 
 @fault("revoked permission", POSTGRES, 0.5, 4.0)
 async def _revoked(stage: Stage) -> None:
-    await _refuse(stage, f"REVOKE INSERT ON raw_eeg FROM {ROLE}", mend=f"GRANT INSERT ON raw_eeg TO {ROLE}")
+    await refuse(stage, f"REVOKE INSERT ON raw_eeg FROM {ROLE}", mend=f"GRANT INSERT ON raw_eeg TO {ROLE}")
 
 
 @fault("changed password", POSTGRES, 0.5, 4.0)
 async def _changed_password(stage: Stage) -> None:
     change = f"ALTER ROLE {ROLE} PASSWORD"
-    await _refuse(stage, f"{change} 'another'", OF_THE_NODES, mend=f"{change} '{PASSWORD}'")
+    await refuse(stage, f"{change} 'another'", OF_THE_NODES, mend=f"{change} '{PASSWORD}'")
 
 
 @fault("full database", POSTGRES, 0.5, 4.0)
@@ -90,7 +88,7 @@ async def _full_database(stage: Stage) -> None:
     body = "BEGIN RAISE 'could not extend file: No space left on device' USING ERRCODE = '53100'; END"
     function = f"CREATE OR REPLACE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"
     trigger = "CREATE OR REPLACE TRIGGER no_room BEFORE INSERT ON raw_eeg EXECUTE FUNCTION no_room()"
-    await _refuse(stage, function, trigger, mend="DROP FUNCTION no_room CASCADE")
+    await refuse(stage, function, trigger, mend="DROP FUNCTION no_room CASCADE")
 
 
 @fault("locked table", POSTGRES, 0.5, 4.0)
@@ -106,7 +104,7 @@ async def _poison(stage: Stage) -> None:
     """Some rows are refused for themselves."""
     drop = "ALTER TABLE raw_eeg DROP CONSTRAINT IF EXISTS poison"
     add = "ALTER TABLE raw_eeg ADD CONSTRAINT poison CHECK (position % 97 <> 13) NOT VALID"
-    await _refuse(stage, f"{drop}; {add}", mend=drop)
+    await refuse(stage, f"{drop}; {add}", mend=drop)
 
 
 @fault("kill Valkey", VALKEY, 0.0, 2.0)

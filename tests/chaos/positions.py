@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from chaos.history import Span, Values
+from chaos.damage import Span
+from chaos.history import Values
 
 Mask = NDArray[np.bool_]
 

@@ -12,13 +12,13 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from chaos import database
-from chaos.checker import check, n_announced_though_there, n_missed
+from chaos.checker import check, n_announced_though_there, n_lost, n_missed
 from chaos.consumers import Bare
 from chaos.faults import Stage
 from chaos.history import History
 from chaos.load import Link, Relay
-from chaos.outages import FAULTS
 from chaos.relays import Numbered, Original
+from chaos.setbacks import FAULTS
 from chaos.spooled import SpooledRelay
 from chaos.system import PATIENCE_S, System
 from chaos.twins import TwinConsumer, TwinRelay
@@ -34,7 +34,7 @@ KINDS = ((Original, 2), (Numbered, 2), (TwinRelay, 2), (SpooledRelay, 1))
 LOSES = {"full disk", "kill on a full disk"}
 FORGETS = {"kill on a full disk"}
 REFUSES = {"poison"}
-AWAY = {"kill node", "kill both nodes", "freeze node"}
+AWAY = {"kill node", "kill both nodes", "freeze node", "damaged journal", "missing segment"}
 GAPLESS = {"rolling restart", "cut links", "orphan links"}
 
 
@@ -68,6 +68,7 @@ class Outcome:
     n_samples: int = 0
     n_acked: int = 0
     n_delivered: int = 0
+    n_lost: int = 0  # in gaps, since faults destroyed them
     n_spared: int = 0  # announced to consumers as a gap, though the database has them
     n_missed: int = 0  # in sessions that ended before anybody but a node that was away had heard of them
     latencies_s: list[float] = field(default_factory=list)
@@ -149,6 +150,7 @@ async def _history(system: System, cast: Cast, names: set[str]) -> History:
         may_forget=bool(names & FORGETS),
         may_refuse=bool(names & REFUSES),
         may_miss=bool(names & AWAY),
+        damage=system.damage,
         gapless=names <= GAPLESS,
     )
 
@@ -156,6 +158,7 @@ async def _history(system: System, cast: Cast, names: set[str]) -> History:
 def _count(outcome: Outcome, history: History, cast: Cast) -> None:
     outcome.n_samples = sum(len(stored.positions) for stored in history.stored.values())
     outcome.n_acked = sum(sent.acked for sent in history.sent)
+    outcome.n_lost = n_lost(history)
     outcome.n_delivered = sum(len(getattr(event, "values", ())) for seen in history.seen for event in seen.events)
     outcome.n_spared = n_announced_though_there(history)
     outcome.n_missed = n_missed(history)

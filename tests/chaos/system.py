@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from chaos.damage import Damage
 from chaos.disk import Disk, disk
 from chaos.proxy import Proxy
 from support.databases import connected
@@ -26,6 +27,7 @@ ROLE = "eeg"  # the nodes' own: a superuser could not be refused anything
 PASSWORD = "chaos"
 PATIENCE_S = 30.0
 LOG_LINES = 40
+JOURNAL_BYTES = 16 << 20  # in files of 2 MiB, of which there are several after some seconds without the database
 TRACEBACK = re.compile(r"Traceback .*?(?=\n\d{4}-\d\d-\d\d |\Z)", re.DOTALL)  # up to the next line of the log
 
 
@@ -69,6 +71,7 @@ class Server:
             database_url=f"postgresql://{ROLE}:{PASSWORD}@127.0.0.1:{self.database.port}/chaos",
             redis_url=f"redis://127.0.0.1:{self.redis.port}/0",
             batch_max_seconds=0.2,
+            journal_max_bytes=JOURNAL_BYTES,
         )
         self.disk.pid = self._program.pid
 
@@ -127,6 +130,7 @@ class System:
         self.valkey = valkey
         self.servers = servers
         self.avoided: set[Server] = set()  # new connections are led elsewhere
+        self.damage = Damage()  # of this round
         self.locks = {name: asyncio.Lock() for name in (*map(str, servers), "postgres", "valkey", "links")}
 
     @property
@@ -142,6 +146,7 @@ class System:
 
     async def begin(self) -> None:
         """Begin a round, with all nodes there."""
+        self.damage = Damage()
         for server in self.servers:
             await asyncio.to_thread(server.start)
             server.begin()
@@ -168,6 +173,11 @@ class System:
                 return False
             await asyncio.sleep(0.05)
         return True
+
+    async def durable(self) -> dict[str, int]:
+        """Return how far each session is in the database."""
+        async with connected(self.dsn) as connection:
+            return dict(await connection.fetch("SELECT session_id::text, durable_position FROM sessions"))
 
     async def run(self, *statements: str) -> None:
         """Run statements as the superuser, again and again until they have succeeded."""

@@ -10,9 +10,9 @@ import pytest
 
 from chaos import round as chaos_round
 from chaos.faults import Fault, Stage
-from chaos.outages import FAULTS
 from chaos.proxy import Proxy
 from chaos.round import Outcome, Strike, plan, play
+from chaos.setbacks import FAULTS
 from chaos.system import System, started
 from chaos.twins import impatient
 
@@ -155,6 +155,8 @@ ROUNDS = {
     "PostgreSQL and Valkey": ((0.0, "kill PostgreSQL", "postgres", 0.5), (0.1, "kill Valkey", "valkey", 0.3)),
     "rolling restart": ((0.0, "rolling restart", "nodes", 0.2),),
     "links, and a full disk": ((0.0, "orphan links", "links", 1.0), (0.2, "full disk", "node 0", 0.5)),
+    "damage": ((0.0, "damaged journal", "node 0", 0.7), (0.1, "statement timeout", "postgres", 0.5)),
+    "a backup": ((0.2, "restored backup", "postgres", 0.7),),
     "refusals": ((0.0, "read-only database", "postgres", 0.7), (0.1, "poison", "postgres", 0.5)),
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chaos.checker import check, n_announced_though_there, n_missed
+from chaos.checker import check, n_announced_though_there, n_lost, n_missed
 from chaos.history import Gap, History, Samples, Seen, Sent, Stored
 from chaos.positions import spans
 
@@ -94,6 +94,36 @@ def test_poison_counts_as_there_when_there_was_some() -> None:
     assert check(replace(history, may_refuse=True)) == []
     history.stored["numbered"].gaps = [(7, 8, "lost")]
     assert check(replace(history, may_refuse=True)) == []
+
+
+def test_what_a_fault_destroyed_may_be_lost_with_a_gap_and_no_more() -> None:
+    history = _clean()
+    history.damage.note_span("original", 5, 8)
+    _rows(history, "original", without=(6, 7))
+    assert "positions 6 to 7 not in the database, and no gap is stored" in check(history)[0]
+    history.stored["original"].gaps = [(6, 8, "lost")]
+    assert check(history) == []
+    assert n_lost(history) == 2
+    _rows(history, "original", without=(6, 7, 8))
+    history.stored["original"].gaps = [(6, 9, "lost")]
+    assert "position 8, never announced" in check(history)[0]
+
+
+def test_destroyed_at_its_end_a_session_may_have_no_trace_of_it_unless_it_was_acked() -> None:
+    history = _clean()
+    for session_id in ("original", "numbered"):
+        history.damage.note_span(session_id, 17, 20)
+    _rows(history, "original", without=(17, 18, 19))
+    assert check(history) == []
+    _rows(history, "numbered", without=(17, 18, 19))
+    assert "positions 17 to 19 not in the database though acked" in check(history)[0]
+
+
+def test_features_that_were_destroyed_are_no_loss_of_ours() -> None:
+    history = _clean()
+    history.stored["original"].features = [0, 2]
+    history.damage.features["original"] = {1}
+    assert check(history) == []
 
 
 def _rows(history: History, session_id: str, *, without: tuple[int, ...]) -> None:

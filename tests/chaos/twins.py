@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
 
-from chaos.history import Gap, Samples, Seen, Sent, Span
+from chaos.damage import Span
+from chaos.history import Gap, Samples, Seen, Sent
 from chaos.load import Link, Relay, Signal
 from zander import client
 from zander.client import connection

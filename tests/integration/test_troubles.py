@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from support.clients import Peer, consumer, relay
 from support.databases import connected
+from support.files import damage
 from support.nodes import Node
 from support.programs import Program
 from support.services import PostgresServer, eventually
@@ -175,6 +177,9 @@ async def test_a_journal_at_its_bound_sends_relays_away_and_takes_them_back(
             async with relay(node.ws, "newcomer"):
                 pass
         assert not node.get("/stats")[1]["database"]["taking"]
+        status, ready = node.get("/health/ready")
+        assert (status, ready["journal"]) == (503, "full")
+        assert "its bound" in ready["reason"]
         database.resume()
         await asyncio.to_thread(eventually, lambda: node.get("/stats")[1]["database"]["taking"], 20)
         await send_all(node.ws, user, session_id, 1100)
@@ -243,3 +248,67 @@ async def test_what_a_killed_server_had_read_is_in_the_database_after_its_next_s
         assert program.terminate() == 0
     assert await stored(url) == [(value, value) for value in range(500)]
     assert not list(tmp_path.glob("journal/*"))
+
+
+async def test_damage_to_the_journal_of_a_killed_server_costs_what_is_damaged_and_is_a_gap(
+    database: PostgresServer, user: str, tmp_path: Any
+) -> None:
+    url = database.create_database()
+    with Program(database_url=url, data_dir=tmp_path) as program:
+        eventually(program.ready)
+        database.pause()
+        async with relay(program.ws, user) as edge, consumer(program.ws, user, "?types=raw") as listener:
+            for value in range(300):
+                await edge.send({"type": "raw", "channels": [value, 0]})
+                await listener.until("raw")
+            program.kill()
+    (path,) = (path for path in tmp_path.glob("journal/*.v1") if path.stat().st_size)
+    for part in (0.2, 0.5, 0.9):
+        damage(path, round(part * path.stat().st_size))
+    (tmp_path / "journal/foo.lock").touch()
+    for lock in tmp_path.glob("journal/*-*.lock"):
+        lock.unlink()
+    database.resume()
+    with Program(database_url=url, data_dir=tmp_path) as program:
+        eventually(lambda: program.ready() and program.get("/stats")[1]["database"]["pending_bytes"] == 0, 20)
+        assert program.terminate() == 0
+        assert len(re.findall(r"ERROR .*: positions .* are lost, stored as gaps", program.log)) == 1
+    async with connected(url) as connection:
+        gaps = await connection.fetch("SELECT from_position, to_position FROM gaps WHERE reason = 'lost'")
+        assert await connection.fetchval("SELECT durable_position FROM sessions") == 300
+    lost = {position for start, end in gaps for position in range(start, end)}
+    assert 3 <= len(lost) < 10
+    assert await stored(url) == [(value, value) for value in range(300) if value not in lost]
+    assert len(list(tmp_path.glob("journal/*.damaged"))) == 3
+
+
+# The database is not what it was.
+
+
+@pytest.mark.parametrize("n_kept", [0, 64 << 20])
+@pytest.mark.parametrize(
+    "wipe", ["DROP SCHEMA public CASCADE; CREATE SCHEMA public", "TRUNCATE sessions, raw_eeg, writers"]
+)
+async def test_a_database_that_is_wiped_under_a_relay_gets_what_is_kept_and_a_gap_for_the_rest(
+    database: PostgresServer, start_node: Callable[..., Node], user: str, wipe: str, n_kept: int
+) -> None:
+    url = database.create_database()
+    node = start_node(database_url=url, journal_max_bytes=64 * KILOBYTE, journal_keep_bytes=n_kept)
+    eventually(node.ready)
+    async with relay(node.ws, user, ack=True) as edge, connected(url) as admin:
+        for start in range(0, 200, 50):
+            await send(edge, range(start, start + 50))
+            await acked(edge, start + 50)
+        await admin.execute(wipe)
+        await send(edge, range(200, 250))
+        await acked(edge, 250)
+        await asyncio.to_thread(eventually, lambda: node.get("/stats")[1]["database"]["pending_records"] == 0)
+        status, stored_session = node.get(f"/sessions/{edge.session_id}")
+        assert (status, stored_session["user_id"]) == (200, user)
+        gaps = await admin.fetch("SELECT from_position, to_position, reason FROM gaps")
+        positions = [position for position, _ in await stored(url)]
+        assert positions == list(range(positions[0], 250))
+        assert [tuple(gap) for gap in gaps] == [(0, positions[0], "lost")] * bool(positions[0])
+        assert (positions[0] == 0) == bool(n_kept)
+        device = await admin.fetchval("SELECT device_info->>'device_type' FROM sessions")
+        assert device == "test"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
+import re
 import shutil
 import signal
 import socket
@@ -18,7 +20,7 @@ from typing import Self
 import psutil
 
 from zander.embedded import postgres as embedded
-from zander.embedded.child import ENVIRONMENT, Child
+from zander.embedded.child import ENVIRONMENT, Account, Child
 from zander.embedded.postgres import free_port
 
 
@@ -101,9 +103,85 @@ class PostgresServer:
         subprocess.run([createdb, f"--maintenance-db={self.dsn}", name], env=ENVIRONMENT, check=True)
         return self.dsn.rpartition("/")[0] + f"/{name}"
 
+    @property
+    def cluster(self) -> Path:
+        """The folder of PostgreSQL itself."""
+        return self.directory / "postgres"
+
+    def backup(self, *options: str) -> Path:
+        """Copy the cluster while it runs, with what is written meanwhile."""
+        folder = Path(tempfile.mkdtemp(prefix="zander-backup-"))
+        command = [str(embedded.program("pg_basebackup")), "-d", self.dsn, "-D", str(folder), "-c", "fast", *options]
+        subprocess.run([*command, "--no-sync"], env=ENVIRONMENT, check=True)
+        owner = self.cluster.stat()
+        if owner.st_uid != folder.stat().st_uid:
+            subprocess.run(["chown", "-R", f"{owner.st_uid}:{owner.st_gid}", str(folder)], check=True)
+        return folder
+
+    def restore(self, backup: Path) -> None:
+        """End the server as a power cut does, and start with a backup in its place."""
+        self.kill()
+        shutil.rmtree(self.cluster)
+        shutil.move(backup, self.cluster)
+        self.start()
+
+    def standby(self) -> Standby:
+        """Start a server that follows this one."""
+        return Standby(self)
+
     def close(self) -> None:
         self.stop()
         shutil.rmtree(self.directory)
+
+
+class Standby:
+    """A server that gets everything that another commits, asynchronously, until it is told to fall behind."""
+
+    def __init__(self, primary: PostgresServer) -> None:
+        self._primary = primary
+        self._folder = primary.backup("--write-recovery-conf")
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end)
+        self._port = free_port()
+        owner = self._folder.stat()
+        self._server = Child(
+            [str(embedded.program("postgres")), "-D", str(self._folder), *_SETTINGS, "-c", f"port={self._port}"],
+            orphan_signal=signal.SIGKILL,
+            output=self._output,
+            account=Account(owner.st_uid, owner.st_gid) if os.geteuid() == 0 else None,
+        )
+
+    def until_it_follows(self) -> None:
+        """Wait until it has all that the other has."""
+        behind = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND replay_lsn IS NOT NULL"
+        eventually(lambda: _query(self._primary.dsn, behind) == "1", 30)
+
+    def fall_behind(self) -> None:
+        """Take no more."""
+        with (self._folder / "postgresql.auto.conf").open("a") as file:
+            file.write("primary_conninfo = ''\n")
+        self._server.send(signal.SIGHUP)
+        eventually(lambda: _query(self._primary.dsn, "SELECT count(*) FROM pg_stat_replication") == "0", 30)
+
+    def take_over(self) -> None:
+        """Kill the other, become a primary, and be reached in its place."""
+        dsn = re.sub(r":\d+/", f":{self._port}/", self._primary.dsn)
+        self._primary.kill()
+        assert _query(dsn, "SELECT pg_promote()") == "t"
+        self._server.stop(signal.SIGINT)
+        self._output.close()
+        shutil.rmtree(self._primary.cluster)
+        shutil.move(self._folder, self._primary.cluster)
+        self._primary.start()
+
+
+_OPTIONS = embedded.SETTINGS | {"fsync": "off"}
+_SETTINGS = [word for name, value in _OPTIONS.items() for word in ("-c", f"{name}={value}")]
+
+
+def _query(dsn: str, query: str) -> str:
+    """Run a query of one value; empty when the server does not answer."""
+    command = [str(embedded.program("psql")), "-X", "-A", "-t", "-d", dsn, "-c", query]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 class ValkeyServer:

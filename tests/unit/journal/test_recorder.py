@@ -17,14 +17,16 @@ from msgspec import structs
 from support.databases import until
 from support.files import damage
 from support.memory_database import Database, MemoryStorage
-from support.samples import ORIGIN, OTHER, PREDICTION, SESSION, chunk, gap
+from support.samples import ORIGIN, OTHER, PREDICTION, SESSION, T0_US, chunk, gap
 from zander.errors import StorageError
 from zander.journal import journal as journal_module
 from zander.journal import recorder as recorder_module
 from zander.journal import writer as writer_module
 from zander.journal.batch import Batch, Written
 from zander.journal.journal import Journals
+from zander.journal.log import HEADER_BYTES, files, split_payloads
 from zander.journal.recorder import Recorder, trim_heap
+from zander.journal.records import GapRecord, RawRecord, decode
 from zander.journal.writer import JournalWriter
 
 
@@ -860,6 +862,69 @@ async def test_after_a_full_disk_batches_are_due_as_ever(
         kept.writer.record_chunk(chunk(9), 0)
         await until(lambda: len(storage.batches) > n_batches)
     assert sizes(storage)[-1] == 10
+
+
+# Damage.
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_whatever_is_damaged_no_more_than_that_is_lost_and_all_of_it_is_a_gap(
+    storage: MemoryStorage, recorder: Record, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(seed)
+    monkeypatch.setattr(journal_module, "BATCH_BYTES", 3000)
+    monkeypatch.setattr(journal_module, "READ_BYTES", 1000)
+    dead = Journals(tmp_path / "there", 20_000, rng.choice([0, 1 << 20]))
+    left = recorder(journals=dead)
+    ends = {ORIGIN: 0, OTHER: 0}
+    for origin in ends:
+        left.writer.record(structs.replace(SESSION, session_id=origin.session_id, user_id=origin.user_id))
+    for n in range(200):
+        origin, n_samples = rng.choice([ORIGIN, OTHER]), rng.randint(1, 4)
+        if rng.random() < 0.1:
+            left.writer.record(gap(ends[origin], ends[origin] + 1, origin=origin))
+            ends[origin] += 1
+        assert left.writer.record_chunk(chunk(ends[origin], n_samples, origin), 0) or n > 100
+        ends[origin] += n_samples if left.writer.takes else 0
+        if n == 30:
+            assert await drained(left)
+    for origin, end in ends.items():
+        ended = structs.replace(SESSION, session_id=origin.session_id, user_id=origin.user_id, end_us=T0_US)
+        left.writer.record(structs.replace(ended, next_position=end))
+    before = {origin: set(storage.positions(origin.session_id)) for origin in ends}
+    die(dead)
+    damaged: dict[str, set[int]] = {origin.session_id: set() for origin in ends}
+    for _, path in files(tmp_path / "there", str(dead.own.writer_id)):
+        _damage(path, {rng.randrange(path.stat().st_size or 1) for _ in range(rng.randint(0, 6))}, damaged)
+    after = Journals(tmp_path / "there", 1 << 30)
+    async with running(recorder(journals=after)):
+        await until(lambda: not after.orphans)
+    for origin, end in ends.items():
+        there, lost = storage.positions(origin.session_id), storage.database.in_gaps(origin.session_id, "lost")
+        assert len(there) == len(set(there))
+        assert before[origin] <= set(there)
+        assert lost <= damaged[origin.session_id] - set(there)
+        row = storage.database.sessions[origin.session_id]
+        assert set(there) | storage.database.in_gaps(origin.session_id) == set(range(row.durable))
+        assert row.durable == end or not set(range(row.durable, end)) - damaged[origin.session_id]
+    after.close()
+
+
+def _damage(path: Path, at: set[int], damaged: dict[str, set[int]]) -> None:
+    """Flip bits of a file, and note whose positions were there."""
+    data = bytearray(path.read_bytes())
+    end = 0
+    for payload in split_payloads(bytes(data))[0]:
+        start, end = end, end + HEADER_BYTES + len(payload)
+        if at & set(range(start, end)):
+            record = decode(payload)
+            if isinstance(record, RawRecord):
+                damaged[record.session_id] |= set(range(record.position, record.end))
+            elif isinstance(record, GapRecord):
+                damaged[record.session_id] |= set(range(record.start, record.end))
+    for i in at if data else ():
+        data[i] ^= 1 << (i % 8)
+    path.write_bytes(data)
 
 
 # All of it together.
