@@ -33,6 +33,7 @@ from zander.journal.writer import JournalWriter
 from zander.routes import ROUTES
 from zander.routes.answers import Answers
 from zander.routes.context import Service, json_response
+from zander.routes.questions import Questions
 from zander.settings import Settings
 from zander.streams.stream import Streams
 
@@ -79,7 +80,9 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
     hub = Hub(ingest, subscribers, peers, buffer_keep_seconds=settings.buffer_keep_seconds)
     replays = Replays(hub, subscribers, sessions, writer)
     recorder = _recorder(settings, storage, journals, writer, ingest)
-    app.state.service = Service(settings, hub, recorder, sessions, History(reading), replays, Answers(), monotonic())
+    app.state.service = Service(
+        settings, hub, recorder, sessions, History(reading), replays, Answers(), Questions(), monotonic()
+    )
     syncing = journals.keep_synced(settings.journal_fsync_seconds)
     async with _running(recorder.run()), _running(_tick(hub)), _running(syncing), _running(replays.run()):
         if cluster:

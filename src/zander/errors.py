@@ -8,7 +8,7 @@
         ├── BadMessage       422   dropped and counted; the connection goes on
         ├── Unauthorized     401   the key is wrong or missing
         ├── Forbidden        403   not allowed for this user: a session that is somebody else's
-        ├── TooMany          429   more connections than this node serves
+        ├── TooMany          429   more connections than this node serves, or more questions than a client may ask
         ├── NotFound         404   no such user, or nothing buffered
         └── Unavailable      503   the part that would answer is away
 
@@ -112,7 +112,7 @@ class Forbidden(ClientError):
 
 
 class TooMany(ClientError):
-    """More connections than this node serves."""
+    """More connections than this node serves, or more questions at once than a client may ask."""
 
     status = 429
     close = CloseCode.TOO_MANY

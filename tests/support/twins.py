@@ -295,7 +295,8 @@ class World:
             on_written=self.ingest.on_written,
         )
         settings = Settings(outbox_max_bytes=story.outbox_bytes, buffer_samples=capacity)
-        stage.app.state.service = Service(settings, self.hub, self.recorder, self.archive, None, replays, None, 0.0)  # type: ignore[arg-type]
+        parts: Any = (settings, self.hub, self.recorder, self.archive, None, replays, None, None, 0.0)
+        stage.app.state.service = Service(*parts)
         self.listener = Listener(stage.app)
         self._reactor = Reactor(asyncio.get_running_loop()) if native else None
         self._through: dict[Any, Any] = {}  # while nobody reads

@@ -15,6 +15,7 @@ from zander.hub.hub import Hub
 from zander.hub.replay import Replays
 from zander.journal.recorder import Recorder
 from zander.routes.answers import Answers
+from zander.routes.questions import Questions
 from zander.settings import Settings
 from zander.wire.bodies import JSON_TYPE
 from zander.wire.codec import dumps
@@ -30,6 +31,7 @@ class Service(NamedTuple):
     history: History
     replays: Replays
     answers: Answers
+    questions: Questions
     started_at: float
 
 

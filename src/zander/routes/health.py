@@ -16,6 +16,7 @@ from zander.hub.interfaces import LinkState
 from zander.journal.recorder import RecorderStats
 from zander.routes.answers import AnswerStats
 from zander.routes.context import json_response, require_consumer, service
+from zander.routes.questions import QuestionStats
 from zander.streams.stream import StreamSummary
 from zander.wire.bodies import list_answer
 
@@ -61,6 +62,7 @@ class ServerStats(Struct):
     redis: Annotated[LinkState, Meta(description=REDIS_IS)]
     peers: Annotated[int, Meta(description="other nodes that this one hears")]
     answers: Annotated[AnswerStats, Meta(description="answers over REST that are being sent")]
+    questions: Annotated[QuestionStats, Meta(description="questions to the database, over REST")]
     preloads: Annotated[PreloadStats, Meta(description="samples of before that consumers have not taken yet")]
     path: Annotated[PathStats, Meta(description="how the relays' messages came in")]
     database: Annotated[RecorderStats, Meta(description="what is written, and what waits to be")]
@@ -109,6 +111,7 @@ async def stats(request: Request) -> Response:
         redis=hub.peers.state,
         peers=hub.peers.n_peers,
         answers=context.answers.stats(),
+        questions=context.questions.stats(),
         preloads=hub.subscribers.preloads.stats(),
         path=hub.ingest.fast_path.stats(),
         database=context.recorder.stats(),

@@ -29,7 +29,9 @@ async def history(request: Request) -> Response:
     query = _query(request)
     await service.answers.make_room()
     read = _raw if query.sample_type == "raw" else _notes
-    return service.answers.response(await read(request, service, query))
+    async with service.questions.turn(request):
+        answer = await read(request, service, query)
+    return service.answers.response(answer)
 
 
 def _query(request: Request) -> Query:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from zander.database.samples import StoredGap
-from zander.database.sessions import Missing
+from zander.database.sessions import DatabaseSessions, Missing
 from zander.errors import NotFound
 from zander.routes.context import require_consumer
 from zander.routes.parameters import number, session_id, user_id
@@ -71,47 +71,54 @@ async def sessions(request: Request) -> Response:
     `/streams` says who is online.
     """
     service = require_consumer(request)
-    stored_sessions = service.sessions
     query = request.query_params
     before = session_id(query, "before") if "before" in query else None
-    if before and not await stored_sessions.session(before):
-        raise NotFound(f"no session {before} in the database")
     limit = number(query, "limit", 1, MAX_LIMIT, DEFAULT_LIMIT)
     of_user = user_id(query) if "user_id" in query else None
     await service.answers.make_room()
-    found = await stored_sessions.sessions(of_user, before, limit + 1)
-    page = found[:limit]
-    is_last = len(found) <= limit and not (found and await stored_sessions.sessions(of_user, found[-1].session_id, 1))
-    missing = await stored_sessions.missing(session.session_id for session in page)
-    summaries = [SessionSummary(**_summary(it, missing.get(it.session_id, Missing(0, 0)))) for it in page]
-    return service.answers.response(
-        list_answer({"next": None if is_last else page[-1].session_id}, "sessions", summaries)
-    )
+    async with service.questions.turn(request):
+        page = await _page(service.sessions, of_user, before, limit)
+    return service.answers.response(list_answer({"next": page.next}, "sessions", page.sessions))
 
 
 async def session(request: Request) -> Response:
     """What was recorded in a session, and what it lacks."""
     service = require_consumer(request)
-    stored_sessions = service.sessions
     asked = session_id(request.path_params)
     first_gap = number(request.query_params, "from", 0, MAX_POSITION, 0)
+    await service.answers.make_room()
+    async with service.questions.turn(request):
+        detail = await _detail(service.sessions, asked, first_gap)
+    fields = structs.asdict(detail)
+    return service.answers.response(list_answer(fields, "gaps", fields.pop("gaps")))
+
+
+async def _page(stored_sessions: DatabaseSessions, of_user: str | None, before: str | None, limit: int) -> Sessions:
+    if before and not await stored_sessions.session(before):
+        raise NotFound(f"no session {before} in the database")
+    found = await stored_sessions.sessions(of_user, before, limit + 1)
+    page = found[:limit]
+    is_last = len(found) <= limit and not (found and await stored_sessions.sessions(of_user, found[-1].session_id, 1))
+    missing = await stored_sessions.missing(session.session_id for session in page)
+    summaries = [SessionSummary(**_summary(it, missing.get(it.session_id, Missing(0, 0)))) for it in page]
+    return Sessions(summaries, None if is_last else page[-1].session_id)
+
+
+async def _detail(stored_sessions: DatabaseSessions, asked: str, first_gap: int) -> SessionDetail:
     stored = await stored_sessions.session(asked)
     if not stored:
         raise NotFound(f"no session {asked} in the database")
-    await service.answers.make_room()
     missing = await stored_sessions.missing([asked])
     gaps = await stored_sessions.gaps(asked, first_gap, MAX_POSITION, MAX_GAPS)
     items = await stored_sessions.samples(stored, 0, 1)
     first_us = next((int(item.times_us[0]) for item in items if isinstance(item, Chunk)), None)
     lasted_us = None if first_us is None or stored.durable_us is None else stored.durable_us - first_us
-    detail = SessionDetail(
+    return SessionDetail(
         **_summary(stored, missing.get(asked, Missing(0, 0))),
         first_time=_seconds(first_us),
         duration_seconds=_seconds(lasted_us),
         gaps=[_gap(gap) for gap in gaps],
     )
-    fields = structs.asdict(detail)
-    return service.answers.response(list_answer(fields, "gaps", fields.pop("gaps")))
 
 
 def _summary(stored: StoredSession, missing: Missing) -> dict[str, Any]:

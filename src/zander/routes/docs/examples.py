@@ -127,6 +127,7 @@ EXAMPLES: dict[str, Any] = {
         "redis": "off",
         "peers": 0,
         "answers": {"open": 0, "bytes": 0, "cut": 0},
+        "questions": {"open": 0, "refused": 0},
         "preloads": {"consumers": 0, "bytes": 0, "cut": 0},
         "path": {"native": True, "intercepted": 5119, "passed_messages": 40, "passed_sessions": 1},
         "database": {"online": True, "written_records": 5000, "written_batches": 21, "pending_records": 120},

@@ -16,6 +16,7 @@ from zander.errors import CloseCode
 from zander.routes import health, history, sessions
 from zander.routes.docs.examples import EXAMPLES
 from zander.routes.docs.openapi import Channel, Endpoint, Parameter, Reference
+from zander.routes.questions import MAX_OPEN, MAX_RUNNING
 from zander.routes.subscribe import MAX_DELAY_MS
 from zander.routes.websocket import AUTH_SECONDS, MAX_BAD_MESSAGES
 from zander.streams.query import MAX_FOUND_BYTES, AnswerFormat
@@ -114,18 +115,18 @@ ENDPOINTS = {
     "/buffer/{user_id}/stats": Endpoint(StreamStats, (404, 422, 503)),
     "/history/{user_id}": Endpoint(
         HistoryPage,
-        (404, 422, 503),
+        (404, 422, 429, 503),
         (SAMPLE_TYPE, FORMAT, START, END, _limit(history.DEFAULT_LIMIT, history.MAX_LIMIT), CURSOR),
         other_media=NPY,
         headers=HISTORY_HEADERS,
     ),
     "/sessions": Endpoint(
         sessions.Sessions,
-        (404, 422, 503),
+        (404, 422, 429, 503),
         (USER, BEFORE, _limit(sessions.DEFAULT_LIMIT, sessions.MAX_LIMIT)),
     ),
-    "/sessions/{session_id}": Endpoint(sessions.SessionDetail, (404, 422, 503), (GAPS_FROM,)),
-    "/streams": Endpoint(health.Streams),
+    "/sessions/{session_id}": Endpoint(sessions.SessionDetail, (404, 422, 429, 503), (GAPS_FROM,)),
+    "/streams": Endpoint(health.Streams, (503,)),
     "/stats": Endpoint(health.ServerStats),
     "/docs": Endpoint(str, needs_key=False, media_type="text/html"),
     "/openapi.json": Endpoint(dict[str, Any], needs_key=False),
@@ -206,7 +207,8 @@ ERROR_CODES = {
     "bad_format": "as npy: features, predictions, or sessions that differ in their number of channels",
     "unauthorized": "the key is wrong or missing, or the first message did not come or was no auth",
     "forbidden": "not allowed for this user: the session is another user's",
-    "too_many": "more connections than this node serves",
+    "too_many": f"more connections than this node serves, or more than {MAX_OPEN} questions to the database at once of "
+    f"one key and address, of which {MAX_RUNNING} run and the others wait",
     "not_found": "no such user or session, or nothing buffered",
     "unavailable": "the database, or the node that holds the user, does not answer now",
 }

@@ -1,0 +1,61 @@
+"""Questions to the database, as many at a time as a client may ask: others are not to wait behind them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from msgspec import Meta, Struct
+from starlette.requests import Request
+
+from zander import auth
+from zander.errors import TooMany
+
+MAX_RUNNING = 2  # of one client: half of the connections
+MAX_OPEN = 32  # with those that wait
+
+
+class QuestionStats(Struct):
+    """Questions to the database, over REST."""
+
+    open: Annotated[int, Meta(description="how many run or wait")]
+    refused: Annotated[int, Meta(description="how many were refused since the start, with 429")]
+
+
+class _Client:
+    """The questions of one client."""
+
+    def __init__(self) -> None:
+        self.n_open = 0
+        self.running = asyncio.Semaphore(MAX_RUNNING)
+
+
+class Questions:
+    """The questions that are open, by client: a key and where it comes from."""
+
+    def __init__(self) -> None:
+        self._clients: dict[tuple[str, str], _Client] = {}
+        self._n_refused = 0
+
+    @asynccontextmanager
+    async def turn(self, request: Request) -> AsyncIterator[None]:
+        """Wait until a client may ask; TooMany when it has MAX_OPEN questions already."""
+        key = auth.given_key(request.headers) or "", request.client.host if request.client else ""
+        client = self._clients.setdefault(key, _Client())
+        if client.n_open == MAX_OPEN:
+            self._n_refused += 1
+            raise TooMany(f"expected at most {MAX_OPEN} questions to the database at once: ask again")
+        client.n_open += 1
+        try:
+            async with client.running:
+                yield
+        finally:
+            client.n_open -= 1
+            if not client.n_open:
+                del self._clients[key]
+
+    def stats(self) -> QuestionStats:
+        """Return the counts."""
+        return QuestionStats(sum(client.n_open for client in self._clients.values()), self._n_refused)
