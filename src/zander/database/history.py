@@ -29,7 +29,7 @@ PIECE_CHARACTERS = 256 << 10
 # A page ends early rather than grow beyond this: there may be 1,024 channels, and a prediction 64 KiB.
 MAX_RAW_BYTES = 1 << 20
 MAX_TEXT_CHARACTERS = 4 << 20
-MAX_RUNS = 256  # they are listed in a header
+MAX_RUNS = 256
 
 RAW_STEP_US = 10_000  # from sample to sample, as a guess: 100 Hz
 NOTE_STEP_US = 1_000_000
@@ -92,18 +92,19 @@ class History:
         return bool(await self._pool.fetch(HAS_USER, user_id))
 
     async def raw_page(
-        self, user_id: str, token: RawPageToken, end_us: int, *, limit: int
+        self, user_id: str, token: RawPageToken, end_us: int, *, limit: int, max_runs: int = MAX_RUNS
     ) -> tuple[list[Chunk], RawPageToken | None]:
         """Read up to `limit` samples after the token, with times below `end_us`, by time, session and position.
 
-        Return them and the token of the next page, None at the end.
+        They are at most `max_runs` runs without a hole. Return them and the token of the next page, None at the end.
         """
         chunks: list[Chunk] = []
         n, nbytes = 0, 0
-        while n < limit and nbytes < MAX_RAW_BYTES and len(chunks) < MAX_RUNS:
+        while n < limit and nbytes < MAX_RAW_BYTES and len(chunks) < max_runs:
             found = await self._raw(user_id, token, end_us, min(PIECE_SAMPLES, limit - n))
             if not found:
                 return chunks, None
+            found = found[: max_runs - len(chunks)]
             chunks += found
             n += sum(map(len, found))
             nbytes += sum(chunk.samples.nbytes for chunk in found)

@@ -8,7 +8,7 @@ from itertools import groupby
 from starlette.requests import Request
 from starlette.responses import Response
 
-from zander.database.history import NotePageToken, RawPageToken
+from zander.database.history import MAX_RUNS, NotePageToken, RawPageToken
 from zander.errors import BadMessage, NotFound
 from zander.routes.context import Service, require_consumer
 from zander.routes.parameters import moment_us, number, page_token, page_token_text, sample_query
@@ -18,6 +18,7 @@ from zander.wire.chunk import Chunk
 
 MAX_LIMIT = 10_000
 DEFAULT_LIMIT = 1000
+NPY_RUNS = 16  # they, and their sessions, are listed in headers: 20 to 50 bytes each
 
 
 async def history(request: Request) -> Response:
@@ -47,7 +48,9 @@ def _query(request: Request) -> Query:
 
 async def _raw(request: Request, service: Service, query: Query) -> Answer:
     token = page_token(request.query_params, "cursor", RawPageToken) or RawPageToken(query.start_us)
-    chunks, next_token = await service.history.raw_page(query.user_id, token, query.end_us, limit=query.n)
+    max_runs = NPY_RUNS if query.format == "npy" else MAX_RUNS
+    asked = query.user_id, token, query.end_us
+    chunks, next_token = await service.history.raw_page(*asked, limit=query.n, max_runs=max_runs)
     next_ = page_token_text(next_token) if next_token else None
     if not chunks:
         await _refuse_unknown(service, query)

@@ -19,6 +19,7 @@ from zander.wire.messages import Note
 
 JSON_TYPE = "application/json"
 NPY_TYPE = "application/octet-stream"
+MAX_HEADER_BYTES = 1 << 10  # of one that grows with the data: nginx takes 4 KiB of headers in all, by default
 PIECE_SAMPLES = 64  # in a piece
 PIECE_BYTES = 1 << 14  # of samples in a piece: there may be 1,024 channels
 PIECE_TEXT = 1 << 16  # characters in a piece, of texts that are there already
@@ -74,9 +75,11 @@ def npy_answer(
 ) -> Answer:
     """Write samples as `numpy.load` reads them; without any, the array has the shape `(0, n_channels)`.
 
-    Holes cannot be seen in an array, so `X-Positions` lists the runs without one.
+    Holes cannot be seen in an array, so `X-Positions` lists the runs without one. What is too long for a header is left
+    out, and `X-Omitted` names it.
     """
     described = {"X-Positions": json.dumps(list(_runs(chunks))), "X-Channel-Names": json.dumps(channel_names)}
+    described |= headers
     if chunks:
         described["X-Position"] = str(chunks[0].position)
         described["X-Time"] = str(int(chunks[0].times_us[0]) / 1e6)
@@ -85,7 +88,14 @@ def npy_answer(
     shape = sum(map(len, chunks)), chunks[0].samples.shape[1] if chunks else n_channels
     np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": shape})
     pieces = _npy_pieces(head.getvalue(), chunks)
-    return Answer(pieces, sum(map(item_bytes, chunks)), NPY_TYPE, {**described, **headers})
+    return Answer(pieces, sum(map(item_bytes, chunks)), NPY_TYPE, _short(described))
+
+
+def _short(headers: Mapping[str, str]) -> dict[str, str]:
+    """Leave out what a proxy would refuse, and name it."""
+    found = {name: value for name, value in headers.items() if len(value) <= MAX_HEADER_BYTES}
+    omitted = ", ".join(name for name in headers if name not in found)
+    return {**found, "X-Omitted": omitted} if omitted else found
 
 
 def texts(items: Iterable[Chunk | Note]) -> Iterator[list[str]]:

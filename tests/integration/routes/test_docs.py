@@ -7,6 +7,7 @@ import json
 import re
 import struct
 import typing
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from starlette.routing import Route
 from support.clients import consumer, relay
 from support.nodes import Node
 from zander import errors
-from zander.errors import CloseCode
+from zander.errors import BadMessage, CloseCode
 from zander.routes import ROUTES, health, sessions, websocket
 from zander.routes.docs import endpoints as docs
 from zander.routes.docs import page, protocol, reference, text
 from zander.routes.docs.examples import EXAMPLES, PROGRAM
 from zander.routes.docs.openapi import BINARY_TYPES, document
 from zander.routes.docs.reference import REFERENCE
+from zander.routes.parameters import moment_us
 from zander.streams import stream
 from zander.wire import listener, messages
 from zander.wire.bodies import Answer
@@ -320,3 +322,44 @@ class TestProtocol:
         names |= {field for schema in api["components"]["schemas"].values() for field in schema["properties"]}
         names |= {str(it["code"]) for it in api["x-close-codes"]} | {it["field"] for it in api["x-binary-chunk"]}
         assert {name for name in names if name not in written} <= {"ErrorAnswer", "ErrorDetail"}
+
+
+class TestLimits:
+    def test_a_server_says_how_much_of_its_buffers_can_be_asked_for(self, start_node: Callable[..., Node]) -> None:
+        api = start_node(buffer_samples=77).get("/openapi.json")[1]
+        parameters = {
+            it["name"]: it["schema"] for it in api["paths"]["/buffer/{user_id}/last/{n}"]["get"]["parameters"]
+        }
+        assert (parameters["n"]["minimum"], parameters["n"]["maximum"]) == (1, 77)
+        of_consumer = {it["name"]: it["schema"] for it in api["x-websockets"]["/subscribe/{user_id}"]["parameters"]}
+        assert of_consumer["last"]["maximum"] == 77
+
+    @pytest.mark.parametrize(
+        "moment",
+        [
+            "0",
+            "-5",
+            "1764000000.5",
+            "2025-11-24",
+            "2025-02-28T23:59",
+            "2025-12-31T23:59:59.5+01:00",
+            "2025-11-24T00:00:00Z",
+        ],
+    )
+    def test_a_time_that_the_document_allows_is_taken(self, api: dict[str, Any], moment: str) -> None:
+        (schema,) = {json.dumps(it["schema"]) for it in times(api)}
+        assert re.search(json.loads(schema)["pattern"], moment)
+        moment_us({"start": moment}, "start")
+
+    @pytest.mark.parametrize("moment", ["", "then", "2025-02-30", "2025-13-01", "nan", "1e300", "2025-11-24T24:00"])
+    def test_a_time_that_is_none_is_neither_allowed_nor_taken(self, api: dict[str, Any], moment: str) -> None:
+        assert not any(re.search(it["schema"]["pattern"], moment) for it in times(api))
+        with pytest.raises(BadMessage):
+            moment_us({"start": moment}, "start")
+
+
+def times(api: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parameters that are times."""
+    found = [it for path in api["paths"].values() for it in path["get"]["parameters"] if it["name"] in ("start", "end")]
+    assert len(found) == 4
+    return found

@@ -374,6 +374,17 @@ async def test_only_raw_is_npy(stream: Stream, sample_type: str) -> None:
         find(stream, Query("me", "last", sample_type, 1, format="npy"))  # type: ignore[arg-type]
 
 
+async def test_headers_that_a_proxy_would_refuse_are_left_out_and_named() -> None:
+    names = [f"a long name of channel {i}" for i in range(64)]
+    stream = make_stream(DeviceInfo(sampling_rate=100, channel_names=names), buffer_samples=1000)
+    for position in range(0, 400, 2):
+        write(stream, position, n_channels=64)
+    samples, found = ask_npy(stream, what="last", n=1000)
+    assert len(samples) == 200
+    assert set(found.headers.pop("X-Omitted").split(", ")) == {"X-Positions", "X-Channel-Names"}
+    assert sum(map(len, found.headers.values())) < 1024
+
+
 async def test_more_than_one_answer_may_take_is_refused() -> None:
     stream = make_stream(DeviceInfo(sampling_rate=100, channel_count=1024), buffer_samples=9000)
     write(stream, 0, 9000, n_channels=1024)

@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from zander.routes.docs import page as _page
 from zander.routes.docs.openapi import Json, document
-from zander.routes.docs.reference import REFERENCE
+from zander.routes.docs.reference import with_settings
+from zander.settings import Settings
 from zander.wire.codec import dumps
 
 SECURITY = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
@@ -29,8 +30,9 @@ async def openapi(request: Request) -> Response:
 
 @lru_cache(maxsize=1)  # a process has one app
 def api(app: Starlette) -> Json:
-    """Describe the routes of an app: the OpenAPI document."""
-    return document(app.routes, REFERENCE)
+    """Describe the routes of an app: the OpenAPI document. An app that does not run has the default settings."""
+    running = getattr(app.state, "service", None)
+    return document(app.routes, with_settings(running.settings if running else Settings()))
 
 
 @lru_cache(maxsize=1)

@@ -19,9 +19,11 @@ from zander.routes.docs.openapi import Channel, Endpoint, Parameter, Reference
 from zander.routes.questions import MAX_OPEN, MAX_RUNNING
 from zander.routes.subscribe import MAX_DELAY_MS
 from zander.routes.websocket import AUTH_SECONDS, MAX_BAD_MESSAGES
+from zander.settings import Settings
 from zander.streams.query import MAX_FOUND_BYTES, AnswerFormat
 from zander.streams.stream import SampleType, StreamStats
 from zander.wire import messages
+from zander.wire.bodies import MAX_HEADER_BYTES
 from zander.wire.chunk import BINARY_LAYOUT
 from zander.wire.messages import FeaturesEvent, Kind, Position, PredictionEvent, RawChunk, RawSample, User
 
@@ -58,16 +60,29 @@ class ErrorAnswer(Struct):
 
 
 SAMPLE_TYPE = Parameter("sample_type", SampleType, "what to read", "features")
-FORMAT = Parameter("format", AnswerFormat, "`npy`, for raw only: an array that `numpy.load` reads", "json")
-START = Parameter("start", str, "first time: Unix seconds or ISO 8601 (UTC unless it says otherwise)", required=True)
-END = Parameter("end", str, "time after the last, in the same forms", required=True)
+FORMAT = Parameter(
+    "format",
+    AnswerFormat,
+    "`npy`, with `sample_type=raw` only (422 with any other): an array that `numpy.load` reads",
+    "json",
+)
+# What is accepted beyond the pattern: exponents, the 29th of February, and the other forms of ISO 8601.
+DAY = (
+    r"[1-9][0-9]{3}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+    r"|02-(0[1-9]|1[0-9]|2[0-8]))"
+)
+CLOCK = r"T([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,6})?)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])?"
+Moment = Annotated[str, Meta(pattern=rf"^(-?[0-9]{{1,12}}(\.[0-9]{{1,6}})?|{DAY}({CLOCK})?)$")]
+START = Parameter("start", Moment, "first time: Unix seconds or ISO 8601 (UTC unless it says otherwise)", required=True)
+END = Parameter("end", Moment, "time after the last, in the same forms; not before `start`", required=True)
 
 
 def _limit(default: int, maximum: int) -> Parameter:
     return Parameter("limit", Annotated[int, Meta(ge=1, le=maximum)], "at most so many on a page", default)
 
 
-CURSOR = Parameter("cursor", str, "`next` of the page before; all else as it was")
+Cursor = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]+={0,2}$")]
+CURSOR = Parameter("cursor", Cursor, "`next` of the page before; all else as it was (422 if it is not)")
 USER = Parameter("user_id", messages.UserId, "of this user; left out: of all")
 BEFORE = Parameter("before", UUID, "`next` of the page before: those that began before this session")
 GAPS_FROM = Parameter("from", Position, f"list the first {sessions.MAX_GAPS:,} gaps that end behind this position", 0)
@@ -88,6 +103,8 @@ NPY_HEADERS = {
     "X-Time": "npy: time of the first sample, Unix seconds",
     "X-Time-Last": "npy: time of the last sample",
     "X-Channel-Names": "npy: JSON list of the channels' names, null when the relay gave none",
+    "X-Omitted": f"npy: headers that are left out, comma-separated, since each is over {MAX_HEADER_BYTES:,} bytes; "
+    "names are in `device_info` (`/streams`, `/sessions/{session_id}`), positions in `format=json`",
 }
 HISTORY_HEADERS = NPY_HEADERS | {
     "X-Session-Id": "npy: the session of the first sample",
@@ -277,3 +294,16 @@ REFERENCE = Reference(
     rules=RULES,
     description=DESCRIPTION,
 )
+
+
+def with_settings(settings: Settings) -> Reference:
+    """Return the reference of a server, whose buffers are as long as its settings say."""
+    parameter = PATH_PARAMETERS["n"]
+    of_server = parameter._replace(kind=Annotated[int, Meta(ge=1, le=settings.buffer_samples)])
+    channel = CHANNELS["/subscribe/{user_id}"]
+    last = Annotated[int, Meta(ge=0, le=settings.buffer_samples)]
+    query = tuple(it._replace(kind=last) if it.name == "last" else it for it in channel.query)
+    return REFERENCE._replace(
+        path_parameters={**PATH_PARAMETERS, "n": of_server},
+        channels={**CHANNELS, "/subscribe/{user_id}": channel._replace(query=query)},
+    )
