@@ -22,7 +22,7 @@ from zander.wire.messages import Note
 
 PIECE_SAMPLES = 256
 PIECE_NOTES = 512
-FIRST_NOTES = 16  # are read first: how many are a piece, their length says
+FIRST_NOTES = 4  # are read first: how many are a piece, their length says; 1e300 takes 301 characters in a jsonb
 NOTES_AT_ONCE = 64  # made of rows in one iteration of the event loop
 PIECE_CHARACTERS = 256 << 10
 
