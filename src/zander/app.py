@@ -80,9 +80,8 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
     hub = Hub(ingest, subscribers, peers, buffer_keep_seconds=settings.buffer_keep_seconds)
     replays = Replays(hub, subscribers, sessions, writer)
     recorder = _recorder(settings, storage, journals, writer, ingest)
-    app.state.service = Service(
-        settings, hub, recorder, sessions, History(reading), replays, Answers(), Questions(), monotonic()
-    )
+    parts = (settings, hub, recorder, sessions, History(reading), replays)
+    app.state.service = Service(*parts, Answers(), Questions(), monotonic())
     syncing = journals.keep_synced(settings.journal_fsync_seconds)
     async with _running(recorder.run()), _running(_tick(hub)), _running(syncing), _running(replays.run()):
         if cluster:

@@ -715,7 +715,7 @@ async def test_the_outcome_of_a_batch_says_what_it_made_durable_or_that_it_never
             await storage.outcome(first)
         assert caught.value.position == 20
         await resume(connection)
-        assert (await storage.outcome(second)) == Written({}, {(SESSION_ID, 0)})
+        assert (await storage.outcome(second)) == Written({}, fenced={(SESSION_ID, 0)})
 
 
 @pytest.mark.parametrize("is_known", [False, True])
