@@ -74,9 +74,9 @@ async def connected(url: str) -> AsyncIterator[Any]:
 
 @asynccontextmanager
 async def opened(
-    url: str, retention_days: float | None = None, columnstore_after_hours: float = 24.0
+    url: str, retention_days: float | None = None, columnstore_after_hours: float = 1e5
 ) -> AsyncIterator[DatabaseWriter]:
-    """Open a storage, and close it at the end."""
+    """Open a storage, and close it at the end. No row is late, of whatever year."""
     storage = DatabaseWriter(url, retention_days=retention_days, columnstore_after_hours=columnstore_after_hours)
     try:
         await storage.open()

@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 
 from zander.database import rows
 from zander.database.connection import Pool, Row
+from zander.database.late import of_both
 from zander.journal.records import EDGE_CLASSIFIER, EDGE_PREDICTION_TYPE
 from zander.wire.chunk import MAX_POSITION, Chunk, Origin
 from zander.wire.messages import Note
@@ -35,22 +36,22 @@ RAW_STEP_US = 10_000  # from sample to sample, as a guess: 100 Hz
 NOTE_STEP_US = 1_000_000
 MAX_TIME_US = 10**18  # in the year 33658; a timestamptz goes further
 
-OF_USER = "FROM raw_eeg WHERE user_id = $1 AND timestamp >= $2 AND timestamp < $3"
-FIRST_RAW = f"SELECT timestamp {OF_USER} ORDER BY timestamp LIMIT 1"
-RAW = f"""
-SELECT {rows.RAW_FIELDS} {OF_USER} AND (timestamp, session_id, position) > ($4, $5, $6)
-ORDER BY timestamp, session_id, position LIMIT $7
-"""
+OF_USER = "user_id = $1 AND timestamp >= $2 AND timestamp < $3"
+FIRST_RAW = f"{of_both('timestamp', 'raw_eeg', OF_USER, 'timestamp', '1')} ORDER BY timestamp LIMIT 1"
+RAW_AFTER = f"{OF_USER} AND (timestamp, session_id, position) > ($4, $5, $6)"
+RAW_ORDER = "timestamp, session_id, position"
+RAW = f"{of_both(rows.RAW_FIELDS, 'raw_eeg', RAW_AFTER, RAW_ORDER, '$7')} ORDER BY {RAW_ORDER} LIMIT $7"
 
 # Features are stored as predictions of the relay.
 NOTES_OF_USER = f"""
-FROM predictions WHERE user_id = $1 AND timestamp >= $2 AND timestamp < $3
-AND (prediction_type = '{EDGE_PREDICTION_TYPE}' AND classifier_name = '{EDGE_CLASSIFIER}') = $4
+{OF_USER} AND (prediction_type = '{EDGE_PREDICTION_TYPE}' AND classifier_name = '{EDGE_CLASSIFIER}') = $4
 """
-FIRST_NOTE = f"SELECT timestamp {NOTES_OF_USER} ORDER BY timestamp LIMIT 1"
+FIRST_NOTE = f"{of_both('timestamp', 'predictions', NOTES_OF_USER, 'timestamp', '1')} ORDER BY timestamp LIMIT 1"
+NOTES_AFTER = f"{NOTES_OF_USER} AND (timestamp, serial) >= ($5, $6)"
+NOTE_ORDER = "timestamp, serial, session_id, prediction_type, classifier_name, classifier_version, data"
 NOTES = f"""
-SELECT {rows.NOTE_FIELDS} {NOTES_OF_USER} AND (timestamp, serial) >= ($5, $6)
-ORDER BY timestamp, serial, session_id, prediction_type, classifier_name, classifier_version, data LIMIT $7 OFFSET $8
+{of_both(rows.NOTE_FIELDS, "predictions", NOTES_AFTER, NOTE_ORDER, "$7::bigint + $8::bigint")}
+ORDER BY {NOTE_ORDER} LIMIT $7 OFFSET $8
 """
 HAS_USER = "SELECT 1 FROM sessions WHERE user_id = $1 LIMIT 1"
 

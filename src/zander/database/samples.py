@@ -12,6 +12,7 @@ from typing import NamedTuple
 from zander.database import rows
 from zander.database.connection import Pool, Row
 from zander.database.history import read_in_windows
+from zander.database.late import of_both
 from zander.streams.session import StoredSession
 from zander.wire.chunk import MAX_POSITION, Chunk, Origin
 from zander.wire.messages import Gap
@@ -29,10 +30,13 @@ SELECT from_position, to_position, reason, noticed_at FROM gaps
 WHERE session_id = $1 AND to_position > $2 AND from_position < $3 ORDER BY from_position LIMIT $4
 """
 
-OF_SESSION = "FROM raw_eeg WHERE user_id = $1 AND session_id = $2 AND timestamp >= $3 AND timestamp < $4"
-FIRST = f"SELECT timestamp {OF_SESSION} ORDER BY timestamp LIMIT 1"
-LOWEST = f"SELECT min(position) {OF_SESSION}"
-RAW = f"SELECT {rows.RAW_FIELDS} {OF_SESSION} AND position >= $5 ORDER BY timestamp, position LIMIT $6"
+OF_SESSION = "user_id = $1 AND session_id = $2 AND timestamp >= $3 AND timestamp < $4"
+FIRST = f"{of_both('timestamp', 'raw_eeg', OF_SESSION, 'timestamp', '1')} ORDER BY timestamp LIMIT 1"
+LOWEST = f"{of_both('position', 'raw_eeg', OF_SESSION, 'position', '1')} ORDER BY position LIMIT 1"
+OF_POSITION = f"{OF_SESSION} AND position >= $5"
+RAW = f"""
+{of_both(rows.RAW_FIELDS, "raw_eeg", OF_POSITION, "timestamp, position", "$6")} ORDER BY timestamp, position LIMIT $6
+"""
 
 
 class StoredGap(NamedTuple):

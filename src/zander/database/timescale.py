@@ -25,11 +25,15 @@ CREATE_HYPERTABLE = (
 
 
 class Tuning(NamedTuple):
-    """The outcome of `tune`, as a sentence for the log; `expires`: the database deletes what is too old by itself."""
+    """The outcome of `tune`, as a sentence for the log; `expires`: the database deletes what is too old by itself.
+
+    `converts`: it turns what is older into columns.
+    """
 
     sentence: str
     complete: bool
     expires: bool
+    converts: bool = False
 
 
 class _Timescale(NamedTuple):
@@ -61,10 +65,10 @@ async def tune(connection: Connection, retention_days: float | None, columnstore
     name = f"TimescaleDB {timescale.version} ({timescale.licence})"
     if tuner.failures:
         lacks = f"{name}, but {'; '.join(dict.fromkeys(tuner.failures))}"
-        return Tuning(lacks, complete=False, expires=all(expires))
+        return Tuning(lacks, complete=False, expires=all(expires), converts=timescale.has_columnstore)
     kept = "for ever" if retention_days is None else f"{retention_days:g} days"
     has = f"{name}: columnstore after {columnstore_after_hours:g} h, kept {kept}"
-    return Tuning(has, complete=True, expires=True)
+    return Tuning(has, complete=True, expires=True, converts=True)
 
 
 class _Tuner:

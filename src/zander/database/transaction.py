@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from time import time
 from typing import NamedTuple, TypeVar
 from uuid import UUID
@@ -16,7 +17,7 @@ from zander.database.connection import FAILURES, Connection, blames_data
 from zander.database.probe import probe
 from zander.errors import Moved, StorageError
 from zander.journal.batch import Batch, Lease, Watermark, Written, settle
-from zander.journal.pgcopy import COPY_END, COPY_HEAD, RAW_COLUMNS, first_of_rows
+from zander.journal.pgcopy import COPY_END, COPY_HEAD, RAW_COLUMNS, first_of_rows, first_us
 from zander.journal.records import GapRecord, PredictionRecord, RawRecord, Record, SessionRecord
 
 LARGE_BYTES = 1 << 20  # joined in 0.5 ms; then other tasks of the event loop run
@@ -174,22 +175,22 @@ class _Row(NamedTuple):
     durable: int
 
 
-async def write(connection: Connection, batch: Batch, *, is_alone: bool = False) -> Written:
+async def write(connection: Connection, batch: Batch, *, is_alone: bool = False, late_us: int | None = None) -> Written:
     """Write a batch once; Moved when the journal is committed up to another offset than the batch starts from.
 
     When the database refuses a record for itself, the batch is written again with a savepoint before each step: what it
     refuses goes to `dead_letters`, the rest to its table, provided that it takes others. `is_alone`: so is what it
-    refuses for any other reason, for instance want of memory.
+    refuses for any other reason, for instance want of memory. Rows from before `late_us` are written as late ones.
     """
     if is_alone:
-        return await _Transaction(connection, batch, careful=True, is_alone=True).run()
+        return await _Transaction(connection, batch, late_us, careful=True, is_alone=True).run()
     try:
-        return await _Transaction(connection, batch).run()
+        return await _Transaction(connection, batch, late_us).run()
     except (asyncpg.PostgresError, ValueError, OverflowError) as error:
         if not blames_data(error) or connection.is_closed():
             raise
         await connection.execute("ROLLBACK")
-        return await _Transaction(connection, batch, careful=True).run()
+        return await _Transaction(connection, batch, late_us, careful=True).run()
 
 
 async def outcome(connection: Connection, batch: Batch) -> Written | None:
@@ -207,9 +208,18 @@ class _Transaction:
     `is_alone`: whatever the reason.
     """
 
-    def __init__(self, connection: Connection, batch: Batch, *, careful: bool = False, is_alone: bool = False) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        batch: Batch,
+        late_us: int | None,
+        *,
+        careful: bool = False,
+        is_alone: bool = False,
+    ) -> None:
         self._connection = connection
         self._batch = batch
+        self._late_us = late_us
         self._careful = careful
         self._is_alone = is_alone
         self._takes: dict[str, bool] = {}  # by table: whether the database takes anything
@@ -233,15 +243,31 @@ class _Transaction:
             await self._each("sessions", list(batch.sessions.values()), self._upsert_sessions)
             if reaches:
                 raw, gaps = await self._settled(reaches)
-        await self._each("raw_eeg", raw, self._copy_raw)
-        await self._each("gaps", gaps, self._insert_gaps)
-        await self._each("predictions", batch.predictions, self._copy_predictions)
+        await self._write_rows(raw, gaps)
         try:
             if await connection.execute("COMMIT") != "COMMIT":
                 raise StorageError("the transaction was rolled back")
         finally:  # without an answer too: if it is committed, nobody finds out any more
             self._say_what_is_lost()
         return self._written
+
+    async def _write_rows(self, raw: list[RawRecord], gaps: list[GapRecord]) -> None:
+        """Write samples, gaps and the batch's predictions."""
+        late, raw = self._divided(raw, lambda record: first_us(record.rows))
+        late_predictions, predictions = self._divided(self._batch.predictions, lambda record: record.time_us)
+        self._written.has_late_rows = bool(late or late_predictions)
+        await self._each("raw_eeg", late, partial(self._copy_raw, table="late_raw_eeg"))
+        await self._each("raw_eeg", raw, self._copy_raw)
+        await self._each("gaps", gaps, self._insert_gaps)
+        await self._each("predictions", late_predictions, partial(self._copy_predictions, table="late_predictions"))
+        await self._each("predictions", predictions, self._copy_predictions)
+
+    def _divided(self, records: list[R], time_us: Callable[[R], int]) -> tuple[list[R], list[R]]:
+        """Divide records into late ones and the others; one that begins late is late as a whole."""
+        if (late_us := self._late_us) is None:
+            return [], records
+        late = [record for record in records if time_us(record) < late_us]
+        return late, [record for record in records if time_us(record) >= late_us] if late else records
 
     def _say_what_is_lost(self) -> None:
         restored = self._written.restored
@@ -385,21 +411,21 @@ class _Transaction:
         rows = [(r.session_id, r.user_id, r.start_us, r.end_us, r.device_info, r.fence) for r in records]
         await self._connection.execute(UPSERT_SESSIONS, *_columns(rows, 6), self._batch.writer_id)
 
-    async def _copy_raw(self, records: list[RawRecord]) -> None:
+    async def _copy_raw(self, records: list[RawRecord], table: str = "raw_eeg") -> None:
         # In one piece: before each of several asyncpg waits until the one before it is sent, an iteration or more of a
         # busy event loop. Not bytes, which it would take for the name of a file.
         rows = bytearray().join([COPY_HEAD, *(record.rows for record in records), COPY_END])
         if len(rows) > LARGE_BYTES:
             await asyncio.sleep(0)
-        await self._connection.copy_to_table("raw_eeg", source=rows, format="binary", columns=RAW_COLUMNS)
+        await self._connection.copy_to_table(table, source=rows, format="binary", columns=RAW_COLUMNS)
 
     async def _insert_gaps(self, records: list[GapRecord]) -> None:
         rows = {(r.session_id, r.start): (r.session_id, r.start, r.end, r.reason, r.time_us) for r in records}
         await self._connection.execute(INSERT_GAPS, *_columns(list(rows.values()), 5))
 
-    async def _copy_predictions(self, records: list[PredictionRecord]) -> None:
+    async def _copy_predictions(self, records: list[PredictionRecord], table: str = "predictions") -> None:
         rows = [structs.astuple(record) for record in records]
-        await self._connection.copy_records_to_table("predictions", records=rows, columns=PREDICTION_COLUMNS)
+        await self._connection.copy_records_to_table(table, records=rows, columns=PREDICTION_COLUMNS)
 
 
 async def _written_before(connection: Connection, batch: Batch, position: int | None) -> Written:

@@ -7,9 +7,10 @@ import logging
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from time import monotonic
+from time import monotonic, time
 
 from zander.database.connection import CLOSE_SECONDS, FAILURES, Connection, connect, plain_dsn, reason
+from zander.database.late import ARE_THERE, LateRows
 from zander.database.migrations import migrate
 from zander.database.timescale import Tuning, delete_expired, tune
 from zander.database.transaction import END_SESSIONS, POSITION, outcome, write
@@ -39,6 +40,7 @@ class DatabaseWriter:
         self._columnstore_after_hours = columnstore_after_hours
         self._connection: Connection = None
         self._tuning: Tuning | None = None
+        self._late = LateRows(self._dsn)
         self._expiry: asyncio.Task[None] | None = None
         self._expire_s = 0.0  # when the next deletes are due
 
@@ -49,6 +51,8 @@ class DatabaseWriter:
             self._connection = connection = await connect(self._dsn, SETTINGS, COMMAND_SECONDS)
             await migrate(connection)
             tuning = await tune(connection, self._retention_days, self._columnstore_after_hours)
+            if await connection.fetchval(ARE_THERE):
+                self._late.move()
         if tuning != self._tuning:
             log.log(logging.INFO if tuning.complete else logging.WARNING, tuning.sentence)
         self._tuning = tuning
@@ -66,7 +70,10 @@ class DatabaseWriter:
     async def write(self, batch: Batch, *, is_alone: bool = False) -> Written:
         """Write all of the batch or nothing, once; StorageError, of which Moved is one."""
         with self._dropping_on_error():
-            return await write(self._connected(), batch, is_alone=is_alone)
+            written = await write(self._connected(), batch, is_alone=is_alone, late_us=self._late_us)
+        if written.has_late_rows:
+            self._late.move()
+        return written
 
     async def outcome(self, batch: Batch) -> Written | None:
         """Return what a batch made durable whose write failed; None when it is not committed. StorageError."""
@@ -81,6 +88,7 @@ class DatabaseWriter:
 
     async def close(self) -> None:
         """Close the connection; safe at any time."""
+        await self._late.close()
         if self._expiry:
             self._expiry.cancel()
             await asyncio.wait([self._expiry])
@@ -88,6 +96,13 @@ class DatabaseWriter:
         if connection:
             with suppress(*FAILURES):
                 await connection.close(timeout=CLOSE_SECONDS)
+
+    @property
+    def _late_us(self) -> int | None:
+        """The time before which a row's chunk may be turned into columns just now; None: nothing ever is."""
+        if self._tuning is None or not self._tuning.converts:
+            return None
+        return int((time() - self._columnstore_after_hours * 3600) * 1e6)
 
     def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():

@@ -135,6 +135,7 @@ class Written(Struct):
     restored: set[str] = set()  # sessions that the database had no more: their rows are there again, without a device
     fenced: set[Lease] = set()  # another node has them by now: nothing of them was written
     n_dead_letters: int = 0
+    has_late_rows: bool = False  # which are to be moved to their tables
 
 
 class BatchStore(Protocol):

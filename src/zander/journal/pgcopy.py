@@ -86,12 +86,17 @@ def decode_rows(rows: bytes, n_rows: int) -> Rows:
     )
 
 
+def first_us(rows: bytes) -> int:
+    """Return the time of the first row."""
+    time_us: int = _get_int64(rows, _TIME_AT)[0] + EPOCH_US
+    return time_us
+
+
 def first_of_rows(rows: bytes) -> tuple[str, int]:
     """Return the user of rows, and the time of the first of them in µs."""
     (user_size,) = _get_int32(rows, _USER_SIZE_AT)
     user_at = _USER_SIZE_AT + 4
-    (time_us,) = _get_int64(rows, _TIME_AT)
-    return rows[user_at : user_at + user_size].decode(), time_us + EPOCH_US
+    return rows[user_at : user_at + user_size].decode(), first_us(rows)
 
 
 def _template(dtype: np.dtype[Any], session: bytes, user: bytes, n_channels: int) -> bytes:

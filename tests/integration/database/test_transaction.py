@@ -690,7 +690,7 @@ async def test_a_locked_table_is_no_records_fault(database_url: str, monkeypatch
 async def test_a_record_that_takes_too_long_by_itself_is_dead_lettered(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction_module, "LIMITS_ALONE", "; SET LOCAL statement_timeout = '50ms'")
+    monkeypatch.setattr(transaction_module, "LIMITS_ALONE", "; SET LOCAL statement_timeout = '500ms'")
     async with opened(database_url) as storage, connected(database_url) as connection:
         condition = "NEW.position = 4 AND pg_sleep(10) IS NOT NULL"
         await connection.execute(REFUSE.format(table="raw_eeg", condition=condition, sqlstate="XX000"))

@@ -406,7 +406,7 @@ async def recording(storage: DatabaseWriter, folder: Path) -> AsyncIterator[Reco
 
 
 def postgres(database_url: str) -> DatabaseWriter:
-    return DatabaseWriter(database_url, retention_days=None, columnstore_after_hours=24)
+    return DatabaseWriter(database_url, retention_days=None, columnstore_after_hours=1e5)
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
