@@ -62,6 +62,7 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
         settings.database_url,
         retention_days=settings.retention_days,
         columnstore_after_hours=settings.columnstore_after_hours,
+        chunk_hours=settings.chunk_hours,
     )
     journals = Journals(settings.data_dir / FOLDER, settings.journal_max_bytes, settings.journal_keep_bytes)
     writer = JournalWriter(journals, max_bytes=settings.journal_max_bytes, batch_records=settings.batch_max_records)

@@ -122,14 +122,16 @@ def _sql(options: argparse.Namespace) -> None:
 def _migrate(_: argparse.Namespace) -> None:
     with _extra("server"):
         from zander.database.hypertables import convert_at  # noqa: PLC0415
-        from zander.database.migrations import migrate_at  # noqa: PLC0415
+        from zander.database.maintenance import index_at, migrate_at  # noqa: PLC0415
         from zander.settings import load  # noqa: PLC0415
 
     dsn, settings = _database(), load()
     applied = asyncio.run(migrate_at(dsn))
     print("\n".join(f"applied {name}" for name in applied) or "nothing to apply: the database is up to date")
     say = partial(print, flush=True)
-    _run(convert_at(dsn, settings.retention_days, settings.columnstore_after_hours, say))
+    after = (settings.retention_days, settings.columnstore_after_hours, settings.chunk_hours)
+    _run(convert_at(dsn, *after, say))
+    _run(index_at(dsn, say))
 
 
 # What they share.
@@ -149,7 +151,7 @@ def _extra(name: str) -> Iterator[None]:
 def _database() -> str:
     """Return where the database is: the one that is set, or the one that a node keeps in its data directory."""
     with _extra("server"):
-        from zander.database.connection import plain_dsn  # noqa: PLC0415
+        from zander.database.address import plain_dsn  # noqa: PLC0415
         from zander.embedded import postgres as embedded  # noqa: PLC0415
         from zander.settings import load  # noqa: PLC0415
 

@@ -106,6 +106,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     columnstore_after_hours: Annotated[
         Positive, Meta(description="age at which TimescaleDB turns raw and predictions into columns")
     ] = 24.0
+    chunk_hours: Annotated[
+        Positive | None,
+        Meta(description="span of TimescaleDB's chunks; unset: 24 for new tables, and others keep theirs"),
+    ] = None
 
     @property
     def consumer_keys(self) -> Keys:
@@ -166,7 +170,8 @@ def _sentence(error: str) -> str:
     field = path.rstrip("`").split("[")[0]
     if problem.startswith("Invalid enum value"):
         problem = f"Expected one of {', '.join(get_args(Level))}"
-    problem = re.sub(r"`str` matching regex.*", "a URL", problem).partition(", got")[0]
+    takes = "a URL" if field.endswith("url") else "up to 64 letters, digits, dots, dashes and underscores"
+    problem = re.sub(r"`str` matching regex.*", takes, problem).partition(", got")[0]
     problem = problem.replace("`int`", "a whole number").replace("`float`", "a number").replace(" | null`", "`")
     return f"{field.upper()}: {problem[0].lower()}{problem[1:]} ({descriptions()[field]})"
 

@@ -12,6 +12,7 @@ import asyncpg
 
 from support.databases import connected
 from zander.database.connection import Pool
+from zander.database.indexes import index_empty_tables
 from zander.database.migrations import migrate
 from zander.database.sessions import DatabaseSessions
 from zander.database.timescale import tune
@@ -28,6 +29,7 @@ async def prepare(url: str) -> None:
     async with connected(url) as connection:
         await migrate(connection)
         await tune(connection, None, 24.0)
+        await index_empty_tables(connection)
 
 
 async def compress(url: str) -> None:

@@ -55,6 +55,7 @@ def test_every_setting_is_read_from_the_variable_of_its_name() -> None:
         "RETENTION_DAYS": "30",
         "MAX_AGE_DAYS": "7",
         "COLUMNSTORE_AFTER_HOURS": "0.5",
+        "CHUNK_HOURS": "4",
     }
     assert load(environ, None) == Settings(
         database_url="postgresql+asyncpg://postgres:postgres@localhost:5432/ingestion",
@@ -77,6 +78,7 @@ def test_every_setting_is_read_from_the_variable_of_its_name() -> None:
         retention_days=30.0,
         max_age_days=7.0,
         columnstore_after_hours=0.5,
+        chunk_hours=4.0,
     )
     assert {name.lower() for name in environ} <= set(Settings.__struct_fields__)
 
@@ -212,6 +214,7 @@ WRONG = [
     ("RETENTION_DAYS", "inf"),
     ("COLUMNSTORE_AFTER_HOURS", "0"),
     ("COLUMNSTORE_AFTER_HOURS", "-1"),
+    ("CHUNK_HOURS", "0"),
 ]
 
 

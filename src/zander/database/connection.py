@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from time import monotonic
 from typing import Any
 
 import asyncpg
 
+from zander.database.address import Address, parse, refusal
 from zander.errors import StorageError, Unavailable
 from zander.journal.pgcopy import EPOCH_US
 
@@ -27,15 +28,11 @@ FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Inte
 
 # A page has to be found by going along the index until it is full. A plan made for any values, or for a chunk without
 # statistics yet, might gather a whole session first: 100 ms instead of 0.1.
-READ_SETTINGS = """
-SET plan_cache_mode = force_custom_plan;
-SET enable_bitmapscan = off;
-SET statement_timeout = '15s'
-"""
+READ_SETTINGS = {"plan_cache_mode": "force_custom_plan", "enable_bitmapscan": "off", "statement_timeout": "15s"}
 
 # What we call durable has to be, whatever the database is set to.
 DURABLE_COMMITS = (
-    "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+    "SELECT set_config('synchronous_commit', 'on', {is_local}) WHERE current_setting('synchronous_commit') = 'off'"
 )
 
 # What the data itself is to blame for: wrong values, broken constraints, limits such as the depth of JSON.
@@ -44,19 +41,39 @@ BLAMES_DATA = ("22", "23", "54")
 log = logging.getLogger(__name__)
 
 
-async def connect(dsn: str, settings: str, command_seconds: float) -> Connection:
-    """Connect, and apply settings; times come and go as µs since 1970. StorageError when the URL is none."""
+_pooled: set[str] = set()  # addresses of connection poolers
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
+    """A connection to the server itself, or to a pooler before it; `begin` is the SQL that begins a transaction.
+
+    A pooler (PgBouncer in transaction mode) gives each transaction to any of its connections to the server: what one of
+    them keeps would be somebody else's. So the settings are part of `begin` there, and no statement has a name.
+    """
+
+    __slots__ = ("begin",)
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a pooler is before the server."""
+        return bool(self.begin != "BEGIN")
+
+
+async def connect(database_url: str, settings: Mapping[str, str], command_seconds: float | None) -> Connection:
+    """Connect, and apply settings; times come and go as µs since 1970. StorageError when the URL is to blame."""
+    address = parse(database_url, CONNECT_SECONDS)
+    if address.dropped:
+        _log_dropped(address.dropped)
+    connection = await _open(address, command_seconds)
     try:
-        connection = await asyncpg.connect(
-            dsn,
-            timeout=CONNECT_SECONDS,
-            command_timeout=command_seconds,
-            server_settings={"application_name": "zander"},
-        )
-    except ValueError:  # its message may hold a piece of the password
-        raise StorageError("DATABASE_URL cannot be read: special characters need %-encoding") from None
-    try:
-        await connection.execute(f"{settings};{DURABLE_COMMITS}")
+        if address.dsn not in _pooled and await _is_pooler(connection):
+            _pooled.add(address.dsn)
+            log.info(
+                "a connection pooler is before the database: nothing is kept there from one transaction to the next"
+            )
+            connection.terminate()
+            connection = await _open(address, command_seconds)
+        await _apply(connection, settings, is_local=address.dsn in _pooled)
         await connection.set_type_codec(
             "timestamptz", schema="pg_catalog", format="tuple", encoder=_since_2000, decoder=_since_1970
         )
@@ -64,6 +81,41 @@ async def connect(dsn: str, settings: str, command_seconds: float) -> Connection
         connection.terminate()
         raise
     return connection
+
+
+async def _open(address: Address, command_seconds: float | None) -> Connection:
+    # Without its cache asyncpg sends a statement and its values together, without a name.
+    cache_size = {"statement_cache_size": 0} if address.dsn in _pooled else {}
+    arguments = {"command_timeout": command_seconds, "connection_class": _Connection, **cache_size}
+    try:
+        return await asyncpg.connect(address.dsn, **address.options, **arguments)
+    except (OSError, ValueError, asyncpg.PostgresError) as error:
+        if why := refusal(error, address):
+            raise StorageError(why) from None
+        raise
+
+
+async def _is_pooler(connection: Connection) -> bool:
+    """Return whether the process at the other end is not the one that executes."""
+    # As text, since the answer to a statement with values would come through a prepared one.
+    status = await connection.execute(f"SELECT 1 WHERE pg_backend_pid() = {connection.get_server_pid():d}")
+    return bool(status == "SELECT 0")
+
+
+async def _apply(connection: Connection, settings: Mapping[str, str], *, is_local: bool) -> None:
+    """Apply the settings once, or (`is_local`) in every transaction."""
+    scope = "SET LOCAL" if is_local else "SET"
+    statements = [f"{scope} {name} = '{value}'" for name, value in settings.items()]
+    statements.append(DURABLE_COMMITS.format(is_local=str(is_local).lower()))
+    connection.begin = "; ".join(["BEGIN", *statements]) if is_local else "BEGIN"
+    if not is_local:
+        await connection.execute("; ".join(statements))
+
+
+@cache
+def _log_dropped(names: tuple[str, ...]) -> None:
+    """Log once what a URL asks for in vain."""
+    log.warning("DATABASE_URL: %s: not supported here, the connection is made without", ", ".join(names))
 
 
 class Pool:
@@ -74,7 +126,7 @@ class Pool:
     """
 
     def __init__(self, database_url: str, size: int) -> None:
-        self._dsn = plain_dsn(database_url)
+        self._database_url = database_url
         self._free = asyncio.Semaphore(size)
         self._idle: list[tuple[float, Connection]] = []  # since when (s); the last to come back is the first to be used
         self._used: set[Connection] = set()
@@ -85,7 +137,7 @@ class Pool:
         """Execute one statement and return its rows; Unavailable when the database is away or refuses."""
         try:
             async with self._connection() as connection:
-                rows: list[Row] = await connection.fetch(statement, *values)
+                rows = await _fetch(connection, statement, *values)
         except (StorageError, *FAILURES) as error:
             self._log_change(reason(error))
             raise Unavailable("the database does not answer") from None
@@ -105,7 +157,7 @@ class Pool:
         async with asyncio.timeout(ACQUIRE_SECONDS):
             await self._free.acquire()
         try:
-            connection = self._take_idle() or await connect(self._dsn, READ_SETTINGS, QUERY_SECONDS)
+            connection = self._take_idle() or await connect(self._database_url, READ_SETTINGS, QUERY_SECONDS)
             self._used.add(connection)
             try:
                 yield connection
@@ -141,6 +193,16 @@ class Pool:
         self._is_failing = failure is not None
 
 
+async def _fetch(connection: Connection, statement: str, *values: object) -> list[Row]:
+    """Execute a statement with the connection's settings, which through a pooler are those of its transaction."""
+    if connection.is_pooled:
+        await connection.execute(connection.begin)
+    rows: list[Row] = await connection.fetch(statement, *values)
+    if connection.is_pooled:
+        await connection.execute("COMMIT")
+    return rows
+
+
 async def _close(connection: Connection) -> None:
     """Close a connection; a statement that nobody waits for any more is cancelled first, if the server answers."""
     with suppress(*FAILURES):
@@ -149,14 +211,6 @@ async def _close(connection: Connection) -> None:
                 await connection.close(timeout=CLOSE_SECONDS)
         finally:
             connection.terminate()
-
-
-def plain_dsn(database_url: str) -> str:
-    """Turn SQLAlchemy's form of a URL into PostgreSQL's."""
-    scheme, _, rest = database_url.partition("://")
-    if scheme.endswith("+asyncpg"):
-        rest = re.sub(r"([?&])ssl=", r"\1sslmode=", rest)
-    return f"postgresql://{rest}"
 
 
 def reason(error: BaseException) -> str:

@@ -20,9 +20,9 @@ FIRST_SECONDS = 1.0  # of the pauses after a failure
 MAX_SECONDS = 60.0
 COMMAND_SECONDS = 30.0
 MOVE_SECONDS = 7 * 86_400.0  # a chunk may be large
+SETTINGS = {"tcp_keepalives_idle": "10"}
 LIMITS = """
-BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0;
-SET LOCAL idle_in_transaction_session_timeout = '60s'
+SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '60s'
 """
 
 TABLES = ("raw_eeg", "predictions")
@@ -54,8 +54,8 @@ def of_both(select: str, table: str, where: str, order: str, limit: str) -> str:
 class LateRows:
     """The late rows of the database, moved to their tables by a task on a connection of its own."""
 
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
         self._task: asyncio.Task[None] | None = None
         self._has_more = False
         self._backoff = Backoff(FIRST_SECONDS, MAX_SECONDS)
@@ -87,7 +87,7 @@ class LateRows:
                 self._backoff.reset()
 
     async def _move_all(self) -> None:
-        connection = await connect(self._dsn, "SET tcp_keepalives_idle = 10", COMMAND_SECONDS)
+        connection = await connect(self._database_url, SETTINGS, COMMAND_SECONDS)
         try:
             for table in TABLES:
                 while await move(connection, table):
@@ -98,7 +98,7 @@ class LateRows:
 
 async def move(connection: Connection, table: str) -> int:
     """Move some late rows to their table in one transaction; return how many. It may wait for hours."""
-    await connection.execute(LIMITS)
+    await connection.execute(f"{connection.begin}; {LIMITS}")
     moved: str = await connection.execute(MOVE.format(table=table, n=MOVED_ROWS), timeout=MOVE_SECONDS)
     await connection.execute("COMMIT")
     return int(moved.removeprefix("INSERT 0 "))

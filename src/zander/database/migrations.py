@@ -1,7 +1,6 @@
 """Numbered SQL files that bring a database up to the schema of this version.
 
-They run at every start, under one lock for all nodes, and change nothing that is already so. After any error the
-connection has to be closed: it may hold the lock.
+They run at every start, in one transaction under a lock for all nodes, and change nothing that is already so.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import asyncpg
 from zander.database.connection import Connection
 from zander.errors import StorageError
 
-CONNECT_SECONDS = 10.0
 LOCK = 0x5A616E64  # "Zand": any number that nobody else is likely to take
 MAX_SECONDS = 3600.0  # moving the rows of a large plain table into a hypertable takes its time
 SCHEMA_MIGRATIONS = """
@@ -49,54 +47,57 @@ def migrations() -> list[Migration]:
     return sorted(found)
 
 
-async def migrate_at(dsn: str) -> list[str]:
-    """Connect, and apply the missing migrations; StorageError when the database cannot be reached or refuses."""
-    try:
-        connection = await asyncpg.connect(dsn, timeout=CONNECT_SECONDS)
-        try:
-            return await migrate(connection)
-        finally:
-            await connection.close()
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise StorageError(f"the database cannot be migrated: {error or type(error).__name__}") from None
-
-
 async def migrate(connection: Connection) -> list[str]:
     """Apply the migrations that the database does not have, and return their names.
 
-    StorageError when the database has some that we do not know: an older version must not write to it.
+    One that fails leaves nothing behind, and those before it stay. StorageError when the database has some that we do
+    not know: an older version must not write to it.
     """
+    names: list[str] = []
+    failure: Exception | None = None
     async with exclusive(connection):
-        if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
-            await connection.execute(SCHEMA_MIGRATIONS)  # IF NOT EXISTS would ask for the privilege each time
-        applied = await connection.fetchval("SELECT coalesce(max(version), 0) FROM schema_migrations")
-        known = migrations()
-        if applied > known[-1].version:
-            raise StorageError(
-                f"the database has schema version {applied}, this Zander knows {known[-1].version}: update it"
-            )
-        missing = [migration for migration in known if migration.version > applied]
-        for migration in missing:
-            await _apply(connection, migration)
-    return [migration.name for migration in missing]
+        for migration in await _missing(connection):
+            try:
+                await _apply(connection, migration)
+            except asyncpg.PostgresError as error:
+                failure = error
+                break
+            names.append(migration.name)
+    for name in names:
+        log.info("database migrated: %s", name)
+    if failure:
+        raise failure
+    return names
+
+
+async def _missing(connection: Connection) -> list[Migration]:
+    if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
+        await connection.execute(SCHEMA_MIGRATIONS)  # IF NOT EXISTS would ask for the privilege each time
+    applied = await connection.fetchval("SELECT coalesce(max(version), 0) FROM schema_migrations")
+    known = migrations()
+    if applied > known[-1].version:
+        raise StorageError(
+            f"the database has schema version {applied}, this Zander knows {known[-1].version}: update it"
+        )
+    return [migration for migration in known if migration.version > applied]
 
 
 async def _apply(connection: Connection, migration: Migration) -> None:
-    async with connection.transaction():
+    async with connection.transaction():  # a savepoint
         await connection.execute(migration.sql, timeout=MAX_SECONDS)
         await connection.execute(
             "INSERT INTO schema_migrations (version, name) VALUES ($1, $2)", migration.version, migration.name
         )
-    log.info("database migrated to version %d, %s", migration.version, migration.name)
 
 
 @asynccontextmanager
 async def exclusive(connection: Connection) -> AsyncIterator[None]:
-    """Keep other nodes out, by a lock of the database session: there are several transactions to come.
+    """Keep other nodes out during a transaction, which has all the time it needs.
 
-    After an error the lock is not released, it ends with the connection: a server that does not answer would cost
-    another timeout, and the statement could swallow a cancellation.
+    The lock is the transaction's: one of the session would stay with a pooler. Who waits for it has a snapshot, and a
+    CREATE INDEX CONCURRENTLY waits for that: nothing under this lock may wait for one.
     """
-    await connection.execute("SELECT pg_advisory_lock($1)", LOCK, timeout=MAX_SECONDS)
-    yield
-    await connection.execute("SELECT pg_advisory_unlock($1)", LOCK)
+    async with connection.transaction():
+        await connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK, timeout=MAX_SECONDS)
+        yield

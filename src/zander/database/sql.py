@@ -12,7 +12,6 @@ from zander.database.connection import CLOSE_SECONDS, FAILURES, Connection, conn
 from zander.errors import StorageError
 
 QUERY_SECONDS = 3600.0  # Ctrl-C ends it sooner
-READ_ONLY = "SET default_transaction_read_only = on"
 NO_ROWS = "expected a query, which is SELECT, VALUES, TABLE or WITH; for all else there is psql"
 
 # Types that are aligned to the right of their column.
@@ -40,13 +39,14 @@ async def print_query(dsn: str, sql: str, out: TextIO) -> None:
 async def _copy(dsn: str, sql: str, file: TextIO) -> list[Column]:
     """Have the server write the rows as text: so every value looks as in psql, whatever its type."""
     try:
-        connection = await connect(dsn, READ_ONLY, QUERY_SECONDS)
+        connection = await connect(dsn, {}, QUERY_SECONDS)
         try:
-            statement = await connection.prepare(sql)
-            columns = [Column(attribute.name, attribute.type.name) for attribute in statement.get_attributes()]
-            if not columns:
-                raise StorageError(NO_ROWS)
-            await _copy_rows(connection, sql, file)
+            async with connection.transaction(readonly=True):
+                statement = await connection.prepare(sql)
+                columns = [Column(attribute.name, attribute.type.name) for attribute in statement.get_attributes()]
+                if not columns:
+                    raise StorageError(NO_ROWS)
+                await _copy_rows(connection, sql, file)
         finally:
             await connection.close(timeout=CLOSE_SECONDS)
     except FAILURES as error:

@@ -25,6 +25,13 @@ MOST_NAMED = 3  # spans in one line of the log
 
 log = logging.getLogger(__name__)
 
+# A large batch with many samples of each session is a backlog or an import: its rows go into columns at once, with a
+# fifth of the bytes in the log of the server, and no conversion later. Few samples of many sessions would be as many
+# small pieces, which are slow to read until they are joined: 0.1 s of 1,000 relays, 4.9 ms for the newest 5 of a user
+# instead of 0.24.
+COMPRESS_COPY = "SET LOCAL timescaledb.enable_direct_compress_copy = on"
+COMPRESSED_SAMPLES = 1000  # of each session, on average; columns are divided into pieces of so many
+
 # The first statement, sent together with BEGIN: a round trip costs an iteration of a busy event loop, and several
 # statements in one take no parameters. So numbers and a UUID are written into it. One row: the batch is ours to write.
 # No row: it is written already, if only by ourselves before the answer to our COMMIT was lost. It takes the lock of the
@@ -175,7 +182,14 @@ class _Row(NamedTuple):
     durable: int
 
 
-async def write(connection: Connection, batch: Batch, *, is_alone: bool = False, late_us: int | None = None) -> Written:
+async def write(
+    connection: Connection,
+    batch: Batch,
+    late_us: int | None = None,
+    *,
+    is_alone: bool = False,
+    compresses_copies: bool = False,
+) -> Written:
     """Write a batch once; Moved when the journal is committed up to another offset than the batch starts from.
 
     When the database refuses a record for itself, the batch is written again with a savepoint before each step: what it
@@ -185,7 +199,7 @@ async def write(connection: Connection, batch: Batch, *, is_alone: bool = False,
     if is_alone:
         return await _Transaction(connection, batch, late_us, careful=True, is_alone=True).run()
     try:
-        return await _Transaction(connection, batch, late_us).run()
+        return await _Transaction(connection, batch, late_us, compresses_copies=compresses_copies).run()
     except (asyncpg.PostgresError, ValueError, OverflowError) as error:
         if not blames_data(error) or connection.is_closed():
             raise
@@ -205,7 +219,7 @@ async def outcome(connection: Connection, batch: Batch) -> Written | None:
 class _Transaction:
     """One attempt. `careful`: a savepoint before each step, and what is refused is halved until it stands alone.
 
-    `is_alone`: whatever the reason.
+    `is_alone`: whatever the reason. `compresses_copies`: the server can turn rows into columns on their way in.
     """
 
     def __init__(
@@ -216,12 +230,14 @@ class _Transaction:
         *,
         careful: bool = False,
         is_alone: bool = False,
+        compresses_copies: bool = False,
     ) -> None:
         self._connection = connection
         self._batch = batch
         self._late_us = late_us
         self._careful = careful
         self._is_alone = is_alone
+        self._compresses_copies = compresses_copies
         self._takes: dict[str, bool] = {}  # by table: whether the database takes anything
         self._written = Written()
         self._lost: dict[str, list[tuple[int, int]]] = {}  # by session, positions that were in no record
@@ -416,6 +432,8 @@ class _Transaction:
         # busy event loop. Not bytes, which it would take for the name of a file.
         rows = bytearray().join([COPY_HEAD, *(record.rows for record in records), COPY_END])
         if len(rows) > LARGE_BYTES:
+            if self._compresses_copies and _has_long_sessions(records):
+                await self._connection.execute(COMPRESS_COPY)
             await asyncio.sleep(0)
         await self._connection.copy_to_table(table, source=rows, format="binary", columns=RAW_COLUMNS)
 
@@ -445,7 +463,7 @@ def _claim_of(batch: Batch) -> str:
 def _begin(connection: Connection) -> str:
     """Return the statements that begin a transaction without limits."""
     has_transaction_timeout = connection.get_server_version().major >= 17
-    return f"BEGIN; {LIMITS}{NO_TRANSACTION_TIMEOUT if has_transaction_timeout else ''}"
+    return f"{connection.begin}; {LIMITS}{NO_TRANSACTION_TIMEOUT if has_transaction_timeout else ''}"
 
 
 async def _claim(connection: Connection, batch: Batch, limits: str = "") -> bool:
@@ -476,6 +494,11 @@ def _spans(lost: list[tuple[int, int]]) -> str:
     spans = ", ".join(f"{start} to {end - 1}" for start, end in lost[:MOST_NAMED])
     more = f" and {len(lost) - MOST_NAMED} spans more" if len(lost) > MOST_NAMED else ""
     return f"positions {spans}{more} ({sum(end - start for start, end in lost)} samples)"
+
+
+def _has_long_sessions(records: list[RawRecord]) -> bool:
+    n_samples = sum(record.end - record.position for record in records)
+    return n_samples >= COMPRESSED_SAMPLES * len({record.session_id for record in records})
 
 
 def _columns(rows: Sequence[Sequence[object]], n_columns: int) -> list[list[object]]:

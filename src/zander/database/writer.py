@@ -1,32 +1,38 @@
-"""The connection that writes: batches, each once however often it is tried, and the hourly deletes."""
+"""The connection that writes: batches, each once however often it is tried."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from time import monotonic, time
+from time import time
 
-from zander.database.connection import CLOSE_SECONDS, FAILURES, Connection, connect, plain_dsn, reason
+from zander.database.connection import CLOSE_SECONDS, FAILURES, Connection, connect, reason
+from zander.database.indexes import index_empty_tables
 from zander.database.late import ARE_THERE, LateRows
+from zander.database.maintenance import Maintenance
 from zander.database.migrations import migrate
-from zander.database.timescale import Tuning, delete_expired, tune
+from zander.database.timescale import Tuning, tune
 from zander.database.transaction import END_SESSIONS, POSITION, outcome, write
 from zander.errors import Moved, StorageError
 from zander.journal.batch import Batch, Written
 
 COMMAND_SECONDS = 30.0
 PING_SECONDS = 5.0
-EXPIRE_EVERY_SECONDS = 3600.0
 
 # A server that lost its client must not keep the row of `writers` locked for the two hours of a usual TCP keepalive.
-SETTINGS = """
-SET tcp_keepalives_idle = 10;
-SET tcp_keepalives_interval = 5;
-SET tcp_keepalives_count = 4
-"""
+SETTINGS = {
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "4",
+}
+
+WRITABLE = "SELECT 1 WHERE current_setting('transaction_read_only') = 'off'"
+READ_ONLY = (
+    "it is read-only: a standby, or default_transaction_read_only is on;"
+    " a DATABASE_URL of several hosts needs target_session_attrs=read-write"
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,23 +40,32 @@ log = logging.getLogger(__name__)
 class DatabaseWriter:
     """The one connection to PostgreSQL that writes batches (`journal.batch.BatchStore`)."""
 
-    def __init__(self, database_url: str, *, retention_days: float | None, columnstore_after_hours: float) -> None:
-        self._dsn = plain_dsn(database_url)
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        retention_days: float | None,
+        columnstore_after_hours: float,
+        chunk_hours: float | None = None,
+    ) -> None:
+        self._database_url = database_url
         self._retention_days = retention_days
         self._columnstore_after_hours = columnstore_after_hours
+        self._chunk_hours = chunk_hours
         self._connection: Connection = None
         self._tuning: Tuning | None = None
-        self._late = LateRows(self._dsn)
-        self._expiry: asyncio.Task[None] | None = None
-        self._expire_s = 0.0  # when the next deletes are due
+        self._late = LateRows(database_url)
+        self._maintenance = Maintenance(database_url, retention_days)
 
     async def open(self) -> None:
         """Connect, migrate, tune; StorageError when that is not possible now."""
         self._drop()
         with self._dropping_on_error():
-            self._connection = connection = await connect(self._dsn, SETTINGS, COMMAND_SECONDS)
+            self._connection = connection = await connect(self._database_url, SETTINGS, COMMAND_SECONDS)
+            await _require_writable(connection)
             await migrate(connection)
-            tuning = await tune(connection, self._retention_days, self._columnstore_after_hours)
+            tuning = await tune(connection, self._retention_days, self._columnstore_after_hours, self._chunk_hours)
+            await index_empty_tables(connection)
             if await connection.fetchval(ARE_THERE):
                 self._late.move()
         if tuning != self._tuning:
@@ -70,7 +85,10 @@ class DatabaseWriter:
     async def write(self, batch: Batch, *, is_alone: bool = False) -> Written:
         """Write all of the batch or nothing, once; StorageError, of which Moved is one."""
         with self._dropping_on_error():
-            written = await write(self._connected(), batch, is_alone=is_alone, late_us=self._late_us)
+            compresses = self._tuning is not None and self._tuning.compresses_copies
+            written = await write(
+                self._connected(), batch, self._late_us, is_alone=is_alone, compresses_copies=compresses
+            )
         if written.has_late_rows:
             self._late.move()
         return written
@@ -81,17 +99,16 @@ class DatabaseWriter:
             return await outcome(self._connected(), batch)
 
     async def ping(self) -> None:
-        """Check the connection, and start the hourly deletes when due; StorageError when there is no answer."""
+        """Check the connection, and start the maintenance when due; StorageError when nothing can be written."""
         with self._dropping_on_error():
-            await self._connected().execute("SELECT 1", timeout=PING_SECONDS)
-        self._expire_when_due()
+            await _require_writable(self._connected())
+        if self._tuning:
+            self._maintenance.start_when_due(self._tuning)
 
     async def close(self) -> None:
         """Close the connection; safe at any time."""
         await self._late.close()
-        if self._expiry:
-            self._expiry.cancel()
-            await asyncio.wait([self._expiry])
+        await self._maintenance.close()
         connection, self._connection = self._connection, None
         if connection:
             with suppress(*FAILURES):
@@ -131,22 +148,8 @@ class DatabaseWriter:
         if connection:
             connection.terminate()
 
-    def _expire_when_due(self) -> None:
-        if self._retention_days is None or self._tuning is None or self._tuning.expires:
-            return
-        if monotonic() >= self._expire_s and (self._expiry is None or self._expiry.done()):
-            self._expire_s = monotonic() + EXPIRE_EVERY_SECONDS
-            self._expiry = asyncio.create_task(self._expire(self._retention_days))
 
-    async def _expire(self, retention_days: float) -> None:
-        """Delete what is too old, on a connection of its own: no batch waits for it."""
-        connection = None
-        try:
-            connection = await connect(self._dsn, SETTINGS, COMMAND_SECONDS)
-            if n_deleted := await delete_expired(connection, retention_days):
-                log.info("retention: %d rows or chunks older than %g days deleted", n_deleted, retention_days)
-        except (StorageError, *FAILURES) as error:
-            log.warning("retention: not everything older than %g days is deleted: %s", retention_days, reason(error))
-        finally:
-            if connection:
-                connection.terminate()
+async def _require_writable(connection: Connection) -> None:
+    """Check that the server answers and takes writes, also where there is nothing to write; else StorageError."""
+    if await connection.execute(WRITABLE, timeout=PING_SECONDS) != "SELECT 1":
+        raise StorageError(READ_ONLY)

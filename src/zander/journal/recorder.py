@@ -32,6 +32,7 @@ DRAINING_PAUSE_SECONDS = 0.2
 MAX_REASONS = 5
 STALLED_SECONDS = 10.0  # a batch takes milliseconds, a large one a second: for a lock, say, it waits much longer
 MAX_FAILURES = 2  # of a record in a batch of its own, before it is asked whether the record is to blame
+REMIND_SECONDS = 60.0  # an outage that only a changed setting ends must not be silent for ever
 
 log = logging.getLogger(__name__)
 
@@ -329,18 +330,24 @@ class Outage:
 
     def __init__(self) -> None:
         self._since_s: float | None = None
+        self._told_s = 0.0  # when a reason was last logged
         self._reasons: set[str] = set()  # logged in this outage: the first is often only that the connection broke
         self._backoff = Backoff(FIRST_SECONDS, MAX_SECONDS)
 
     def note(self, error: Exception) -> float:
-        """Log each reason once per outage, with a traceback when it is a mistake of ours; return the pause."""
-        reason = error_text(error)
-        if reason not in self._reasons and len(self._reasons) < MAX_REASONS:
-            mistake = None if isinstance(error, StorageError) else error
+        """Log each reason once per outage, with a traceback when it is a mistake of ours; return the pause.
+
+        After that the one that holds is logged every REMIND_SECONDS.
+        """
+        reason, now_s = error_text(error), monotonic()
+        is_new = reason not in self._reasons and len(self._reasons) < MAX_REASONS
+        if is_new or now_s >= self._told_s + REMIND_SECONDS:
+            mistake = None if isinstance(error, StorageError) or not is_new else error
             still = "" if self._since_s is None else "still "
             log.warning("the database is %saway: %s", still, reason, exc_info=mistake)
             self._reasons.add(reason)
-        self._since_s = self._since_s or monotonic()
+            self._told_s = now_s
+        self._since_s = self._since_s or now_s
         return self._backoff.next_s()
 
     def over(self, n_pending_bytes: int) -> None:

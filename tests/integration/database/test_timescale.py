@@ -175,7 +175,7 @@ async def test_a_large_plain_table_is_left_to_the_command_which_makes_it_a_hyper
         assert not await is_hypertable(connection, "raw_eeg")
         assert await is_hypertable(connection, "predictions")
         assert await tune(connection, 30.0, 24.0) == tuning  # logged once
-    await convert_at(timescale_url, 30.0, 24.0, said.append)
+    await convert_at(timescale_url, 30.0, 24.0, None, said.append)
     async with connected(timescale_url) as connection:
         assert await is_hypertable(connection, "raw_eeg")
         assert await connection.fetchval("SELECT count(*) FROM raw_eeg") == 10_000
@@ -183,7 +183,7 @@ async def test_a_large_plain_table_is_left_to_the_command_which_makes_it_a_hyper
         assert (await tune(connection, 30.0, 24.0)).sentence == said[-1]
     assert [sentence.partition(" ")[0] for sentence in said] == ["raw_eeg:", "raw_eeg:", "TimescaleDB"]
     assert "nobody reads or writes the table" in said[0]
-    await convert_at(timescale_url, 30.0, 24.0, said.append)
+    await convert_at(timescale_url, 30.0, 24.0, None, said.append)
     assert said[-1] == said[-2], "it is done"
 
 
@@ -191,7 +191,7 @@ async def test_the_command_finds_nothing_to_do_on_a_plain_server(database_url: s
     async with connected(database_url) as connection:
         await migrate(connection)
     said: list[str] = []
-    await convert_at(database_url, 30.0, 24.0, said.append)
+    await convert_at(database_url, 30.0, 24.0, None, said.append)
     assert said == []
 
 

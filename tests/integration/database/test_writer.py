@@ -25,7 +25,7 @@ from support.services import PostgresServer
 from zander.database import connection as connection_module
 from zander.database import transaction as transaction_module
 from zander.database import writer as writer_module
-from zander.database.connection import Connection, blames_data, plain_dsn
+from zander.database.connection import Connection, blames_data
 from zander.database.writer import DatabaseWriter
 from zander.errors import StorageError
 from zander.journal import recorder as recorder_module
@@ -196,12 +196,6 @@ async def test_a_large_batch_goes_whole(any_database_url: str, monkeypatch: pyte
 
 
 # Where to.
-
-
-def test_both_forms_of_a_url_are_read() -> None:
-    assert plain_dsn("postgresql+asyncpg://u:p@h:1/d?ssl=require") == "postgresql://u:p@h:1/d?sslmode=require"
-    assert plain_dsn("postgres://u:p@h:1/d?sslmode=disable") == "postgresql://u:p@h:1/d?sslmode=disable"
-    assert plain_dsn("postgresql://u:p@h/d") == "postgresql://u:p@h/d"
 
 
 async def test_the_original_form_of_a_url_works(database_url: str) -> None:

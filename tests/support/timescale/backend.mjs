@@ -66,6 +66,7 @@ export class Backend {
     backend.#db = await PGlite.create({ extensions: { timescaledb } })
     backend.reported = {}
     for (const name of REPORTED) backend.reported[name] = (await backend.#rows(`SHOW ${name}`))[0][name]
+    backend.pid = (await backend.#rows('SELECT pg_backend_pid() AS pid'))[0].pid
     return backend
   }
 

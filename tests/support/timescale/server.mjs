@@ -20,7 +20,7 @@ const IS_COPY_IN = /^\s*COPY\b[^;]*\bFROM\s+STDIN\b[^;]*;?\s*$/i
 const HAS_COPY_IN = /\bCOPY\b[^;]*\bFROM\s+STDIN\b/i
 const NO_COPY = error('ERROR', '0A000', 'this test server takes COPY FROM STDIN only as a simple query of its own')
 
-const clients = new Map() // by the process id given to each
+const clients = new Map() // by number
 
 /** One connection. Its messages are taken in order, one at a time. */
 class Client {
@@ -31,10 +31,10 @@ class Client {
   #copy = null // the same for a COPY: Query, CopyData…
   #skipping = false // after an error, until Sync, as in PostgreSQL
 
-  constructor(socket, backend, pid) {
+  constructor(socket, backend, number) {
     this.socket = socket
     this.backend = backend
-    this.pid = pid
+    this.number = number
     this.secret = Math.floor(Math.random() * 2 ** 31)
     socket.setNoDelay(true)
     socket.on('data', (chunk) => this.#arrive(chunk))
@@ -74,8 +74,9 @@ class Client {
 
   /** A running statement cannot be interrupted, one that still waits for its turn can. */
   #cancel(bytes) {
-    const other = clients.get(bytes.readInt32BE(8))
-    if (other?.seat && other.secret === bytes.readInt32BE(12)) {
+    const secret = bytes.readInt32BE(12) // all have the process id of the one backend
+    const other = [...clients.values()].find((client) => client.secret === secret)
+    if (other?.seat) {
       this.backend.refuse(other.seat, new Refusal('57014', 'canceling statement due to user request'))
     }
     this.socket.destroy()
@@ -92,7 +93,7 @@ class Client {
     this.socket.write(Buffer.concat([
       message('R', 0),
       ...Object.entries(reported).map(([name, value]) => message('S', name, value)),
-      message('K', this.pid, this.secret),
+      message('K', this.backend.pid, this.secret),
       ready('I'),
     ]))
   }
@@ -191,7 +192,7 @@ class Client {
     if ('CD'.includes(type) && String.fromCharCode(bytes[at++]) === 'P') return bytes
     const [name, end] = text(bytes, at)
     if (!name) return bytes
-    return message(type, bytes.subarray(5, at), `${this.pid}:${name}`, bytes.subarray(end))
+    return message(type, bytes.subarray(5, at), `${this.number}:${name}`, bytes.subarray(end))
   }
 
   #hang_up(code, reason) {
@@ -205,10 +206,10 @@ class Client {
 
   async #leave() {
     this.#gone = true
-    if (!clients.has(this.pid)) return // it has left: 'close' comes after 'end', and its last turn must not be refused
+    if (!clients.has(this.number)) return // it has left: 'close' comes after 'end', and its last turn must not be refused
     if (this.seat) this.backend.refuse(this.seat, new Refusal('08006', 'the client is gone'))
     if (this.#busy) return // this is called again when it no longer is
-    clients.delete(this.pid)
+    clients.delete(this.number)
     if (this.seat) await this.backend.leave(this.seat).catch(end_backend)
   }
 }
@@ -231,6 +232,6 @@ const backend = await Backend.start()
 let n_clients = 0
 const server = net.createServer((socket) => {
   const client = new Client(socket, backend, ++n_clients)
-  clients.set(client.pid, client)
+  clients.set(client.number, client)
 })
 server.listen(port, '127.0.0.1', () => console.log(`listening ${server.address().port}`))

@@ -5,7 +5,7 @@ import pytest
 from support.clock import Clock
 from zander.errors import StorageError
 from zander.journal import recorder as recorder_module
-from zander.journal.recorder import FIRST_SECONDS, MAX_REASONS, MAX_SECONDS, Outage, error_text
+from zander.journal.recorder import FIRST_SECONDS, MAX_REASONS, MAX_SECONDS, REMIND_SECONDS, Outage, error_text
 
 
 @pytest.fixture
@@ -48,6 +48,17 @@ def test_another_reason_is_said_too_but_not_without_end(caplog: pytest.LogCaptur
     outage.over(0)
     outage.note(StorageError("reason 0"))
     assert caplog.messages[-1] == "the database is away: reason 0"
+
+
+def test_an_outage_that_lasts_is_told_again_now_and_then(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    outage = Outage()
+    for _ in range(4 * int(REMIND_SECONDS)):
+        outage.note(StorageError('DATABASE_URL: unrecognized configuration parameter "made_up"'))
+        clock.now_s += 0.5
+    assert caplog.messages == [
+        'the database is away: DATABASE_URL: unrecognized configuration parameter "made_up"',
+        'the database is still away: DATABASE_URL: unrecognized configuration parameter "made_up"',
+    ]
 
 
 def test_a_mistake_of_ours_comes_with_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
