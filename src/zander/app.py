@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from zander.cluster.cluster import Cluster
 from zander.cluster.link import RedisLink
+from zander.cluster.messages import VERSION
 from zander.cluster.node import Node
 from zander.cluster.single import NoPeers
 from zander.database.connection import Pool
@@ -70,7 +71,7 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
     resuming = Pool(settings.database_url, RESUMING_CONNECTIONS)
     sessions = DatabaseSessions(reading, resuming)
     streams, subscribers = Streams(), Subscribers()
-    cluster = Cluster(RedisLink(settings.redis_url), streams, subscribers) if settings.redis_url else None
+    cluster = _cluster(settings, streams, subscribers)
     peers = cluster or NoPeers(subscribers)
     ingest = Ingest(
         *(streams, subscribers, writer, sessions, peers),
@@ -97,6 +98,13 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
     await reading.close()
     await resuming.close()
     journals.close()
+
+
+def _cluster(settings: Settings, streams: Streams, subscribers: Subscribers) -> Cluster | None:
+    """Build the way to the other nodes; None where this one is alone."""
+    if not settings.redis_url:
+        return None
+    return Cluster(RedisLink(settings.redis_url, settings.cluster_name, VERSION), streams, subscribers)
 
 
 def _recorder(

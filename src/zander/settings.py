@@ -35,6 +35,13 @@ class Settings(Struct, frozen=True, kw_only=True):
         RedisUrl | None,
         Meta(description="Redis or Valkey that joins several nodes into one; unset: this node is alone"),
     ] = None
+    cluster_name: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9._-]{1,64}$",
+            description="name of the nodes that are one; others on the same Redis are not heard",
+        ),
+    ] = "zander"
     edge_api_key: Annotated[
         Keys, Meta(description="keys of the relays, comma-separated; unset: no key needed, loopback only")
     ] = ()

@@ -37,6 +37,7 @@ def test_every_setting_is_read_from_the_variable_of_its_name() -> None:
     environ = {
         "DATABASE_URL": "postgresql+asyncpg://postgres:postgres@localhost:5432/ingestion",
         "REDIS_URL": "redis://localhost:6379",
+        "CLUSTER_NAME": "staging-2",
         "EDGE_API_KEY": "your-secret-key-here",
         "CONSUMER_API_KEY": "one,two",
         "HOST": "0.0.0.0",
@@ -60,6 +61,7 @@ def test_every_setting_is_read_from_the_variable_of_its_name() -> None:
     assert load(environ, None) == Settings(
         database_url="postgresql+asyncpg://postgres:postgres@localhost:5432/ingestion",
         redis_url="redis://localhost:6379",
+        cluster_name="staging-2",
         edge_api_key=("your-secret-key-here",),
         consumer_api_key=("one", "two"),
         host="0.0.0.0",
@@ -104,6 +106,10 @@ def test_what_would_be_deleted_at_once_is_too_old_to_be_taken(retention_days: fl
 def test_a_setting_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         load({}, None).port = 1  # type: ignore[misc]
+
+
+def test_a_name_is_not_taken_for_a_url() -> None:
+    assert wrong(CLUSTER_NAME="a:b").startswith("CLUSTER_NAME: expected up to 64 letters, digits, dots, dashes")
 
 
 # Keys.
@@ -215,6 +221,9 @@ WRONG = [
     ("COLUMNSTORE_AFTER_HOURS", "0"),
     ("COLUMNSTORE_AFTER_HOURS", "-1"),
     ("CHUNK_HOURS", "0"),
+    ("CLUSTER_NAME", "a b"),
+    ("CLUSTER_NAME", "a:b"),
+    ("CLUSTER_NAME", "a" * 65),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Messages between nodes, as msgpack. Only nodes of one version talk: the format is no promise."""
+"""Messages between nodes, as msgpack. Only nodes of one VERSION hear each other: the format is no promise."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from zander.streams.query import Found, Query
 from zander.streams.stream import StreamSummary
 from zander.wire.chunk import Chunk, Origin
 from zander.wire.messages import Gap, Item, Kind, Note, Reason
+
+VERSION = 1  # raised with every change of a message below or of what is in it; a test holds it against the Structs
 
 
 class _Message(Struct, tag=True, array_like=True):

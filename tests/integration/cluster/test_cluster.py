@@ -19,6 +19,7 @@ from support.clients import DEVICE, Peer, consumer, relay
 from support.databases import until
 from support.nodes import Node
 from support.services import PostgresServer, ValkeyServer, eventually
+from zander.cluster import link as link_module
 from zander.wire.chunk import decode_binary
 
 StartNode = Callable[..., Node]
@@ -532,3 +533,49 @@ async def test_while_redis_is_away_a_consumer_goes_on_from_the_database(start_no
                 await until(lambda: two.get("/health/ready")[1]["redis"] == "up")
                 await _send(edge, range(310, 320))
                 assert await _positions(there, 320) == list(range(310, 320))
+
+
+async def test_two_clusters_on_one_redis_do_not_hear_each_other(
+    postgres: PostgresServer, start_node: StartNode, valkey: ValkeyServer, user: str
+) -> None:
+    """As production and staging would, of the same users and the same version."""
+    production = start_node(redis_url=valkey.url, cluster_name="production")
+    staging = start_node(redis_url=valkey.url, cluster_name="staging", database_url=postgres.create_database())
+    other = start_node(redis_url=valkey.url, cluster_name="production")
+    _acquainted(production, other)
+    eventually(lambda: staging.get("/stats")[1]["redis"] == "up")
+    async with relay(production.ws, user) as edge, consumer(other.ws, user) as azure:
+        async with relay(staging.ws, user) as test:
+            await test.send({"type": "raw", "channels": [7, 7]})
+            await edge.send({"type": "raw", "channels": [1, 2]})
+            assert (await azure.until("raw"))["channels"] == [1, 2]
+        assert staging.get("/stats")[1]["peers"] == 0
+        assert edge.session_id in str(other.get("/streams")[1])
+
+
+async def test_a_node_on_a_replica_of_redis_is_not_ready_and_says_why(
+    start_node: StartNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ValkeyServer() as primary, ValkeyServer() as replica:
+        async with Redis.from_url(replica.url) as redis:
+            await _command(redis, f"REPLICAOF 127.0.0.1 {primary.port}")
+            node, other = start_node(redis_url=replica.url), start_node(redis_url=primary.url)
+            eventually(other.ready)
+            eventually(lambda: "REDIS_URL leads to a replica" in caplog.text)
+            status, body = node.get("/health/ready")
+            assert (status, body["redis"]) == (503, "down")
+            await _command(redis, "REPLICAOF NO ONE")
+        eventually(node.ready)
+
+
+async def test_a_redis_that_becomes_a_replica_is_noticed(
+    start_node: StartNode, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "REPLICA_CHECK_SECONDS", 0.05)
+    with ValkeyServer() as primary, ValkeyServer() as demoted:
+        node = start_node(redis_url=demoted.url)
+        eventually(node.ready)
+        async with Redis.from_url(demoted.url) as redis:
+            await _command(redis, f"REPLICAOF 127.0.0.1 {primary.port}")
+        eventually(lambda: not node.ready())
+        assert "REDIS_URL leads to a replica" in caplog.text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from hashlib import sha256
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -136,3 +138,16 @@ def test_a_gap_is_the_same_on_the_other_node() -> None:
 def test_a_note_is_the_same_on_the_other_node() -> None:
     note = Note("prediction", 1_764_000_000_000_000, '{"type":"prediction","note":"Zoë"}', "azure")
     assert peers.from_event(peers.to_event(note), ORIGIN) == note
+
+
+def bare(schema: Any) -> Any:
+    """A schema without the words in it."""
+    if isinstance(schema, dict):
+        return {name: bare(value) for name, value in schema.items() if name not in ("title", "description")}
+    return [bare(value) for value in schema] if isinstance(schema, list) else schema
+
+
+def test_a_change_of_the_messages_is_a_new_version() -> None:
+    """Else nodes of both versions would hear each other: raise VERSION, and write what this finds beside it."""
+    schema = msgspec.json.encode(bare(msgspec.json.schema(peers.Message)), order="sorted")
+    assert (peers.VERSION, sha256(schema).hexdigest()[:16]) == (1, "5190f073ecdf83a1")
