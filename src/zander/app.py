@@ -69,7 +69,9 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
     writer = JournalWriter(journals, max_bytes=settings.journal_max_bytes, batch_records=settings.batch_max_records)
     reading = Pool(settings.database_url, READING_CONNECTIONS)
     resuming = Pool(settings.database_url, RESUMING_CONNECTIONS)
-    sessions = DatabaseSessions(reading, resuming)
+    replica = _replica(settings)
+    sessions = DatabaseSessions(reading, resuming, replica)
+    looked_at = DatabaseSessions(replica, resuming) if replica else sessions
     streams, subscribers = Streams(), Subscribers()
     cluster = _cluster(settings, streams, subscribers)
     peers = cluster or NoPeers(subscribers)
@@ -82,7 +84,7 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
     hub = Hub(ingest, subscribers, peers, buffer_keep_seconds=settings.buffer_keep_seconds)
     replays = Replays(hub, subscribers, sessions, writer)
     recorder = _recorder(settings, storage, journals, writer, ingest)
-    parts = (settings, hub, recorder, sessions, History(reading), replays)
+    parts = (settings, hub, recorder, looked_at, History(replica or reading), replays)
     app.state.service = Service(*parts, Answers(), Questions(), monotonic())
     syncing = journals.keep_synced(settings.journal_fsync_seconds)
     async with _running(recorder.run()), _running(_tick(hub)), _running(syncing), _running(replays.run()):
@@ -95,9 +97,16 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
         await recorder.drain(DRAIN_SECONDS)
     recorder.log_remaining()
     await storage.close()
-    await reading.close()
+    for pool in filter(None, (reading, replica)):
+        await pool.close()
     await resuming.close()
     journals.close()
+
+
+def _replica(settings: Settings) -> Pool | None:
+    if not settings.read_database_url:
+        return None
+    return Pool(settings.read_database_url, READING_CONNECTIONS, "READ_DATABASE_URL", "the read replica")
 
 
 def _cluster(settings: Settings, streams: Streams, subscribers: Subscribers) -> Cluster | None:

@@ -31,6 +31,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         DatabaseUrl | None,
         Meta(description="PostgreSQL or TimescaleDB; unset: a PostgreSQL of its own in DATA_DIR"),
     ] = None
+    read_database_url: Annotated[
+        DatabaseUrl | None,
+        Meta(description="replica of DATABASE_URL for history, sessions and replay; unset: DATABASE_URL"),
+    ] = None
     redis_url: Annotated[
         RedisUrl | None,
         Meta(description="Redis or Valkey that joins several nodes into one; unset: this node is alone"),
@@ -145,6 +149,8 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path | None = ENV_F
     except msgspec.ValidationError as error:
         raise SettingsError(_sentence(str(error))) from None
     _refuse_open_door(settings)
+    if settings.read_database_url and not settings.database_url:
+        raise SettingsError("READ_DATABASE_URL: it names a replica of DATABASE_URL, which is not set")
     return settings
 
 

@@ -184,6 +184,26 @@ def _query(dsn: str, query: str) -> str:
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False).stdout.strip()
 
 
+class StandbyServer(PostgresServer):
+    """A hot standby of another server, as it is now; it follows as soon as it starts."""
+
+    def __init__(self, primary: PostgresServer) -> None:
+        super().__init__()
+        cluster, source = self.directory / "postgres", primary.directory
+        take = [str(embedded.program("pg_basebackup")), f"--dbname={primary.dsn}", f"--pgdata={cluster}"]
+        how = ["--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
+        subprocess.run([*take, *how], env=ENVIRONMENT, check=True)
+        shutil.copy(source / "postgres.password", self.directory)
+        if os.geteuid() == 0:  # it runs as the owner of its files
+            owner = (source / "postgres").stat()
+            for path in (cluster, *cluster.rglob("*")):
+                os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+    def of(self, url: str) -> str:
+        """Give the address here of a database there."""
+        return self.dsn.rpartition("/")[0] + "/" + url.rpartition("/")[2]
+
+
 class ValkeyServer:
     """A Valkey (or Redis) on a port of its own, which keeps nothing on disk: a start finds it empty."""
 

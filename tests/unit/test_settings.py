@@ -36,6 +36,7 @@ def test_every_setting_says_what_it_is_for() -> None:
 def test_every_setting_is_read_from_the_variable_of_its_name() -> None:
     environ = {
         "DATABASE_URL": "postgresql+asyncpg://postgres:postgres@localhost:5432/ingestion",
+        "READ_DATABASE_URL": "postgresql://replica/ingestion",
         "REDIS_URL": "redis://localhost:6379",
         "CLUSTER_NAME": "staging-2",
         "EDGE_API_KEY": "your-secret-key-here",
@@ -60,6 +61,7 @@ def test_every_setting_is_read_from_the_variable_of_its_name() -> None:
     }
     assert load(environ, None) == Settings(
         database_url="postgresql+asyncpg://postgres:postgres@localhost:5432/ingestion",
+        read_database_url="postgresql://replica/ingestion",
         redis_url="redis://localhost:6379",
         cluster_name="staging-2",
         edge_api_key=("your-secret-key-here",),
@@ -108,8 +110,15 @@ def test_a_setting_cannot_be_changed() -> None:
         load({}, None).port = 1  # type: ignore[misc]
 
 
+def test_a_replica_needs_what_it_is_a_replica_of() -> None:
+    assert wrong(READ_DATABASE_URL="postgresql://h/d").startswith(
+        "READ_DATABASE_URL: it names a replica of DATABASE_URL"
+    )
+
+
 def test_a_name_is_not_taken_for_a_url() -> None:
     assert wrong(CLUSTER_NAME="a:b").startswith("CLUSTER_NAME: expected up to 64 letters, digits, dots, dashes")
+    assert wrong(READ_DATABASE_URL="mysql://h/d").startswith("READ_DATABASE_URL: expected a URL")
 
 
 # Keys.
@@ -221,6 +230,7 @@ WRONG = [
     ("COLUMNSTORE_AFTER_HOURS", "0"),
     ("COLUMNSTORE_AFTER_HOURS", "-1"),
     ("CHUNK_HOURS", "0"),
+    ("READ_DATABASE_URL", "mysql://h/d"),
     ("CLUSTER_NAME", "a b"),
     ("CLUSTER_NAME", "a:b"),
     ("CLUSTER_NAME", "a" * 65),

@@ -51,16 +51,19 @@ DROPPED = frozenset(
     }
 )
 FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
-UNREADABLE = "DATABASE_URL cannot be read: special characters need %-encoding"
 
 
 class Address(NamedTuple):
-    """The arguments of `asyncpg.connect`; `dropped` names the parameters of the URL that have no effect."""
+    """The arguments of `asyncpg.connect`; `dropped` names the parameters of the URL that have no effect.
+
+    `variable` is the setting that has the URL.
+    """
 
     dsn: str
     options: dict[str, Any]
     dropped: tuple[str, ...]
     files: dict[str, str]  # of certificates and keys, by parameter
+    variable: str
 
 
 def plain_dsn(database_url: str) -> str:
@@ -71,15 +74,15 @@ def plain_dsn(database_url: str) -> str:
     return f"postgresql://{rest}"
 
 
-def parse(database_url: str, connect_seconds: float) -> Address:
+def parse(database_url: str, connect_seconds: float, variable: str = "DATABASE_URL") -> Address:
     """Read a URL; `connect_seconds` holds where it has no connect_timeout. StorageError when it cannot be read."""
     base, _, query = plain_dsn(database_url).partition("?")
     try:
         given = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     except ValueError:
-        raise StorageError(UNREADABLE) from None
+        raise StorageError(_unreadable(variable)) from None
     options: dict[str, Any] = {
-        "timeout": _connect_seconds(given) or connect_seconds,
+        "timeout": _connect_seconds(given, variable) or connect_seconds,
         "server_settings": {"application_name": given.pop("application_name", "zander")},
     }
     if given.get("sslrootcert") == "system":  # as libpq: the authorities that the system trusts, and the name
@@ -92,7 +95,7 @@ def parse(database_url: str, connect_seconds: float) -> Address:
     kept = {name: value for name, value in given.items() if name not in DROPPED}
     files = {name: found for name in FILES if (found := kept.get(name) or os.environ.get(f"PG{name.upper()}"))}
     parameters = "&".join(f"{quote(name)}={quote(value)}" for name, value in kept.items() if value)
-    return Address(f"{base}?{parameters}" if parameters else base, options, dropped, files)
+    return Address(f"{base}?{parameters}" if parameters else base, options, dropped, files, variable)
 
 
 def refusal(error: Exception, address: Address) -> str | None:
@@ -104,17 +107,23 @@ def refusal(error: Exception, address: Address) -> str | None:
         return f"the certificate of the database is refused: {verify_message}"
     if isinstance(error, asyncpg.ClientConfigurationError):
         system = "; sslrootcert=system takes the authorities that this machine trusts"
-        return f"DATABASE_URL: {error.args[0]}{system if 'root certificate' in error.args[0] else ''}"
+        return f"{address.variable}: {error.args[0]}{system if 'root certificate' in error.args[0] else ''}"
     if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.EACCES):
         closed = [f"{name}={path}" for name, path in address.files.items() if not os.access(path, os.R_OK)]
-        return f"DATABASE_URL: cannot read {', '.join(closed)}" if closed else None
+        return f"{address.variable}: cannot read {', '.join(closed)}" if closed else None
     if isinstance(error, asyncpg.PostgresError) and error.sqlstate in ("42704", "22023", "08P01"):
-        return f"DATABASE_URL: {error.args[0]}"  # a parameter that the server, or a pooler before it, does not take
-    return UNREADABLE if isinstance(error, ValueError) else None
+        return (
+            f"{address.variable}: {error.args[0]}"  # a parameter that the server, or a pooler before it, does not take
+        )
+    return _unreadable(address.variable) if isinstance(error, ValueError) else None
 
 
-def _connect_seconds(given: dict[str, str]) -> float:
+def _unreadable(variable: str) -> str:
+    return f"{variable} cannot be read: special characters need %-encoding"
+
+
+def _connect_seconds(given: dict[str, str], variable: str) -> float:
     """Take the connect_timeout out of the parameters; 0 where there is none, or none that libpq would wait for."""
     with suppress(ValueError):
         return max(0.0, float(given.pop("connect_timeout", "0")))
-    raise StorageError("DATABASE_URL: expected seconds as connect_timeout")
+    raise StorageError(f"{variable}: expected seconds as connect_timeout")

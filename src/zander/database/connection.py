@@ -59,11 +59,13 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no ty
         return bool(self.begin != "BEGIN")
 
 
-async def connect(database_url: str, settings: Mapping[str, str], command_seconds: float | None) -> Connection:
+async def connect(
+    database_url: str, settings: Mapping[str, str], command_seconds: float | None, variable: str = "DATABASE_URL"
+) -> Connection:
     """Connect, and apply settings; times come and go as µs since 1970. StorageError when the URL is to blame."""
-    address = parse(database_url, CONNECT_SECONDS)
+    address = parse(database_url, CONNECT_SECONDS, variable)
     if address.dropped:
-        _log_dropped(address.dropped)
+        _log_dropped(variable, address.dropped)
     connection = await _open(address, command_seconds)
     try:
         if address.dsn not in _pooled and await _is_pooler(connection):
@@ -113,20 +115,25 @@ async def _apply(connection: Connection, settings: Mapping[str, str], *, is_loca
 
 
 @cache
-def _log_dropped(names: tuple[str, ...]) -> None:
+def _log_dropped(variable: str, names: tuple[str, ...]) -> None:
     """Log once what a URL asks for in vain."""
-    log.warning("DATABASE_URL: %s: not supported here, the connection is made without", ", ".join(names))
+    log.warning("%s: %s: not supported here, the connection is made without", variable, ", ".join(names))
 
 
 class Pool:
     """Up to `size` connections that read, opened when needed. Times come and go as µs since 1970.
 
+    `variable` is the setting that has the URL, `name` what it leads to.
     A connection whose statement failed or was cancelled is never used again. asyncpg's own pool hands it out again, and
     once closed cannot be opened any more.
     """
 
-    def __init__(self, database_url: str, size: int) -> None:
+    def __init__(
+        self, database_url: str, size: int, variable: str = "DATABASE_URL", name: str = "the database"
+    ) -> None:
         self._database_url = database_url
+        self._variable = variable
+        self._name = name
         self._free = asyncio.Semaphore(size)
         self._idle: list[tuple[float, Connection]] = []  # since when (s); the last to come back is the first to be used
         self._used: set[Connection] = set()
@@ -140,7 +147,7 @@ class Pool:
                 rows = await _fetch(connection, statement, *values)
         except (StorageError, *FAILURES) as error:
             self._log_change(reason(error))
-            raise Unavailable("the database does not answer") from None
+            raise Unavailable(f"{self._name} does not answer") from None
         self._log_change(None)
         return rows
 
@@ -157,7 +164,7 @@ class Pool:
         async with asyncio.timeout(ACQUIRE_SECONDS):
             await self._free.acquire()
         try:
-            connection = self._take_idle() or await connect(self._database_url, READ_SETTINGS, QUERY_SECONDS)
+            connection = self._take_idle() or await self._connect()
             self._used.add(connection)
             try:
                 yield connection
@@ -169,6 +176,9 @@ class Pool:
             self._idle.append((monotonic(), connection))
         finally:
             self._free.release()
+
+    async def _connect(self) -> Connection:
+        return await connect(self._database_url, READ_SETTINGS, QUERY_SECONDS, self._variable)
 
     def _take_idle(self) -> Connection | None:
         while self._idle:
@@ -187,9 +197,9 @@ class Pool:
     def _log_change(self, failure: str | None) -> None:
         """Log a change from answers to failures, or back."""
         if failure and not self._is_failing:
-            log.warning("the database cannot be read: %s", failure)
+            log.warning("%s cannot be read: %s", self._name, failure)
         elif self._is_failing and not failure:
-            log.info("the database can be read again")
+            log.info("%s can be read again", self._name)
         self._is_failing = failure is not None
 
 

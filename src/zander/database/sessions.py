@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
 
 from zander.database.connection import Pool, Row
 from zander.database.samples import MAX_GAPS, SampleReader, StoredGap
-from zander.errors import Forbidden
+from zander.errors import Forbidden, Unavailable
 from zander.streams.session import StoredSession
 from zander.wire.chunk import Chunk
 from zander.wire.messages import Gap
@@ -60,13 +61,14 @@ class DatabaseSessions:
     """The sessions of the database, with their samples by position (`hub.interfaces.SessionStore`).
 
     All methods raise Unavailable without the database; session ids must be UUIDs. Resumes have a pool of their own: no
-    relay waits for somebody's history.
+    relay waits for somebody's history. Samples come from a replica, where there is one and as far as it is.
     """
 
-    def __init__(self, pool: Pool, resume_pool: Pool) -> None:
+    def __init__(self, pool: Pool, resume_pool: Pool, replica_pool: Pool | None = None) -> None:
         self._pool = pool
         self._resume_pool = resume_pool
         self._samples = SampleReader(pool)
+        self._replica = DatabaseSessions(replica_pool, resume_pool) if replica_pool else None
 
     async def resume(self, user_id: str, session_id: str, now_us: int, device_info: str) -> StoredSession:
         """Raise the session's fence, so that only the caller writes to it; begin it where it is unknown.
@@ -96,8 +98,20 @@ class DatabaseSessions:
 
     async def samples(self, session: StoredSession, position: int, n: int) -> list[Chunk | Gap]:
         """Return the first `n` durable samples at or after `position`, and what the relay skipped there."""
+        if self._replica and (found := await self._replica._whole_samples(session, position, n)):
+            return found
         stored = await self.session(session.session_id)  # more of it may be durable by now
         return await self._samples.read(stored, position, n) if stored else []
+
+    async def _whole_samples(self, session: StoredSession, position: int, n: int) -> list[Chunk | Gap]:
+        """Return `samples` of a replica up to the first hole, none where it is away.
+
+        What it lacks may only be late, and is the database's to give or to miss. Its answers may come from several
+        servers, each of which is somewhere else: that it has got as far as it says is not enough.
+        """
+        with suppress(Unavailable):
+            return _without_hole(await self.samples(session, position, n), position)
+        return []
 
     async def gaps(self, session_id: str, start: int, end: int, n: int = MAX_GAPS) -> list[StoredGap]:
         """Return the first `n` gaps between two positions, as they are stored."""
@@ -106,6 +120,17 @@ class DatabaseSessions:
     async def missing(self, session_ids: Iterable[str]) -> dict[str, Missing]:
         """Return what is missing of each session that has gaps."""
         return {str(row[0]): Missing(row[1], row[2]) for row in await self._pool.fetch(MISSING, list(session_ids))}
+
+
+def _without_hole(items: list[Chunk | Gap], position: int) -> list[Chunk | Gap]:
+    """Return the items that follow each other from a position on."""
+    found = []
+    for item in items:
+        if (item.start if isinstance(item, Gap) else item.position) > position:
+            break
+        found.append(item)
+        position = max(position, item.end)
+    return found
 
 
 def _session(row: Row) -> StoredSession:
