@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / ".github/CONTRIBUTING.md").read_text()
 DECISIONS = sorted((ROOT / "src").rglob("DECISIONS.md"))
-TEXTS = [ROOT / "README.md", ROOT / "benches/README.md", ROOT / ".github/CONTRIBUTING.md", *DECISIONS]
+OPERATIONS = ROOT / ".github/OPERATIONS.md"
+TEXTS = [ROOT / "README.md", ROOT / "benches/README.md", ROOT / ".github/CONTRIBUTING.md", OPERATIONS, *DECISIONS]
 MAX_CHARACTERS = 140
 
 

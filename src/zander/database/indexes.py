@@ -19,7 +19,12 @@ from zander.database.timescale import is_hypertable
 from zander.errors import StorageError
 
 BUILD_LOCK = LOCK + 2
-DROP_SECONDS = 2  # for the lock of a hypertable: meanwhile everybody waits behind us
+LOCK_SECONDS = 2  # for the lock of a hypertable: meanwhile everybody waits behind us
+
+CHUNKS = """
+SELECT quote_ident(chunk_schema), quote_ident(chunk_name) FROM timescaledb_information.chunks
+WHERE hypertable_schema = current_schema() AND hypertable_name = $1 ORDER BY range_start DESC
+"""
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +36,6 @@ class Index(NamedTuple):
     name: str
     columns: str
     replaces: str | None = None
-
-    def sql(self, how: str = "", options: str = "") -> str:
-        """Write the statement that creates it."""
-        return f"CREATE INDEX {how} {self.name} ON {self.table} ({self.columns}) {options}"
 
 
 INDEXES = (
@@ -53,7 +54,7 @@ async def index_empty_tables(connection: Connection) -> None:
             for index in await missing(connection):
                 if not await connection.fetchval(f"SELECT EXISTS (SELECT FROM {index.table})"):
                     await connection.execute(f"DROP INDEX IF EXISTS {index.name}, {index.replaces or index.name}")
-                    await connection.execute(index.sql())
+                    await connection.execute(f"CREATE INDEX {index.name} ON {index.table} ({index.columns})")
 
 
 async def missing(connection: Connection) -> list[Index]:
@@ -96,23 +97,38 @@ async def _is_valid(connection: Connection, name: str) -> bool | None:
 
 
 async def _build(connection: Connection, index: Index) -> None:
-    in_chunks = await is_hypertable(connection, index.table)
-    is_valid = await _is_valid(connection, index.name)
-    if is_valid is False:
-        await _drop(connection, index.name, in_chunks)
-    if not is_valid:
-        # There is no CONCURRENTLY for hypertables: who writes to a chunk waits while that chunk has its turn.
-        per_chunk = index.sql(options="WITH (timescaledb.transaction_per_chunk)")
-        create = per_chunk if in_chunks else index.sql(how="CONCURRENTLY")
-        await connection.execute(create, timeout=MAX_SECONDS)
-    if index.replaces:
-        await _drop(connection, index.replaces, in_chunks)
-
-
-async def _drop(connection: Connection, name: str, in_chunks: bool) -> None:
-    if not in_chunks:
-        await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}", timeout=MAX_SECONDS)
+    if await is_hypertable(connection, index.table):
+        await _build_on_chunks(connection, index)
         return
+    await _build_concurrently(connection, index.name, index.table, index.columns)
+    if index.replaces:
+        await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index.replaces}", timeout=MAX_SECONDS)
+
+
+async def _build_on_chunks(connection: Connection, index: Index) -> None:
+    """Create an index for the chunks to come, then on each that is there: CONCURRENTLY is not for hypertables."""
+    if not await _is_valid(connection, index.name):
+        create = f"CREATE INDEX {index.name} ON ONLY {index.table} ({index.columns})"
+        await _in_a_moment(connection, f"DROP INDEX IF EXISTS {index.name}; {create}")
+    for schema, chunk in await connection.fetch(CHUNKS, index.table):
+        name = f"{chunk}_{index.name}"  # as TimescaleDB would call it
+        await _build_concurrently(connection, name, f"{schema}.{chunk}", index.columns, schema)
+    if index.replaces:
+        await _in_a_moment(connection, f"DROP INDEX IF EXISTS {index.replaces}")
+
+
+async def _build_concurrently(connection: Connection, name: str, table: str, columns: str, schema: str = "") -> None:
+    """Create an index unless it is there; what an interrupted build has left is dropped first."""
+    path = f"{schema}.{name}" if schema else name
+    is_valid = await _is_valid(connection, path)
+    if is_valid is False:
+        await connection.execute(f"DROP INDEX CONCURRENTLY {path}", timeout=MAX_SECONDS)
+    if not is_valid:
+        await connection.execute(f"CREATE INDEX CONCURRENTLY {name} ON {table} ({columns})", timeout=MAX_SECONDS)
+
+
+async def _in_a_moment(connection: Connection, statements: str) -> None:
+    """Execute what is short but locks a hypertable and its chunks; LockNotAvailableError where it is in use."""
     async with connection.transaction():
-        await connection.execute(f"SET LOCAL lock_timeout = '{DROP_SECONDS}s'")
-        await connection.execute(f"DROP INDEX IF EXISTS {name}", timeout=MAX_SECONDS)
+        await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
+        await connection.execute(statements, timeout=MAX_SECONDS)

@@ -65,7 +65,7 @@ async def of_former_version(url: str) -> None:
 
 def require_chunk_by_chunk(version: str) -> None:
     if "emcc" in version:
-        pytest.skip("in WebAssembly an index cannot be built chunk by chunk: `tuple concurrently updated`")
+        pytest.skip("in WebAssembly no index can be built CONCURRENTLY on a chunk: `tuple concurrently updated`")
 
 
 async def test_new_tables_have_them_from_the_start(any_database_url: str) -> None:
@@ -96,6 +96,38 @@ async def test_every_chunk_gets_its_part(timescale_url: str) -> None:
         by_hypertable = " AND schemaname || '.' || tablename = ANY(SELECT show_chunks('raw_eeg')::text)"
         assert await connection.fetchval(of_chunks + by_hypertable, "raw_eeg_by_user_time") == n_chunks
         assert await connection.fetchval(of_chunks + by_hypertable, "raw_eeg_by_user") == 0
+
+
+async def test_who_writes_to_a_chunk_does_not_wait_for_a_build(timescale_url: str) -> None:
+    await of_former_version(timescale_url)
+    async with (
+        connected(timescale_url) as writer,
+        connected(timescale_url) as other,
+        upkeep(timescale_url) as connection,
+    ):
+        require_chunk_by_chunk(await connection.fetchval("SELECT version()"))
+        transaction = writer.transaction()
+        await transaction.start()
+        await writer.execute(ROWS)
+        with pytest.raises(asyncpg.LockNotAvailableError):  # of the hypertable itself, and only for a moment
+            await build_missing(connection)
+        await transaction.commit()
+        await other.execute("CREATE INDEX raw_eeg_by_user_time ON ONLY raw_eeg (user_id, timestamp)")
+        transaction = writer.transaction()
+        await transaction.start()
+        await writer.execute(ROWS)
+        building = asyncio.create_task(build_missing(connection))
+        while not await other.fetchval("SELECT count(*) FROM pg_index WHERE NOT indisvalid"):
+            pass
+        await other.execute(ROWS)
+        await other.execute("SELECT pg_cancel_backend($1)", connection.get_server_pid())  # which leaves half an index
+        with pytest.raises(asyncpg.QueryCanceledError):
+            await building
+        await transaction.commit()
+        assert await build_missing(connection) == NEW
+        assert await indexes(connection) == dict.fromkeys(NEW, True)
+        assert await other.fetchval("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
+        assert await other.fetchval("SELECT count(*) FROM raw_eeg") == 400
 
 
 async def test_who_writes_does_not_wait_for_a_build(database_url: str) -> None:

@@ -11,7 +11,15 @@ from support.services import PostgresServer
 from zander.database import timescale as timescale_module
 from zander.database.hypertables import convert_at
 from zander.database.migrations import migrate
-from zander.database.timescale import EXPIRY_LOCK, TABLES, delete_expired, is_hypertable, tune
+from zander.database.timescale import (
+    EXPIRY_LOCK,
+    TABLES,
+    chunk_span_hours,
+    delete_expired,
+    is_hypertable,
+    large_chunks,
+    tune,
+)
 
 INSERT_RAW = """
 INSERT INTO raw_eeg
@@ -146,6 +154,56 @@ async def test_changed_settings_change_the_policies_and_the_same_ones_nothing(ti
         assert (await policies(connection))["raw_eeg"]["drop_after"] == "12:00:00"
         await tune(connection, None, 1.5)
         assert await policies(connection) == {table: {"compress_after": "01:30:00"} for table in TABLES}
+
+
+async def spans(connection: Any) -> set[float]:
+    """The hours of the chunks to come, of both tables."""
+    return {await chunk_span_hours(connection, table) for table in TABLES}
+
+
+async def test_chunks_span_a_day_unless_a_setting_or_somebody_else_says_otherwise(timescale_url: str) -> None:
+    async with connected(timescale_url) as connection:
+        await migrate(connection)
+        assert "chunks of 24 h, columnstore after" in (await tune(connection, None, 24.0)).sentence
+        assert await spans(connection) == {24.0}
+        for table in TABLES:
+            await connection.execute(f"SELECT set_chunk_time_interval('{table}', interval '6 hours')")
+        assert "chunks of 6 h, columnstore after" in (await tune(connection, None, 24.0)).sentence
+        assert await spans(connection) == {6.0}
+        assert "chunks of 0.5 h, columnstore after" in (await tune(connection, None, 24.0, 0.5)).sentence
+        assert await spans(connection) == {0.5}
+
+
+async def test_a_new_table_has_the_chunks_of_the_setting(timescale_url: str) -> None:
+    async with connected(timescale_url) as connection:
+        await migrate(connection)
+        await tune(connection, None, 24.0, 4.0)
+        assert await spans(connection) == {4.0}
+        await connection.execute(INSERT_RAW)
+        assert await connection.fetchval("SELECT count(*) FROM show_chunks('raw_eeg')") == 10
+
+
+async def test_a_chunk_that_outgrows_the_memory_is_told(timescale_url: str) -> None:
+    newest = timescale_module.NEWEST_CHUNK
+    async with connected(timescale_url) as connection:
+        await migrate(connection)
+        assert await large_chunks(connection) == {}
+        await tune(connection, None, 24.0)
+        await connection.execute(INSERT_RAW)
+        assert await large_chunks(connection) == {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                timescale_module, "NEWEST_CHUNK", newest.replace("current_setting('shared_buffers')", "'8kB'")
+            )
+            told = await large_chunks(connection)
+        assert list(told) == ["raw_eeg"]
+        assert "the newest chunk of raw_eeg spans 24 h and has" in told["raw_eeg"]
+
+
+async def test_a_plain_postgresql_has_no_chunks(database_url: str) -> None:
+    async with connected(database_url) as connection:
+        await migrate(connection)
+        assert await large_chunks(connection) == {}
 
 
 async def test_rows_of_a_plain_table_move_into_the_hypertable(timescale_url: str) -> None:

@@ -17,6 +17,7 @@ from support.databases import connected, opened
 from support.samples import ORIGIN, OTHER, PREDICTION, SESSION, T0_US, WRITER_ID, batch, chunk, gap
 from zander.database import transaction as transaction_module
 from zander.database.sessions import RESUME
+from zander.database.timescale import COMPRESS_COPIES
 from zander.database.transaction import CLAIM
 from zander.database.writer import DatabaseWriter
 from zander.errors import Moved, StorageError
@@ -781,3 +782,33 @@ async def test_poison_in_columns_of_timescaledb_is_dead_lettered_too(timescale_u
         assert await positions(connection) == list(range(200))
         assert isinstance(storage, DatabaseWriter)
         assert len(await dead_letters(connection)) == 2
+
+
+# Into columns at once.
+
+COLUMNS = """
+SELECT count(*) FILTER (WHERE is_compressed), count(*) FROM timescaledb_information.chunks
+WHERE hypertable_schema = current_schema() AND hypertable_name = 'raw_eeg'
+"""
+
+
+async def test_a_large_batch_of_few_sessions_goes_into_columns(timescale_url: str) -> None:
+    async with opened(timescale_url) as storage, connected(timescale_url) as connection:
+        if not storage._tuning or not storage._tuning.compresses_copies:
+            pytest.skip(f"this TimescaleDB has no {COMPRESS_COPIES}")
+        written = await storage.write(batch(0, 9, SESSION, chunk(0, 20_000)))
+        assert written.durable == {SESSION_ID: 20_000}
+        n_columns, n_chunks = await connection.fetchrow(COLUMNS)
+        assert n_columns == n_chunks == 1
+        assert await positions(connection) == list(range(20_000))
+        assert await connection.fetchval(f"SHOW {COMPRESS_COPIES}") == "off"
+        await storage.write(batch(9, 20, chunk(20_000, 10)))  # the next one need not be large
+        assert await positions(connection) == list(range(20_010))
+
+
+async def test_a_large_batch_of_many_sessions_and_a_small_one_stay_rows(timescale_url: str) -> None:
+    others = [Origin("other", str(uuid.uuid4()), 0.0) for _ in range(20)]
+    async with opened(timescale_url) as storage, connected(timescale_url) as connection:
+        await storage.write(batch(0, 9, SESSION, chunk(0, 999)))
+        await storage.write(batch(9, 20, *(chunk(0, 999, other) for other in others)))
+        assert (await connection.fetchrow(COLUMNS))[0] == 0
