@@ -59,12 +59,7 @@ def create_app(settings: Settings) -> Starlette:
 @asynccontextmanager
 async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
     assert settings.database_url
-    storage = DatabaseWriter(
-        settings.database_url,
-        retention_days=settings.retention_days,
-        columnstore_after_hours=settings.columnstore_after_hours,
-        chunk_hours=settings.chunk_hours,
-    )
+    storage = _storage(settings, settings.database_url)
     journals = Journals(settings.data_dir / FOLDER, settings.journal_max_bytes, settings.journal_keep_bytes)
     writer = JournalWriter(journals, max_bytes=settings.journal_max_bytes, batch_records=settings.batch_max_records)
     reading = Pool(settings.database_url, READING_CONNECTIONS)
@@ -97,10 +92,18 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
         await recorder.drain(DRAIN_SECONDS)
     recorder.log_remaining()
     await storage.close()
-    for pool in filter(None, (reading, replica)):
+    for pool in filter(None, (reading, resuming, replica)):
         await pool.close()
-    await resuming.close()
     journals.close()
+
+
+def _storage(settings: Settings, database_url: str) -> DatabaseWriter:
+    return DatabaseWriter(
+        database_url,
+        retention_days=settings.retention_days,
+        columnstore_after_hours=settings.columnstore_after_hours,
+        chunk_hours=settings.chunk_hours,
+    )
 
 
 def _replica(settings: Settings) -> Pool | None:

@@ -30,7 +30,7 @@ SETTINGS = {
 
 WRITABLE = "SELECT 1 WHERE current_setting('transaction_read_only') = 'off'"
 READ_ONLY = (
-    "it is read-only: a standby, or default_transaction_read_only is on;"
+    "it takes read-only transactions alone: a standby, or default_transaction_read_only is on;"
     " a DATABASE_URL of several hosts needs target_session_attrs=read-write"
 )
 

@@ -113,5 +113,8 @@ async def test_a_database_that_takes_no_writes_is_told(database_url: str) -> Non
         async with connected(database_url) as connection:
             await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
         await storage.ping()  # its session is as it was
-        with pytest.raises(StorageError, match="it is read-only: a standby, or default_transaction_read_only is on"):
+        with pytest.raises(
+            StorageError,
+            match="it takes read-only transactions alone: a standby, or default_transaction_read_only is on",
+        ):
             await storage.open()
