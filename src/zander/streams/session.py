@@ -4,7 +4,8 @@ Rules, in the order they are applied to what a relay sends:
 
 1. The channel count never changes within a session.
 2. No position: the server counts on from `next_position`.
-3. A position ahead of `next_position`: the hole is a gap, announced and never filled.
+3. A position ahead of `next_position`: the hole is a gap, announced and never filled. A hole of more than a day of
+   samples is refused.
 4. A position behind it: what is already there is dropped and counted as duplicate, the rest is taken.
 5. No timestamp: a chunk that arrives now ends now. Samples of a chunk are spaced by the sampling rate.
 6. Times never run backwards: a sample that would is given the time of the one before it.
@@ -25,6 +26,7 @@ from zander.wire.messages import MAX_CHANNELS, DeviceInfo, Gap
 MAX_AHEAD_US = 86_400_000_000  # a day: milliseconds sent as seconds would pin every later sample to the far future
 DAY_US = 86_400_000_000
 MAX_AGE_US = 30 * DAY_US  # a chunk of the hypertable for each day: a relay must not make thousands of them
+IRREGULAR_PERIOD_US = 1000.0  # taken for the positions in a day where a device has no sampling rate
 
 
 class Accepted(NamedTuple):
@@ -148,8 +150,17 @@ class Session(SessionPosition):
             raise BadMessage("bad_channels", f"expected {self.n_channels} channels, got {n_channels}")
         if n > 1 and not self.origin.period_us:
             raise BadMessage("no_sampling_rate", "expected device_info.sampling_rate before a chunk of several samples")
-        if (self.count if raw.position is None else raw.position) + n > MAX_POSITION:
+        position = self.count if raw.position is None else raw.position
+        if position + n > MAX_POSITION:
             raise BadMessage("bad_position", f"expected positions up to {MAX_POSITION}")
+        if position > self.next_position + self._max_jump:
+            latest = self.next_position + self._max_jump
+            raise BadMessage("bad_position", f"expected a position up to {latest}, a day ahead, got {position}")
+
+    @property
+    def _max_jump(self) -> int:
+        """Positions in a day, which a relay may skip at once."""
+        return int(DAY_US / (self.origin.period_us or IRREGULAR_PERIOD_US))
 
     def _times(self, time_us: int | None, n: int, now_us: int) -> Times:
         if n == 1:

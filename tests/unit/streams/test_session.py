@@ -129,8 +129,18 @@ def test_a_session_may_begin_with_a_gap() -> None:
     assert session().accept(raw(1, 3), NOW_US).gap == Gap("s", 0, 3, "relay")
 
 
+@pytest.mark.parametrize(("sampling_rate", "a_day"), [(RATE_HZ, 11_059_200), (0.001, 86), (None, 86_400_000)])
+def test_a_relay_may_skip_a_day_of_samples_and_no_more(sampling_rate: float | None, a_day: int) -> None:
+    of = session(sampling_rate=sampling_rate)
+    of.accept(raw(1, 0), NOW_US)
+    assert refusal(of, raw(1, a_day + 2)).code == "bad_position"
+    assert refusal(of, raw(1, MAX_POSITION - 1)).code == "bad_position"
+    assert positions(of.accept(raw(1, first=1), NOW_US)) == [1]  # the session goes on
+    assert of.accept(raw(1, a_day + 2), NOW_US).gap == Gap("s", 2, a_day + 2, "relay")
+
+
 def test_positions_end_where_json_readers_become_inexact() -> None:
-    of = session()
+    of = Session("me", "s", NOW_US, DeviceInfo(sampling_rate=RATE_HZ), {}, next_position=MAX_POSITION - 2)
     assert refusal(of, raw(2, MAX_POSITION - 1)).code == "bad_position"
     of.accept(raw(1, MAX_POSITION - 1), NOW_US)
     assert refusal(of, raw(1, None)).code == "bad_position"

@@ -217,7 +217,7 @@ ERROR_CODES = {
     "bad_header": "a binary message of another version, kind or dtype",
     "bad_channels": "not the session's number of channels",
     "bad_rate": "not the session's sampling rate",
-    "bad_position": "a position out of its range",
+    "bad_position": "a position out of its range, or more than a day of samples ahead",
     "bad_timestamp": "a time longer ago than `MAX_AGE_DAYS`, or more than a day from now",
     "no_sampling_rate": "a chunk of several samples, of a device that did not tell its sampling rate",
     "bad_parameter": "a parameter of a path or a query that is missing or out of its range",
@@ -251,7 +251,8 @@ TERMS = {
 RULES = {
     "Positions": (
         "Without a `position` the server counts.",
-        "A position ahead of the next one leaves a gap.",
+        "A position ahead of the next one leaves a gap. By more than a day of samples it is refused; where the device "
+        "gives no sampling rate, that is a day at 1 kHz.",
         "Samples at positions that are there already are dropped and counted as duplicates; the rest is taken.",
         "The number of channels never changes within a session.",
     ),
