@@ -148,7 +148,8 @@ class Postgres:
         self, name: str, *arguments: str, orphan_signal: signal.Signals, stdin: IO[bytes] | None = None
     ) -> Child:
         command = [str(program(name)), *arguments]
-        with open(self._files.log, "ab") as log:
+        with open(self._files.log, "ab", opener=_privately) as log:
+            os.fchmod(log.fileno(), 0o600)  # statements that failed are in it, with their values
             return Child(command, orphan_signal=orphan_signal, output=log, stdin=stdin, account=self._account)
 
 
@@ -232,9 +233,13 @@ def _take_lock(files: _Files) -> FileLock:
     return lock
 
 
+def _privately(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def _write_secret(path: Path, secret: str) -> None:
     path.unlink(missing_ok=True)
-    with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+    with open(path, "x", opener=_privately) as file:
         file.write(secret)
         file.flush()
         os.fsync(file.fileno())  # the cluster knows no other

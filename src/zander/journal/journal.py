@@ -84,6 +84,8 @@ class Journal:
     def create(cls, folder: Path, max_bytes: int, keep_bytes: int = 0) -> Self:
         """Begin a journal that will be bounded by `max_bytes`; OSError when the folder cannot be had."""
         folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # of another account: what is in it is closed to others all the same
+            folder.chmod(0o700)  # whatever an earlier version, or the umask, made of it
         path = folder / f"{uuid.uuid4()}{LOCK}"
         lock = FileLock(path.with_suffix(".new")).rename(path)
         return cls(folder, lock, 0, min(SEGMENT_BYTES, max_bytes // 8), keep_bytes=keep_bytes, ahead=True)

@@ -143,6 +143,13 @@ def test_only_the_password_opens_it(tmp_path: Path) -> None:
             query(postgres.dsn.replace(password.read_text(), "guess"), "SELECT 1")
 
 
+def test_what_it_logs_is_for_its_owner_alone(tmp_path: Path) -> None:
+    log = tmp_path / "postgres.log"
+    log.touch(mode=0o644)  # as an earlier version left it
+    with embedded.Postgres(tmp_path):
+        assert stat.S_IMODE(log.stat().st_mode) == 0o600
+
+
 def test_stop_ends_the_server_under_open_connections_and_may_be_repeated(tmp_path: Path) -> None:
     postgres = embedded.Postgres(tmp_path)
     postgres.start()

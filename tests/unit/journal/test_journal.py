@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import stat
 import subprocess
 import sys
 import uuid
@@ -103,6 +104,15 @@ def test_what_is_not_written_stays_for_the_next(tmp_path: Path) -> None:
     found.commit(found.log.end)
     found.close()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_the_folder_is_for_its_owner_alone(tmp_path: Path, is_there: bool) -> None:
+    folder = tmp_path / "journal"
+    if is_there:
+        folder.mkdir(mode=0o755)  # as an earlier version left it
+    Journal.create(folder, 1 << 20).close()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_a_folder_that_cannot_be_is_an_error(tmp_path: Path) -> None:
