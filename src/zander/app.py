@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from zander.auth import Refusals
 from zander.cluster.cluster import Cluster
 from zander.cluster.link import RedisLink
 from zander.cluster.messages import VERSION
@@ -80,7 +81,7 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
     replays = Replays(hub, subscribers, sessions, writer)
     recorder = _recorder(settings, storage, journals, writer, ingest)
     parts = (settings, hub, recorder, looked_at, History(replica or reading), replays)
-    app.state.service = Service(*parts, Answers(), Questions(), monotonic())
+    app.state.service = Service(*parts, Answers(), Questions(), Refusals(), monotonic())
     syncing = journals.keep_synced(settings.journal_fsync_seconds)
     async with _running(recorder.run()), _running(_tick(hub)), _running(syncing), _running(replays.run()):
         if cluster:

@@ -1,13 +1,20 @@
-"""Keys, and the check of a web page's origin."""
+"""Keys, what is said of wrong ones, and the check of a web page's origin."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from hmac import compare_digest
+from time import monotonic
 from urllib.parse import urlsplit
 
 from zander.errors import Unauthorized
 from zander.settings import Keys, is_loopback
+
+LOG_SECONDS = 60.0  # in which an address is logged once
+MAX_ADDRESSES = 1000  # logged in that time: somebody may have any number of them
+
+log = logging.getLogger(__name__)
 
 
 def given_key(headers: Mapping[str, str]) -> str | None:
@@ -50,6 +57,29 @@ def require(keys: Keys, given: str | None) -> None:
         raise Unauthorized("expected a key in `Authorization: Bearer …`, got none")
     if not sum(compare_digest(_bytes(key), _bytes(given)) for key in keys):
         raise Unauthorized("expected one of this server's keys, got another")
+
+
+class Refusals:
+    """Clients without a right key: `n_refused` counts them since the start, the log names an address once a minute."""
+
+    def __init__(self) -> None:
+        self.n_refused = 0
+        self._logged: set[str] = set()
+        self._since_s = monotonic()
+
+    def note(self, address: str) -> None:
+        """Count a client that was refused, and log where it came from."""
+        self.n_refused += 1
+        if monotonic() - self._since_s >= LOG_SECONDS:
+            self._logged.clear()
+            self._since_s = monotonic()
+        if address in self._logged or len(self._logged) > MAX_ADDRESSES:
+            return
+        self._logged.add(address)
+        if len(self._logged) > MAX_ADDRESSES:
+            log.warning("a wrong key, or none, came from more than %d addresses in a minute", MAX_ADDRESSES)
+        else:
+            log.warning("a wrong key, or none, came from %s; it is named once a minute", address)
 
 
 def _bytes(key: str) -> bytes:

@@ -17,6 +17,8 @@ from msgspec import Meta, Struct
 from zander.errors import SettingsError
 from zander.variables import ENV_FILE, first_value, read
 
+MIN_KEY_LENGTH = 16  # a shorter one can be guessed over the network
+
 Keys = tuple[str, ...]
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 DatabaseUrl = Annotated[str, Meta(pattern=r"^postgres(ql)?(\+asyncpg)?://")]
@@ -47,10 +49,14 @@ class Settings(Struct, frozen=True, kw_only=True):
         ),
     ] = "zander"
     edge_api_key: Annotated[
-        Keys, Meta(description="keys of the relays, comma-separated; unset: no key needed, loopback only")
+        Keys,
+        Meta(
+            description="keys of the relays, of at least 16 characters, comma-separated; unset: no key needed, "
+            "loopback only"
+        ),
     ] = ()
     consumer_api_key: Annotated[
-        Keys, Meta(description="keys for /subscribe and REST, comma-separated; unset: EDGE_API_KEY's")
+        Keys, Meta(description="keys for /subscribe and REST, in the same form; unset: EDGE_API_KEY's")
     ] = ()
     host: Annotated[str, Meta(min_length=1, description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
@@ -169,6 +175,11 @@ def _parse(field: str, value: str) -> str | Keys:
         keys = tuple(key for part in value.split(",") if (key := part.strip()))
         if not keys:
             raise SettingsError(f"{field.upper()}: expected keys, comma-separated, got only commas")
+        if (shortest := min(map(len, keys))) < MIN_KEY_LENGTH:
+            made = "`openssl rand -hex 24` makes one"
+            raise SettingsError(
+                f"{field.upper()}: expected keys of at least {MIN_KEY_LENGTH} characters, got one of {shortest}; {made}"
+            )
         return keys
     return value.upper() if field == "log_level" else value
 

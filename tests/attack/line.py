@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from support.relay_bytes import CLOSE, TEXT, masked
 
-KEY = "attacked"  # of relays and consumers; whoever has it is let in
+KEY = "attacked-by-them-all"  # of relays and consumers; whoever has it is let in
 OPEN_SECONDS = 10.0
 BLOCK_BYTES = 1 << 18  # of one send: what the attack costs is then what the server makes of it
 TURN_SECONDS = 0.005  # of one of several connections

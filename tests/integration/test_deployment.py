@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 ENV_EXAMPLE = ROOT / ".env.example"
 COMPOSE = ROOT / "compose.yaml"
 CONTAINERFILE = ROOT / "Containerfile"
-SECRETS = {"EDGE_API_KEY": "a-key", "POSTGRES_PASSWORD": "it's sp&c:al/@"}
+SECRETS = {"EDGE_API_KEY": "a-key-of-the-relays", "POSTGRES_PASSWORD": "it's sp&c:al/@"}
 
 
 class Line(NamedTuple):
@@ -108,7 +108,7 @@ class TestCompose:
         assert services["timescaledb"]["environment"]["POSTGRES_PASSWORD"].startswith("${POSTGRES_PASSWORD:?")
 
     def test_the_environment_of_the_container_is_one_that_zander_starts_with(self, compose: dict[str, Any]) -> None:
-        given = {**compose["services"]["zander"]["environment"], "EDGE_API_KEY": "a-key"}
+        given = {**compose["services"]["zander"]["environment"], "EDGE_API_KEY": "a-key-of-the-relays"}
         settings = load(given, env_file=None)
         assert (settings.host, settings.port) == ("0.0.0.0", 8000)
         assert settings.database_url

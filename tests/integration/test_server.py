@@ -61,16 +61,22 @@ def test_a_port_that_is_taken_stops_the_start_with_a_sentence(node: Node, databa
 
 async def test_no_key_and_no_password_is_ever_logged(database_url: str, user: str) -> None:
     with Program(
-        database_url=database_url, edge_api_key="secret-edge", consumer_api_key="secret-azure", log_level="DEBUG"
+        database_url=database_url,
+        edge_api_key="long-secret-edge",
+        consumer_api_key="long-secret-azure",
+        log_level="DEBUG",
     ) as zander:
         eventually(zander.ready)
-        async with relay(zander.ws, user, api_key="secret-edge"):
-            zander.get("/streams?api_key=secret-azure", X_API_Key="secret-azure")
+        async with relay(zander.ws, user, api_key="long-secret-edge"):
+            zander.get("/streams?api_key=long-secret-azure", X_API_Key="long-secret-azure")
             with pytest.raises(AssertionError, match="unauthorized"):
-                async with relay(zander.ws, user, api_key="secret-wrong"):
+                async with relay(zander.ws, user, api_key="long-secret-wrong"):
                     pass
             async with consumer(
-                zander.ws, user, "?key=secret-azure", additional_headers={"Authorization": "Bearer secret-azure"}
+                zander.ws,
+                user,
+                "?key=long-secret-azure",
+                additional_headers={"Authorization": "Bearer long-secret-azure"},
             ):
                 pass
         zander.terminate()

@@ -25,6 +25,7 @@ from support.hubs import ListedPeers, Shelf
 from support.memory_database import MemoryStorage
 from support.relay_bytes import TEXT, Cutter, masked
 from support.samples import T0_US
+from zander.auth import Refusals
 from zander.delivery.queue import FORMATS
 from zander.delivery.subscribers import Subscribers
 from zander.hub.hub import Hub
@@ -295,7 +296,7 @@ class World:
             on_written=self.ingest.on_written,
         )
         settings = Settings(outbox_max_bytes=story.outbox_bytes, buffer_samples=capacity)
-        parts: Any = (settings, self.hub, self.recorder, self.archive, None, replays, None, None, 0.0)
+        parts: Any = (settings, self.hub, self.recorder, self.archive, None, replays, None, None, Refusals(), 0.0)
         stage.app.state.service = Service(*parts)
         self.listener = Listener(stage.app)
         self._reactor = Reactor(asyncio.get_running_loop()) if native else None

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.clock import Clock
 from zander import auth
-from zander.auth import given_key, require
+from zander.auth import MAX_ADDRESSES, Refusals, given_key, require
 from zander.errors import CloseCode, Unauthorized
 
 
@@ -53,6 +54,29 @@ def test_without_keys_everybody_may(given: str | None) -> None:
 @pytest.mark.parametrize("given", ["one", "two", "schlüssel", "鍵"])
 def test_each_key_opens_the_door(given: str) -> None:
     require(("one", "two", "schlüssel", "鍵"), given)
+
+
+def test_an_address_with_wrong_keys_is_named_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(auth, "monotonic", clock)
+    refusals = Refusals()
+    for seconds in (0, 30, 29, 1):
+        clock.now_s += seconds
+        for address in ("::1", "10.0.0.7"):
+            refusals.note(address)
+    assert refusals.n_refused == 8
+    assert [record.message.count("::1") for record in caplog.records] == [1, 0, 1, 0]
+
+
+def test_not_more_addresses_are_named_than_a_log_can_hold(caplog: pytest.LogCaptureFixture) -> None:
+    refusals = Refusals()
+    for n in range(3 * MAX_ADDRESSES):
+        refusals.note(f"2001:db8::{n:x}")
+    assert refusals.n_refused == 3 * MAX_ADDRESSES
+    assert len(caplog.records) == MAX_ADDRESSES + 1
+    assert "more than 1000 addresses" in caplog.messages[-1]
 
 
 NO_KEYS = [None, "", "three", "on", "ONE", "one ", "one\x00", "onetwo", "one,two", "schlussel", "schlu\u0308ssel"]

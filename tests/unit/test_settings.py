@@ -11,6 +11,8 @@ import pytest
 from zander.errors import SettingsError
 from zander.settings import Settings, load
 
+KEY, OTHER_KEY = "0123456789abcdef", "fedcba9876543210"
+
 
 def wrong(**environ: str) -> str:
     """The sentence with which the start stops."""
@@ -40,7 +42,7 @@ def test_every_setting_is_read_from_the_variable_of_its_name() -> None:
         "REDIS_URL": "redis://localhost:6379",
         "CLUSTER_NAME": "staging-2",
         "EDGE_API_KEY": "your-secret-key-here",
-        "CONSUMER_API_KEY": "one,two",
+        "CONSUMER_API_KEY": f"{KEY},{OTHER_KEY}",
         "HOST": "0.0.0.0",
         "PORT": "0",
         "LOG_LEVEL": "DEBUG",
@@ -65,7 +67,7 @@ def test_every_setting_is_read_from_the_variable_of_its_name() -> None:
         redis_url="redis://localhost:6379",
         cluster_name="staging-2",
         edge_api_key=("your-secret-key-here",),
-        consumer_api_key=("one", "two"),
+        consumer_api_key=(KEY, OTHER_KEY),
         host="0.0.0.0",
         port=0,
         log_level="DEBUG",
@@ -126,7 +128,13 @@ def test_a_name_is_not_taken_for_a_url() -> None:
 
 @pytest.mark.parametrize(
     ("value", "keys"),
-    [("a", ("a",)), ("a,b", ("a", "b")), (" a , b ,", ("a", "b")), ("a b", ("a b",)), ("ä", ("ä",))],
+    [
+        (KEY, (KEY,)),
+        (f"{KEY},{OTHER_KEY}", (KEY, OTHER_KEY)),
+        (f" {KEY} , {OTHER_KEY} ,", (KEY, OTHER_KEY)),
+        ("a key of two words", ("a key of two words",)),
+        ("ein-langer-schlüssel", ("ein-langer-schlüssel",)),
+    ],
 )
 def test_keys_are_separated_by_commas(value: str, keys: tuple[str, ...]) -> None:
     assert load({"EDGE_API_KEY": value}, None).edge_api_key == keys
@@ -135,9 +143,17 @@ def test_keys_are_separated_by_commas(value: str, keys: tuple[str, ...]) -> None
 
 def test_consumers_use_the_keys_of_the_relays_unless_they_have_their_own() -> None:
     assert load({}, None).consumer_keys == ()
-    assert load({"EDGE_API_KEY": "e"}, None).consumer_keys == ("e",)
-    assert load({"EDGE_API_KEY": "e", "CONSUMER_API_KEY": "c"}, None).consumer_keys == ("c",)
-    assert load({"CONSUMER_API_KEY": "c"}, None).consumer_keys == ("c",)
+    assert load({"EDGE_API_KEY": KEY}, None).consumer_keys == (KEY,)
+    assert load({"EDGE_API_KEY": KEY, "CONSUMER_API_KEY": OTHER_KEY}, None).consumer_keys == (OTHER_KEY,)
+    assert load({"CONSUMER_API_KEY": OTHER_KEY}, None).consumer_keys == (OTHER_KEY,)
+
+
+@pytest.mark.parametrize("variable", ["EDGE_API_KEY", "CONSUMER_API_KEY"])
+@pytest.mark.parametrize("value", ["a", KEY[:15], f"{KEY},short", f"short,{KEY}", "ü" * 15])
+def test_a_key_that_can_be_guessed_is_refused_at_the_start(variable: str, value: str) -> None:
+    sentence = wrong(**{"EDGE_API_KEY": KEY, variable: value})
+    assert sentence.startswith(f"{variable}: expected keys of at least 16 characters, got one of ")
+    assert not any(key in sentence for key in value.split(",") if len(key) > 1)
 
 
 # Where they come from.
@@ -159,9 +175,11 @@ def test_a_file_that_is_not_there_is_no_mistake(env_file: Path) -> None:
 
 
 def test_a_file_may_have_comments_quotes_and_what_is_not_ours(env_file: Path) -> None:
-    env_file.write_text("# a comment\nexport PORT='81'  # so\nPGUSER=x\nREDIS_URL\nEDGE_API_KEY=\"a,b\"\n\n")
+    keys = f"{KEY},{OTHER_KEY}"
+    lines = ["# a comment", "export PORT='81'  # so", "PGUSER=x", "REDIS_URL", f'EDGE_API_KEY="{keys}"', "", ""]
+    env_file.write_text("\n".join(lines))
     settings = load({}, env_file)
-    assert (settings.port, settings.redis_url, settings.edge_api_key) == (81, None, ("a", "b"))
+    assert (settings.port, settings.redis_url, settings.edge_api_key) == (81, None, (KEY, OTHER_KEY))
 
 
 @pytest.mark.parametrize("value", ["", " ", "\t"])
@@ -172,9 +190,9 @@ def test_an_empty_value_is_an_unset_one(env_file: Path, value: str) -> None:
 
 
 def test_an_empty_variable_leaves_what_the_file_says(env_file: Path) -> None:
-    env_file.write_text("PORT=81\nEDGE_API_KEY=a\n")
+    env_file.write_text(f"PORT=81\nEDGE_API_KEY={KEY}\n")
     settings = load({"PORT": "", "EDGE_API_KEY": " "}, env_file)
-    assert (settings.port, settings.edge_api_key) == (81, ("a",))
+    assert (settings.port, settings.edge_api_key) == (81, (KEY,))
 
 
 def test_space_around_a_value_is_not_part_of_it() -> None:
@@ -200,6 +218,7 @@ WRONG = [
     ("REDIS_URL", "http://:hunter2@redis"),
     ("REDIS_URL", "redis:hunter2"),
     ("EDGE_API_KEY", ","),
+    ("EDGE_API_KEY", "hunter2"),
     ("PORT", "-1"),
     ("PORT", "65536"),
     ("PORT", "80.5"),
@@ -253,7 +272,7 @@ def test_the_sentence_says_what_the_variable_takes(variable: str, value: str) ->
 @pytest.mark.parametrize("variable", ["DATABASE_URL", "REDIS_URL", "LOG_LEVEL", "PORT", "BATCH_MAX_SECONDS"])
 @pytest.mark.parametrize("secret", ["hunter2", "postgres:u:hunter2@h", "mysql://u:hunter2@h"])
 def test_the_sentence_never_shows_the_value(variable: str, secret: str) -> None:
-    environ = {variable: secret, "EDGE_API_KEY": "hunter2", "CONSUMER_API_KEY": "hunter2"}
+    environ = {variable: secret, "EDGE_API_KEY": "hunter2" * 3, "CONSUMER_API_KEY": "hunter2" * 3}
     assert "hunter2" not in wrong(**environ).lower()
 
 
@@ -281,7 +300,7 @@ def test_without_keys_nobody_else_is(host: str) -> None:
     assert host in sentence
     wrong(HOST=host, CONSUMER_API_KEY="for consumers only, so that any relay could send")
     wrong(HOST=host, EDGE_API_KEY=" , ")
-    assert load({"HOST": host, "EDGE_API_KEY": "a"}, None).host == host
+    assert load({"HOST": host, "EDGE_API_KEY": KEY}, None).host == host
 
 
 @pytest.mark.parametrize("host", ["127.0.0.2", "[::1]", "LOCALHOST", "::ffff:127.0.0.1", "0:0:0:0:0:0:0:1"])

@@ -11,12 +11,13 @@ from starlette.responses import Response
 from zander import auth
 from zander.database.history import History
 from zander.database.sessions import DatabaseSessions
+from zander.errors import Unauthorized
 from zander.hub.hub import Hub
 from zander.hub.replay import Replays
 from zander.journal.recorder import Recorder
 from zander.routes.answers import Answers
 from zander.routes.questions import Questions
-from zander.settings import Settings
+from zander.settings import Keys, Settings
 from zander.wire.bodies import JSON_TYPE
 from zander.wire.codec import dumps
 
@@ -32,6 +33,7 @@ class Service(NamedTuple):
     replays: Replays
     answers: Answers
     questions: Questions
+    refusals: auth.Refusals
     started_at: float
 
 
@@ -46,11 +48,20 @@ def check_origin(connection: HTTPConnection) -> None:
         auth.check_origin(connection.headers)
 
 
+def require_key(connection: HTTPConnection, keys: Keys, given: str | None) -> None:
+    """Raise Unauthorized unless `given` is one of `keys`, or there are none; count and log who is refused."""
+    try:
+        auth.require(keys, given)
+    except Unauthorized:
+        service(connection).refusals.note(connection.client.host if connection.client else "an unknown address")
+        raise
+
+
 def require_consumer(connection: HTTPConnection) -> Service:
     """Return the service; Unauthorized without a consumer's key in the headers."""
     found = service(connection)
     check_origin(connection)
-    auth.require(found.settings.consumer_keys, auth.given_key(connection.headers))
+    require_key(connection, found.settings.consumer_keys, auth.given_key(connection.headers))
     return found
 
 

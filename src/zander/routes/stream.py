@@ -10,6 +10,7 @@ from zander import auth
 from zander.delivery.outbox import Outbox
 from zander.errors import CloseCode
 from zander.hub.ingest import Ingest
+from zander.routes.context import require_key
 from zander.routes.websocket import Opening, SessionTask, endpoint
 from zander.streams.clock import now_us
 from zander.streams.stream import Stream
@@ -27,7 +28,7 @@ async def stream(opening: Opening) -> SessionTask:
     """Authenticate a relay and connect it; what it sends from then on is taken in."""
     came_us, settings, ingest = now_us(), opening.service.settings, opening.service.hub.ingest
     first, device = decode_auth(await opening.first_message())
-    auth.require(settings.edge_api_key, auth.given_key(opening.request.headers) or first.api_key)
+    require_key(opening.request, settings.edge_api_key, auth.given_key(opening.request.headers) or first.api_key)
     opening.admit()
     relay = Outbox(first.user_id, types=(), max_bytes=settings.outbox_max_bytes)
     relay.since_us = came_us

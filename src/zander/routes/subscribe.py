@@ -10,7 +10,7 @@ from zander import auth
 from zander.delivery.outbox import Outbox
 from zander.delivery.queue import FORMATS
 from zander.errors import BadMessage
-from zander.routes.context import Service
+from zander.routes.context import Service, require_key
 from zander.routes.parameters import choice, choices, number, session_id, user_id
 from zander.routes.websocket import Opening, SessionTask, endpoint
 from zander.wire.chunk import MAX_POSITION
@@ -97,7 +97,7 @@ async def _authenticate(opening: Opening) -> None:
     keys, key = opening.service.settings.consumer_keys, auth.given_key(opening.request.headers)
     if keys and key is None:
         key = decode_consumer_auth(await opening.first_message()).api_key
-    auth.require(keys, key)
+    require_key(opening.request, keys, key)
 
 
 def _place(query: Mapping[str, str]) -> _Place | None:

@@ -80,6 +80,24 @@ def test_rest_needs_a_consumer_key(locked: Node, path: str) -> None:
     assert locked.get(path, Authorization=f"Bearer {key}")[0] in (200, 404)
 
 
+async def test_wrong_keys_are_counted_and_logged_once_per_address(
+    start_node: Callable[..., Node], user: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = start_node(edge_api_key=(EDGE,))
+    for _ in range(3):
+        assert node.get("/stats", X_API_Key="wrong-key-of-rest")[0] == 401
+        for path, auth in (("/stream", {"user_id": user}), (f"/subscribe/{user}", {})):
+            async with connect(node.ws + path) as socket:
+                peer = Peer(socket)
+                await peer.send({"type": "auth", "api_key": "wrong-key-of-socket"} | auth)
+                assert (await peer.receive())["code"] == "unauthorized"
+                assert await peer.close_code() == 4501
+    assert node.get("/stats", X_API_Key=EDGE)[1]["wrong_keys"] == 9
+    said = [record.message for record in caplog.records if record.name == "zander.auth"]
+    assert said == ["a wrong key, or none, came from 127.0.0.1; it is named once a minute"]
+    assert "wrong-key" not in caplog.text
+
+
 @pytest.mark.parametrize("path", ["/health", "/docs", "/openapi.json"])
 def test_health_and_docs_need_none(locked: Node, path: str) -> None:
     assert locked.fetch(path)[0] == 200
