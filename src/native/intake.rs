@@ -17,6 +17,8 @@ pub struct Intake {
     #[pyo3(get)]
     n_samples: usize,
     #[pyo3(get)]
+    n_clamped: usize,
+    #[pyo3(get)]
     n_given: usize,
 }
 
@@ -24,7 +26,7 @@ pub struct Intake {
 impl Intake {
     #[new]
     fn new(record: Py<PyAny>, refuse: Py<PyAny>, offer: Py<PyAny>, live: Py<PyDict>, followers: Py<PyDict>) -> Self {
-        Self { record, refuse, offer, live, followers, n_samples: 0, n_given: 0 }
+        Self { record, refuse, offer, live, followers, n_samples: 0, n_clamped: 0, n_given: 0 }
     }
 
     pub fn take(slf: &Bound<'_, Self>, readers: Vec<Py<FrameReader>>) -> PyResult<()> {
@@ -33,6 +35,8 @@ impl Intake {
             let (frames, n_samples, n_readers) = journal_frames(py, rest);
             let (batch, behind) = rest.split_at(n_readers);
             rest = behind;
+            slf.borrow_mut().n_clamped +=
+                batch.iter().map(|reader| reader.borrow(py).reader.run.n_clamped).sum::<usize>();
             let taken = Self::take_batch(slf, batch, &frames, n_samples);
             batch.iter().for_each(|reader| reader.borrow_mut(py).reader.run.clear());
             result = result.and(taken);

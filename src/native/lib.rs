@@ -14,7 +14,9 @@ mod transport;
 
 use std::cell::Cell;
 use std::io::Write;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::PyValueError;
@@ -173,7 +175,7 @@ impl FrameReader {
     fn advance_session(&mut self, py: Python<'_>) -> PyResult<()> {
         let relay = self.relay.as_mut().ok_or_else(no_relay)?;
         relay.is_stale = true;
-        relay.advance(py)
+        relay.advance(py, self.reader.run.n_clamped)
     }
 }
 
@@ -236,7 +238,7 @@ impl FrameReader {
     fn commit(&mut self, py: Python<'_>) -> PyResult<()> {
         let relay = self.relay.as_mut().ok_or_else(no_relay)?;
         relay.ring.write(py, &self.reader.run)?;
-        relay.advance(py)
+        relay.advance(py, self.reader.run.n_clamped)
     }
 }
 
@@ -280,11 +282,13 @@ impl Relay {
         Ok(())
     }
 
-    /// Move the session behind the samples.
-    fn advance(&self, py: Python<'_>) -> PyResult<()> {
+    /// Move the session behind the samples, of which some were moved in time.
+    fn advance(&self, py: Python<'_>, n_clamped: usize) -> PyResult<()> {
         let state = self.state.ok_or_else(|| PyValueError::new_err("expected a reader that has samples"))?;
         let SessionState { next_position, count, last_time_us } = state;
-        *self.session.borrow_mut(py) = SessionPosition { next_position, count, last_time_us };
+        let mut session = self.session.borrow_mut(py);
+        let n_clamped = session.n_clamped + n_clamped;
+        *session = SessionPosition { next_position, count, last_time_us, n_clamped };
         Ok(())
     }
 }
@@ -374,7 +378,7 @@ fn run(py: Python<'_>, position: i64, times_us: &Bound<'_, PyAny>, samples: &Bou
     if !is_native || n_values == 0 || samples.shape() != [n, n_values / n.max(1)] || !samples.is_c_contiguous() {
         return None;
     }
-    Some(Run { position, times_us: times_us.to_vec(py).ok()?, values: samples.to_vec(py).ok()? })
+    Some(Run { position, times_us: times_us.to_vec(py).ok()?, values: samples.to_vec(py).ok()?, n_clamped: 0 })
 }
 
 /// The memory of a numpy array, to write to: a slice of it, made in Python for every write, costs five times as much.
@@ -387,8 +391,25 @@ fn cells<'a, T: Element>(array: &'a PyBuffer<T>, _: Python<'a>) -> PyResult<&'a 
     Ok(unsafe { &*(memory.as_ptr() as *const [Cell<T>]) })
 }
 
+/// The server's clock, µs since 1970: a steady one, which was set once by the system's (`streams/clock.py`).
+struct SteadyClock {
+    started: Instant,
+    offset_us: AtomicI64, // of `started`
+}
+
+static CLOCK: LazyLock<SteadyClock> = LazyLock::new(|| {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64);
+    SteadyClock { started: Instant::now(), offset_us: AtomicI64::new(since_1970) }
+});
+
+#[pyfunction(name = "now_us")]
 fn clock_us() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
+    CLOCK.offset_us.load(Ordering::Relaxed) + CLOCK.started.elapsed().as_micros() as i64
+}
+
+#[pyfunction]
+fn set_clock(now_us: i64) {
+    CLOCK.offset_us.fetch_add(now_us - clock_us(), Ordering::Relaxed);
 }
 
 fn uuid(text: &str) -> Option<[u8; 16]> {
@@ -409,5 +430,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Socket>()?;
     module.add_function(wrap_pyfunction!(split_frames, module)?)?;
     module.add_function(wrap_pyfunction!(sample_texts, module)?)?;
-    module.add_function(wrap_pyfunction!(chunk_text, module)?)
+    module.add_function(wrap_pyfunction!(chunk_text, module)?)?;
+    module.add_function(wrap_pyfunction!(clock_us, module)?)?;
+    module.add_function(wrap_pyfunction!(set_clock, module)?)
 }

@@ -13,6 +13,7 @@ pub struct SessionPosition {
     pub next_position: i64,
     pub count: i64,
     pub last_time_us: i64,
+    pub n_clamped: usize,
 }
 
 #[pyclass(subclass, get_all, set_all)]

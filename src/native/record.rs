@@ -242,7 +242,7 @@ mod tests {
 
     fn run(position: i64, values: &[f32]) -> Run {
         let n = values.len() / 2;
-        Run { position, times_us: (0..n as i64).map(|i| EPOCH_US + i).collect(), values: values.to_vec() }
+        Run { position, times_us: (0..n as i64).map(|i| EPOCH_US + i).collect(), values: values.to_vec(), n_clamped: 0 }
     }
 
     #[test]

@@ -6,7 +6,9 @@ use crate::raw::Raw;
 
 const MAX_POSITION: i64 = (1 << 53) - 1;
 const KEPT: usize = 8; // samples for which there is always room
-const MAX_AHEAD_US: i64 = 86_400_000_000;
+const MAX_AHEAD_US: i64 = 60_000_000;
+const CATCH_UP: f64 = 0.875;
+const JUMP_US: i64 = 1_000_000; // the twin tells of it
 
 /// The state of a session between two messages.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,12 +31,14 @@ pub struct Run {
     pub position: i64,
     pub times_us: Vec<i64>,
     pub values: Vec<f32>,
+    pub n_clamped: usize, // of them, moved in time
 }
 
 impl Run {
     pub fn clear(&mut self) {
         self.times_us.clear();
         self.values.clear();
+        self.n_clamped = 0;
         self.times_us.shrink_to(KEPT); // what a burst took is not kept for an idle relay
         self.values.shrink_to(8 * KEPT);
     }
@@ -67,21 +71,36 @@ impl Run {
         if position != state.next_position || position + n > MAX_POSITION || (n > 1 && period_us == 0.0) {
             return None;
         }
-        let spaced_us = |i: i64| if n == 1 { 0 } else { (i as f64 * period_us).round_ties_even() as i64 };
-        let length_us = spaced_us(n - 1);
+        let length_us = if n == 1 { 0 } else { spaced_us(n - 1, period_us) };
         let first_us = raw.time_us.unwrap_or(now_us - length_us);
         let in_range = (now_us - max_age_us).max(0)..=now_us + MAX_AHEAD_US;
         if !in_range.contains(&first_us) || !in_range.contains(&first_us.checked_add(length_us)?) {
             return None;
         }
+        let last_us = state.last_time_us;
+        if last_us - raw.time_us.unwrap_or(now_us) >= JUMP_US {
+            return None;
+        }
         if self.times_us.is_empty() {
             self.position = position;
         }
-        self.times_us.extend((0..n).map(|i| (first_us + spaced_us(i)).max(state.last_time_us)));
+        let given_us = |i: i64| first_us + if i == 0 { 0 } else { spaced_us(i, period_us) };
+        if first_us >= last_us {
+            self.times_us.extend((0..n).map(given_us));
+        } else {
+            let latest_us = if last_us <= now_us { now_us } else { last_us.max(now_us + MAX_AHEAD_US) };
+            let clamped = |i: i64| given_us(i).max((last_us + spaced_us(i + 1, CATCH_UP * period_us)).min(latest_us));
+            self.n_clamped += (0..n).filter(|&i| clamped(i) != given_us(i)).count();
+            self.times_us.extend((0..n).map(clamped));
+        }
         self.values.extend_from_slice(&raw.values);
         let last_time_us = *self.times_us.last()?;
         Some(SessionState { next_position: position + n, count: position + n, last_time_us })
     }
+}
+
+fn spaced_us(i: i64, period_us: f64) -> i64 {
+    (i as f64 * period_us).round_ties_even() as i64
 }
 
 #[cfg(test)]
@@ -102,15 +121,26 @@ mod tests {
     fn samples_that_follow_are_spaced_and_never_run_backwards() {
         let mut run = Run::default();
         let state = run.accept(&raw(None, Some(999_000), 3), STATE, rules(1_000.0), 2_000_000).unwrap();
-        assert_eq!(run.times_us, [1_000_000, 1_000_000, 1_001_000]);
-        assert_eq!(state, SessionState { next_position: 8, count: 8, last_time_us: 1_001_000 });
+        assert_eq!(run.times_us, [1_000_875, 1_001_750, 1_002_625]);
+        assert_eq!(state, SessionState { next_position: 8, count: 8, last_time_us: 1_002_625 });
         let state = run.accept(&raw(Some(8), None, 1), state, rules(1_000.0), 2_000_000).unwrap();
-        assert_eq!((run.position, run.end(), state.last_time_us), (5, 9, 2_000_000));
+        assert_eq!((run.position, run.end(), state.last_time_us, run.n_clamped), (5, 9, 2_000_000, 3));
+    }
+
+    #[test]
+    fn what_is_moved_in_time_meets_the_times_it_was_given_and_goes_not_beyond_now() {
+        let mut run = Run::default();
+        let state = SessionState { last_time_us: 1_000_000, ..STATE };
+        let state = run.accept(&raw(None, Some(999_900), 4), state, rules(1_000.0), 1_001_500).unwrap();
+        assert_eq!(run.times_us, [1_000_875, 1_001_500, 1_001_900, 1_002_900]);
+        assert_eq!((state.last_time_us, run.n_clamped), (1_002_900, 2));
+        run.accept(&raw(None, Some(1_000_000), 1), state, rules(1_000.0), 1_001_500).unwrap();
+        assert_eq!(run.times_us[4], 1_003_775); // the one before was in the future
     }
 
     #[test]
     fn a_ring_is_overwritten_from_its_beginning() {
-        let run = Run { position: 0, times_us: vec![1, 2, 3], values: vec![1.0, 1.5, 2.0, 2.5, 3.0, 3.5] };
+        let run = Run { times_us: vec![1, 2, 3], values: vec![1.0, 1.5, 2.0, 2.5, 3.0, 3.5], ..Run::default() };
         let (times_us, samples) = (vec![Cell::new(0); 4], vec![Cell::new(0.0); 8]);
         run.write(&times_us, &samples, 6);
         assert_eq!(times_us.iter().map(Cell::get).collect::<Vec<_>>(), [3, 0, 1, 2]);
@@ -130,6 +160,7 @@ mod tests {
             (raw(None, Some(499_999), 1), STATE, 1_000.0),
             (raw(None, Some(2_000_001 + MAX_AHEAD_US), 1), STATE, 1_000.0),
             (raw(None, Some(i64::MAX), 2), STATE, 1_000.0),
+            (raw(None, Some(0), 1), SessionState { last_time_us: JUMP_US, ..STATE }, 1_000.0),
             (
                 raw(None, None, 1),
                 SessionState { next_position: MAX_POSITION, count: MAX_POSITION, last_time_us: 0 },

@@ -88,7 +88,7 @@ mod tests {
 
     fn run() -> Run {
         let values = vec![1.0, f32::NAN, -0.0, 1e16, 1e-7, 0.1];
-        Run { position: 9, times_us: vec![1_764_000_000_123_456, 1_764_000_001_000_000], values }
+        Run { position: 9, times_us: vec![1_764_000_000_123_456, 1_764_000_001_000_000], values, n_clamped: 0 }
     }
 
     fn text(write: impl Fn(&mut Vec<u8>)) -> String {

@@ -16,6 +16,12 @@ from zander.wire.chunk import Samples, Times
 DEBUG: bool
 """Whether it was built without optimisation: for no measurement."""
 
+def now_us() -> int:
+    """Return the server's time, µs since 1970."""
+
+def set_clock(now_us: int) -> None:
+    """Let the server's clock show another time from now on."""
+
 class Reactor:
     """All connections in one epoll set. The loop watches `fileno` for reading, and calls `turn`."""
 
@@ -57,6 +63,7 @@ class SessionPosition:
     next_position: int
     count: int  # position of the next sample that has none
     last_time_us: int
+    n_clamped: int  # samples that were moved in time
 
     def __init__(self, *arguments: object, **named: object) -> None: ...
 
@@ -93,6 +100,7 @@ class Intake:
     """
 
     n_samples: int  # taken in since the start
+    n_clamped: int  # of those, moved in time
     n_given: int  # to consumers
 
     def __init__(
@@ -116,7 +124,7 @@ class FrameReader:
     user_id: str  # of its session
 
     def __init__(self, clock: Callable[[], int] | None = None) -> None:
-        """Make one. `clock` is that of the samples that carry no time, µs; None: the system's."""
+        """Make one. `clock` is that of the samples that carry no time, µs; None: the server's."""
 
     def intercept(
         self,

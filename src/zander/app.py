@@ -37,6 +37,7 @@ from zander.routes.answers import Answers
 from zander.routes.context import Service, json_response
 from zander.routes.questions import Questions
 from zander.settings import Settings
+from zander.streams import clock
 from zander.streams.stream import Streams
 
 CANCEL_SECONDS = 1.0
@@ -153,8 +154,10 @@ def _stop_if_dead(task: asyncio.Task[None]) -> None:
 
 
 async def _tick(hub: Hub) -> None:
+    system = clock.Follower()
     while True:
         await asyncio.sleep(1)
+        system.follow()
         hub.tick()
 
 

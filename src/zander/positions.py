@@ -16,7 +16,7 @@ else:
     class SessionPosition:
         """Positions of a session, after its last sample."""
 
-        __slots__ = ("count", "last_time_us", "next_position")
+        __slots__ = ("count", "last_time_us", "n_clamped", "next_position")
 
     class RingPosition:
         """Position of a ring: how much it was written, and where that ended."""

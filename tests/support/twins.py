@@ -81,7 +81,7 @@ class Clock:
 def pinned() -> Iterator[Clock]:
     """Stop the clock of all rooms."""
     clock = Clock()
-    rooms = [f"zander.{name}.time" for name in ("routes.stream", "delivery.subscribers", "delivery.outbox")]
+    rooms = [f"zander.{name}.time" for name in ("delivery.subscribers", "delivery.outbox")]
     rooms += [
         f"zander.{name}.monotonic"
         for name in ("hub.hub", "hub.ingest", "delivery.outbox", "streams.stream", "journal.writer", "journal.recorder")
@@ -89,7 +89,8 @@ def pinned() -> Iterator[Clock]:
     with ExitStack() as patched:
         for room in rooms:
             patched.enter_context(patch(room, clock.seconds))
-        patched.enter_context(patch("zander.hub.ingest.now_us", lambda: clock.now_us))
+        for room in ("hub.ingest", "routes.stream"):
+            patched.enter_context(patch(f"zander.{room}.now_us", lambda: clock.now_us))
         if IS_NATIVE:
             patched.enter_context(patch.object(websocket, "FrameReader", lambda: FrameReader(lambda: clock.now_us)))
         yield clock

@@ -71,6 +71,11 @@ class FastPath:
         return self.intake.n_samples if self.intake else 0
 
     @property
+    def n_clamped(self) -> int:
+        """How many of them were moved in time."""
+        return self.intake.n_clamped if self.intake else 0
+
+    @property
     def n_samples_out(self) -> int:
         """How many samples live consumers were given here."""
         return self.intake.n_given if self.intake else 0

@@ -6,6 +6,7 @@ call. So whoever subscribes gets it either from the buffer or live, never both o
 
 from __future__ import annotations
 
+import logging
 from time import monotonic
 from typing import Any
 
@@ -19,11 +20,15 @@ from zander.hub.recording import Recording
 from zander.hub.session_lookup import SessionLookup
 from zander.journal.batch import Written
 from zander.streams.clock import now_us
-from zander.streams.session import MAX_AGE_US
+from zander.streams.session import JUMP_US, MAX_AGE_US
 from zander.streams.stream import Stream, Streams
 from zander.wire.chunk import Chunk, RawIn
 from zander.wire.codec import PredictionIn, dumps_note, refuse_deep, to_us
 from zander.wire.messages import Auth, DeviceInfo, Features, Gap, Note, Status
+
+CLAMPED = "a time {:.1f} s before the one before it: it is moved and counted as clamped, and so is what follows"
+
+log = logging.getLogger(__name__)
 
 
 class Ingest:
@@ -46,6 +51,7 @@ class Ingest:
         self.n_bad_messages = 0
         self.fast_path = FastPath(sink, subscribers, self._take_in)
         self._n_samples = 0
+        self._n_clamped = 0
         self._subscribers = subscribers
         self._sink = sink
         self._recording = Recording(sink)
@@ -57,6 +63,11 @@ class Ingest:
     def n_samples(self) -> int:
         """How many samples were taken in since the start."""
         return self._n_samples + self.fast_path.n_samples
+
+    @property
+    def n_clamped(self) -> int:
+        """How many of them ran backwards in time and were moved."""
+        return self._n_clamped + self.fast_path.n_clamped
 
     async def connect(self, auth: Auth, device: DeviceInfo, relay: Outbox) -> Stream:
         """Begin a session or go on with one. The newest relay of a user wins: the one before is closed.
@@ -106,7 +117,11 @@ class Ingest:
         """
         if not stream.online:
             return
-        gap, accepted = stream.session.accept(raw, now_us())
+        session, n_before = stream.session, stream.session.n_clamped
+        gap, accepted, back_us = session.accept(raw, now_us())
+        self._n_clamped += session.n_clamped - n_before
+        if back_us >= JUMP_US and stream.tell_once("clamped", what := CLAMPED.format(back_us / 1e6)):
+            log.warning("session %s of user %s: %s", session.session_id, session.user_id, what)
         if accepted:
             self._take_in(stream, gap, accepted)
 

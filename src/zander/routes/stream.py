@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from time import time
 from typing import TYPE_CHECKING
 
 from zander import auth
@@ -45,17 +44,17 @@ class _Relay(SessionTask):
 
     async def begin(self) -> None:
         session = self._connected.session
-        self._outbox.say(dumps(AuthOk(session.session_id, session.user_id, self._connected.durable, time())))
+        self._outbox.say(dumps(AuthOk(session.session_id, session.user_id, self._connected.durable, now_us() / 1e6)))
 
     def take(self, message: Message) -> None:
-        received = time()
+        received = now_us() / 1e6
         incoming = decode_relay(message)
         if isinstance(incoming, RawIn):
             self._ingest.take_raw(self._connected, incoming)
         elif isinstance(incoming, Features):
             self._ingest.take_features(self._connected, incoming, decode_fields(message))
         else:
-            self._outbox.say(dumps(Pong(incoming.t0, received, time())))
+            self._outbox.say(dumps(Pong(incoming.t0, received, now_us() / 1e6)))
 
     def begin_direct(self, connection: Connection) -> None:
         self._ingest.rate_limit.watch(self._outbox, connection)

@@ -8,7 +8,9 @@ Rules, in the order they are applied to what a relay sends:
    samples is refused.
 4. A position behind it: what is already there is dropped and counted as duplicate, the rest is taken.
 5. No timestamp: a chunk that arrives now ends now. Samples of a chunk are spaced by the sampling rate.
-6. Times never run backwards: a sample that would is given the time of the one before it.
+6. Times never run backwards: samples that would are moved behind the one before, spaced by the sampling rate, and
+   counted as clamped. They are an eighth closer, so that they meet the times they were given in the end, and never
+   beyond now; behind a sample that is itself in the future, not beyond MAX_AHEAD_US.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from zander.positions import SessionPosition
 from zander.wire.chunk import MAX_POSITION, Chunk, Origin, RawIn, Times, period_us
 from zander.wire.messages import MAX_CHANNELS, DeviceInfo, Gap
 
-MAX_AHEAD_US = 86_400_000_000  # a day: milliseconds sent as seconds would pin every later sample to the far future
+MAX_AHEAD_US = 60_000_000  # a clock may be wrong; but what comes after such a time cannot be before it
+CATCH_UP = 0.875  # of a period, between samples that are moved
+JUMP_US = 1_000_000  # backwards: a clock was set; less is a network that delays
 DAY_US = 86_400_000_000
 MAX_AGE_US = 30 * DAY_US  # a chunk of the hypertable for each day: a relay must not make thousands of them
 IRREGULAR_PERIOD_US = 1000.0  # taken for the positions in a day where a device has no sampling rate
@@ -34,6 +38,7 @@ class Accepted(NamedTuple):
 
     gap: Gap | None
     chunk: Chunk | None
+    back_us: int = 0  # how far before the last one the first says it is, or the server's clock where it says nothing
 
 
 class Session(SessionPosition):
@@ -56,7 +61,6 @@ class Session(SessionPosition):
         "n_gaps",
         "origin",
         "start_us",
-        "user_id",
     )
 
     def __init__(
@@ -72,7 +76,6 @@ class Session(SessionPosition):
         last_time_us: int = 0,
         max_age_us: int = MAX_AGE_US,
     ) -> None:
-        self.user_id = user_id
         self.start_us = start_us
         self.device_info = device_info
         self.channel_names = device.channel_names
@@ -84,6 +87,7 @@ class Session(SessionPosition):
         self.max_age_us = max_age_us
         self.n_gaps = 0
         self.n_duplicates = 0
+        self.n_clamped = 0
         self.n_bad = 0
         self.base = next_position
         self.origin = Origin(user_id, session_id, period_us(device.sampling_rate))
@@ -92,6 +96,11 @@ class Session(SessionPosition):
     def session_id(self) -> str:
         """The UUID, as text."""
         return self.origin.session_id
+
+    @property
+    def user_id(self) -> str:
+        """The user whose session it is."""
+        return self.origin.user_id
 
     def accept(self, raw: RawIn, now_us: int) -> Accepted:
         """Give raw its positions and times; BadMessage, and nothing has changed, when it breaks a rule."""
@@ -108,20 +117,20 @@ class Session(SessionPosition):
             return Accepted(None, None)
         gap = Gap(self.session_id, expected, position, "relay") if position > expected else None
         self.n_gaps += gap is not None
-        times_us = times_us[skip:]
+        given_us = times_us[skip:]
+        back_us = max(0, self.last_time_us - int(now_us if raw.time_us is None else given_us[0]))
+        times_us = self._clamped(given_us, now_us) if given_us[0] < self.last_time_us else given_us
         self.next_position = position + n
         self.last_time_us = int(times_us[-1])
-        return Accepted(gap, Chunk(self.origin, position + skip, times_us, raw.samples[skip:]))
+        return Accepted(gap, Chunk(self.origin, position + skip, times_us, raw.samples[skip:]), back_us)
 
     def check_time(self, time_us: int | None, now_us: int) -> int:
         """Return the time of a message, `now_us` if it has none; BadMessage when it is out of range."""
         if time_us is None:
             return now_us
         if not max(0, now_us - self.max_age_us) <= time_us <= now_us + MAX_AHEAD_US:
-            n_days = self.max_age_us / DAY_US
-            raise BadMessage(
-                "bad_timestamp", f"expected {n_days:g} days ago (MAX_AGE_DAYS) to a day from now, got {time_us / 1e6} s"
-            )
+            oldest = f"{self.max_age_us / DAY_US:g} days ago (MAX_AGE_DAYS)"
+            raise BadMessage("bad_timestamp", f"expected {oldest} to a minute from now, got {time_us / 1e6} s")
         return time_us
 
     def resume(self, device: DeviceInfo, durable: int) -> None:
@@ -164,12 +173,25 @@ class Session(SessionPosition):
 
     def _times(self, time_us: int | None, n: int, now_us: int) -> Times:
         if n == 1:
-            return np.array([max(self.check_time(time_us, now_us), self.last_time_us)])
-        spaced_us = np.round(np.arange(n) * self.origin.period_us).astype(np.int64)
+            return np.array([self.check_time(time_us, now_us)])
+        spaced_us = _spaced_us(0, n, self.origin.period_us)
         length_us = int(spaced_us[-1])
         first_us = self.check_time(now_us - length_us if time_us is None else time_us, now_us)
         self.check_time(first_us + length_us, now_us)
-        return np.maximum(first_us + spaced_us, self.last_time_us)
+        return first_us + spaced_us
+
+    def _clamped(self, given_us: Times, now_us: int) -> Times:
+        """Move the times that would run backwards (rule 6), and count them; the first of them would."""
+        last_us = self.last_time_us
+        latest_us = now_us if last_us <= now_us else max(last_us, now_us + MAX_AHEAD_US)
+        moved_us = last_us + _spaced_us(1, len(given_us), CATCH_UP * self.origin.period_us)
+        times_us = np.maximum(given_us, np.minimum(moved_us, latest_us))
+        self.n_clamped += int(np.count_nonzero(times_us != given_us))
+        return times_us
+
+
+def _spaced_us(first: int, n: int, period_us: float) -> Times:
+    return np.round(np.arange(first, first + n) * period_us).astype(np.int64)
 
 
 class StoredSession(Struct):

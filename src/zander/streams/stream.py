@@ -16,7 +16,7 @@ from zander.streams.ring import Ring, Run
 from zander.streams.session import Session
 from zander.wire.chunk import Chunk
 from zander.wire.codec import dumps, memory_bytes
-from zander.wire.messages import DEVICE_IS, Ack, DeviceInfo, Gap, Item, Note, SessionId, Status, User
+from zander.wire.messages import DEVICE_IS, Ack, DeviceInfo, Error, Gap, Item, Note, SessionId, Status, User
 
 SampleType = Literal["features", "raw", "prediction"]
 RATE_SECONDS = 5  # over which a rate is taken
@@ -59,6 +59,7 @@ class BufferStats(Struct):
     bytes: Annotated[int, Meta(description="memory taken")]
     gaps: Annotated[int, Meta(description="of raw: holes in the positions since the session began")] = 0
     duplicates: Annotated[int, Meta(description="of raw: samples dropped because they were there already")] = 0
+    clamped: Annotated[int, Meta(description="of raw: samples whose time ran backwards and was moved")] = 0
 
 
 class StreamStats(Struct):
@@ -101,6 +102,7 @@ class Stream:
         self.predictions = History(buffer_samples)
         self.recent = History(RECENT_NOTES)  # of all kinds, in their order
         self._device_bytes = memory_bytes(session.device_info)
+        self._told: set[str] = set()
         self._rates = Rates(3)
 
     @property
@@ -125,6 +127,15 @@ class Stream:
         self.durable = durable
         if self.acks and self.relay:
             self.relay.say(dumps(Ack(self.session.session_id, durable)))
+
+    def tell_once(self, code: str, message: str) -> bool:
+        """Tell the relay of something that goes on, once in a session; True when it was the first time."""
+        if code in self._told:
+            return False
+        self._told.add(code)
+        if self.relay:
+            self.relay.say(dumps(Error(code, message)))
+        return True
 
     @property
     def n_notes(self) -> int:
@@ -212,7 +223,7 @@ class Stream:
         """Describe the buffers."""
         session = self.session
         raw, features, prediction = map(_buffer_stats, self.buffers, self._rates.per_second(*self._n_written()))
-        raw.gaps, raw.duplicates = session.n_gaps, session.n_duplicates
+        raw.gaps, raw.duplicates, raw.clamped = session.n_gaps, session.n_duplicates, session.n_clamped
         return StreamStats(
             user_id=session.user_id,
             session_id=session.session_id,

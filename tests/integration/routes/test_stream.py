@@ -72,6 +72,36 @@ async def test_timestamps_of_the_relay_are_kept_and_spaced_by_the_sampling_rate(
         assert second["timestamp"] == pytest.approx(1764000000.5 + 1 / 128, abs=1e-6)
 
 
+@pytest.mark.parametrize("is_binary", [False, True])
+async def test_a_clock_that_jumps_leaves_every_sample_a_time_of_its_own(
+    start_node: Callable[..., Node], user: str, is_binary: bool
+) -> None:
+    node = start_node()
+    async with relay(node.ws, user) as edge, consumer(node.ws, user, "?types=raw") as azure:
+        await edge.send({"type": "raw", "channels": [0, 0], "timestamp": time.time() + 50})
+        for i in range(1, 301):
+            chunk = encode_binary(RawIn(i, None, np.zeros((1, 2), np.float32)))
+            await edge.send(chunk if is_binary else {"type": "raw", "channels": [i, 0]})
+        times = [(await azure.receive())["timestamp"] for _ in range(301)]
+        steps = np.diff(times)
+        assert steps == pytest.approx(0.875 / 128, abs=1e-5)
+        told = await edge.receive()
+        assert (told["type"], told["code"]) == ("error", "clamped")
+        await edge.send({"type": "ping", "t0": 1.5})
+        assert (await edge.receive())["type"] == "pong"  # told once, and the connection goes on
+        assert node.get(f"/buffer/{user}/stats")[1]["raw"]["clamped"] == 300
+        assert node.get("/stats")[1]["clamped"] == 300
+
+
+async def test_a_time_more_than_a_minute_ahead_is_refused(node: Node, user: str) -> None:
+    async with relay(node.ws, user) as edge:
+        await edge.send({"type": "raw", "channels": [0, 0], "timestamp": time.time() + 65})
+        assert (await edge.receive())["code"] == "bad_timestamp"
+        await edge.send({"type": "raw", "channels": [0, 0], "timestamp": time.time() + 55})
+        await edge.send({"type": "ping", "t0": 1.5})
+        assert (await edge.receive())["type"] == "pong"
+
+
 async def test_a_position_ahead_is_announced_as_a_gap_and_never_filled(node: Node, user: str) -> None:
     async with relay(node.ws, user) as edge, consumer(node.ws, user, "?types=raw,gap") as azure:
         await edge.send({"type": "raw", "channels": [0, 0]})

@@ -6,7 +6,7 @@ import pytest
 
 from support.hub_items import NOW_US
 from support.hubs import House, build
-from zander.streams import clock as clock_module
+from zander.hub import ingest
 
 
 @pytest.fixture
@@ -17,4 +17,4 @@ async def house() -> House:
 @pytest.fixture
 def today(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the server's clock show NOW_US."""
-    monkeypatch.setattr(clock_module, "time", lambda: NOW_US / 1e6)
+    monkeypatch.setattr(ingest, "now_us", lambda: NOW_US)

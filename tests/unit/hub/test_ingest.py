@@ -272,3 +272,30 @@ async def test_a_relay_is_never_told_that_less_is_durable(house: House) -> None:
     assert stream.relay
     assert [message["durable"] for message in messages(stream.relay)] == [5, 5, 6]
     assert stream.durable == 6
+
+
+async def test_a_clock_that_was_set_back_is_told_once_and_counted(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = await house.relay()
+    relay = stream.relay
+    assert relay
+    for position, ahead_us in enumerate([30_000_000, 0, 10, -5_000_000]):
+        house.ingest.take_raw(stream, RawIn(position, NOW_US + ahead_us, np.zeros((1, 2), np.float32)))
+    said = [json.loads(frame) for frame in relay.take()]
+    assert [(message["type"], message["code"]) for message in said] == [("error", "clamped")]
+    assert said[0]["message"].startswith("a time 30.0 s before the one before it")
+    assert not relay.closed.done()
+    assert (house.ingest.n_clamped, stream.stats().raw.clamped) == (3, 3)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert len(set(stream.ring.times_us[:4].tolist())) == 4
+
+
+async def test_a_network_that_delays_chunks_is_no_clock_that_was_set_back(house: House) -> None:
+    stream = await house.relay()
+    relay = stream.relay
+    assert relay
+    for _ in range(3):
+        house.ingest.take_raw(stream, RawIn(None, None, np.zeros((500, 2), np.float32)))
+    assert relay.take() == []
+    assert house.ingest.n_clamped > 0

@@ -60,7 +60,7 @@ class Stream:
         self._ledger = recording
 
     def send(self, position: int, n: int = 1) -> bool:
-        gap, chunk = self.session.accept(RawIn(position, T0_US, np.zeros((n, 1), np.float32)), T0_US)
+        gap, chunk, _ = self.session.accept(RawIn(position, T0_US, np.zeros((n, 1), np.float32)), T0_US)
         assert chunk
         return self._ledger.raw(self, gap, chunk, T0_US)  # type: ignore[arg-type]
 

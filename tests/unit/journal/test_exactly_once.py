@@ -231,7 +231,7 @@ class Node:
 
     def ingest(self, held: Held, raw: RawIn) -> bool:
         """Take raw in; False when there was no room."""
-        gap, chunk = held.session.accept(raw, T0_US + 1_000_000_000)
+        gap, chunk, _ = held.session.accept(raw, T0_US + 1_000_000_000)
         if chunk is None:
             return True
         if not self.recording.raw(held, gap, chunk, int(chunk.times_us[0])):  # type: ignore[arg-type]

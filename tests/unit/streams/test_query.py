@@ -225,6 +225,7 @@ async def test_stats_tell_everything_about_the_buffers(clock: Clock) -> None:
             "bytes": 160,
             "gaps": 2,
             "duplicates": 10,
+            "clamped": 0,
         },
         "features": {
             "held": 1,
@@ -235,6 +236,7 @@ async def test_stats_tell_everything_about_the_buffers(clock: Clock) -> None:
             "bytes": note_bytes(note("f")),
             "gaps": 0,
             "duplicates": 0,
+            "clamped": 0,
         },
         "prediction": {
             "held": 0,
@@ -245,6 +247,7 @@ async def test_stats_tell_everything_about_the_buffers(clock: Clock) -> None:
             "bytes": 0,
             "gaps": 0,
             "duplicates": 0,
+            "clamped": 0,
         },
     }
 

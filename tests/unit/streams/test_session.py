@@ -53,7 +53,9 @@ def times_us(accepted: Accepted) -> list[int]:
 
 
 def state(of: Session) -> dict[str, object]:
-    return {name: getattr(of, name) for name in Session.__slots__}
+    return {
+        name: getattr(of, name) for name in (*Session.__slots__, "next_position", "count", "last_time_us", "n_clamped")
+    }
 
 
 def refusal(of: Session, sent: RawIn, now_us: int = NOW_US) -> BadMessage:
@@ -211,12 +213,13 @@ def test_a_time_of_long_ago_is_refused_and_the_error_names_the_setting(n: int) -
         of.check_time(oldest_us - 1, NOW_US)
 
 
-def test_a_clock_may_be_a_day_ahead() -> None:
+def test_a_clock_may_be_a_minute_ahead() -> None:
+    assert MAX_AHEAD_US == 60_000_000
     latest = NOW_US + MAX_AHEAD_US
     assert times_us(session().accept(raw(1, None, latest), NOW_US)) == [latest]
 
 
-def test_the_last_sample_of_a_chunk_must_not_be_more_than_a_day_ahead_either() -> None:
+def test_the_last_sample_of_a_chunk_must_not_be_more_than_a_minute_ahead_either() -> None:
     of = session(sampling_rate=0.001)
     assert refusal(of, raw(100, None, NOW_US)).code == "bad_timestamp"
 
@@ -249,6 +252,63 @@ def test_the_servers_clock_may_be_set_back() -> None:
     assert times_us(of.accept(raw(1, 1), NOW_US - 60_000_000)) == [NOW_US]
 
 
+def test_what_comes_after_a_time_in_the_future_is_spaced_by_the_rate_and_meets_now_again() -> None:
+    of = session()
+    of.accept(raw(1, None, NOW_US + MAX_AHEAD_US), NOW_US)
+    found: list[int] = []
+    for i in range(1, 128 * 600):
+        found += times_us(of.accept(raw(1, first=i), NOW_US + int(i * PERIOD_US)))
+    steps = np.diff(found)
+    assert steps.min() > 0  # not one at the time of another
+    assert np.count_nonzero(steps < 0.87 * PERIOD_US) == 1  # where they meet
+    assert steps.max() <= 1.01 * PERIOD_US
+    assert found[-1] == NOW_US + int(76_799 * PERIOD_US)
+    assert of.n_clamped == pytest.approx(8 * 60 * 128, abs=8)  # an eighth of a second in every second
+
+
+def test_a_chunk_that_would_run_backwards_is_moved_until_it_meets_its_own_times() -> None:
+    of = session()
+    of.accept(raw(1, None, NOW_US), NOW_US)
+    assert times_us(of.accept(raw(4, 1, NOW_US - 1000), NOW_US + 20_000)) == [
+        NOW_US + 6_836,  # moved: by 7/8 of a period
+        NOW_US + 13_672,
+        NOW_US + 20_000,  # not beyond now
+        NOW_US + 22_438,  # its own
+    ]
+    assert of.n_clamped == 3
+
+
+def test_a_backlog_without_times_is_no_clock_that_was_set_back() -> None:
+    of = session()
+    of.accept(raw(1), NOW_US)
+    accepted = of.accept(raw(1000, first=1), NOW_US)
+    assert times_us(accepted) == [NOW_US] * 1000
+    assert (accepted.back_us, of.n_clamped) == (0, 999)
+
+
+def test_what_is_moved_does_not_go_beyond_now() -> None:
+    of = session()
+    of.accept(raw(1, None, NOW_US), NOW_US)
+    accepted = of.accept(raw(3, 1, NOW_US - 3_600_000_000), NOW_US + 10_000)
+    assert times_us(accepted) == [NOW_US + 6_836, NOW_US + 10_000, NOW_US + 10_000]
+    assert (accepted.back_us, of.n_clamped) == (3_600_000_000, 3)
+
+
+def test_what_is_moved_never_goes_further_ahead_than_a_time_that_is_accepted() -> None:
+    of = session(sampling_rate=0.001)
+    of.accept(raw(1, None, NOW_US + 1), NOW_US)
+    for _ in range(10):
+        of.accept(raw(1, None, 0, first=of.next_position), NOW_US)
+    assert of.last_time_us == NOW_US + MAX_AHEAD_US
+
+
+def test_duplicates_are_not_counted_as_clamped() -> None:
+    of = session()
+    of.accept(raw(4, 0, NOW_US), NOW_US)
+    assert of.accept(raw(4, 0, NOW_US - 50_000), NOW_US) == Accepted(None, None)
+    assert of.n_clamped == 0
+
+
 # All of it.
 
 
@@ -275,7 +335,7 @@ SENT = st.builds(
 @given(st.sampled_from([None, 2]), st.lists(SENT, max_size=20))
 def test_whatever_a_relay_sends_the_promises_hold(n_channels: int | None, messages: list[Sent]) -> None:
     of = session(n_channels)
-    now_us, next_position, last_us, n_duplicates, n_gaps = NOW_US, 0, 0, 0, 0
+    now_us, next_position, last_us, n_duplicates, n_gaps, n_clamped = NOW_US, 0, 0, 0, 0, 0
     covered: list[int] = []
     for step, n, offset_us, width, elapsed_us in messages:
         now_us += elapsed_us
@@ -299,11 +359,19 @@ def test_whatever_a_relay_sends_the_promises_hold(n_channels: int | None, messag
         assert accepted.gap == (Gap("s", *gap, "relay") if gap else None)
         n_gaps += gap is not None
         if new:
-            assert times_us(accepted) == [max(first_us + round(i * PERIOD_US), last_us) for i in range(n)][-len(new) :]
+            given_us = [first_us + round(i * PERIOD_US) for i in range(n)][-len(new) :]
+            if given_us[0] < last_us:
+                latest_us = now_us if last_us <= now_us else max(last_us, now_us + MAX_AHEAD_US)
+                moved_us = [min(last_us + round((i + 1) * 0.875 * PERIOD_US), latest_us) for i in range(len(new))]
+                expected_us = list(map(max, given_us, moved_us))
+            else:
+                expected_us = given_us
+            n_clamped += sum(map(int.__ne__, expected_us, given_us))
+            assert times_us(accepted) == expected_us
             covered += [*range(*(gap or (0, 0))), *new]
             next_position, last_us = new[-1] + 1, times_us(accepted)[-1]
         assert (of.next_position, of.last_time_us) == (next_position, last_us)
-        assert (of.n_duplicates, of.n_gaps) == (n_duplicates, n_gaps)
+        assert (of.n_duplicates, of.n_gaps, of.n_clamped) == (n_duplicates, n_gaps, n_clamped)
     assert covered == list(range(next_position))  # every position is a sample or in a gap, once, in order
 
 

@@ -124,6 +124,7 @@ EXAMPLES: dict[str, Any] = {
         "samples_in": 5120,
         "samples_out": 5120,
         "bad_messages": 0,
+        "clamped": 0,
         "wrong_keys": 0,
         "redis": "off",
         "peers": 0,

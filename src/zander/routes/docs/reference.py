@@ -218,7 +218,9 @@ ERROR_CODES = {
     "bad_channels": "not the session's number of channels",
     "bad_rate": "not the session's sampling rate",
     "bad_position": "a position out of its range, or more than a day of samples ahead",
-    "bad_timestamp": "a time longer ago than `MAX_AGE_DAYS`, or more than a day from now",
+    "bad_timestamp": "a time longer ago than `MAX_AGE_DAYS`, or more than a minute from now",
+    "clamped": "a time more than a second before the one before it: it was moved, and nothing dropped; said once in a "
+    "session",
     "no_sampling_rate": "a chunk of several samples, of a device that did not tell its sampling rate",
     "bad_parameter": "a parameter of a path or a query that is missing or out of its range",
     "bad_format": "as npy: features, predictions, or sessions that differ in their number of channels",
@@ -260,8 +262,10 @@ RULES = {
         "Times are Unix seconds as a JSON number, and int64 microseconds in binary.",
         "Without a `timestamp` the server's clock counts: a chunk that arrives now ends now.",
         "The sampling rate spaces the samples of a chunk. A device that gives none sends one sample per message.",
-        "Times within a session never run backwards: a sample that would is given the time of the one before it.",
-        "Times are accepted from `MAX_AGE_DAYS` before to a day after the server's clock.",
+        "Times within a session never run backwards: samples that would are moved behind the one before, and counted "
+        "as `clamped`. They are an eighth closer than the sampling rate says, until they meet their own times.",
+        "Times are accepted from `MAX_AGE_DAYS` before to a minute after the server's clock.",
+        "The server's clock is never set back while it runs.",
     ),
     "Values": (
         "A missing value is `null` in JSON and NaN in binary. Infinity is refused.",
