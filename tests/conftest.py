@@ -56,7 +56,7 @@ def start_node(database_url: str) -> Iterator[Callable[..., Node]]:  # noqa: F81
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of the rooms that look at one."""
     clock = Clock()
-    for room in ("hub.hub", "hub.ingest", "delivery.outbox", "routes.answers", "streams.stream"):
+    for room in ("hub.ingest", "hub.kept", "delivery.outbox", "routes.answers", "streams.stream"):
         monkeypatch.setattr(f"zander.{room}.monotonic", clock)
     return clock
 

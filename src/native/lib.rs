@@ -44,7 +44,7 @@ struct Relay {
     session: Py<SessionPosition>,
     user_id: Py<PyString>,
     session_id: Py<PyString>,
-    ring: Ring,
+    ring: Option<Ring>, // made with the first sample, which the twin takes in
     template: record::Template,
     prefix: Vec<u8>,
     state: Option<SessionState>,
@@ -82,8 +82,9 @@ impl FrameReader {
             period_us: session.getattr("origin")?.getattr("period_us")?.extract()?,
             max_age_us: session.getattr("max_age_us")?.extract()?,
         };
-        let capacity = relay.ring.times_us.item_count();
-        self.reader.layout = Some(reader::Layout::new(session.getattr("n_channels")?.extract()?, rules, capacity));
+        let n_channels = session.getattr("n_channels")?.extract()?;
+        let capacity = relay.stream.bind(py).getattr("ring")?.getattr("capacity")?.extract()?;
+        self.reader.layout = Some(reader::Layout::new(n_channels, rules, capacity));
         self.relay = Some(relay);
         Ok(())
     }
@@ -237,7 +238,7 @@ impl FrameReader {
     /// Write the run into the ring, and tell it and the session.
     fn commit(&mut self, py: Python<'_>) -> PyResult<()> {
         let relay = self.relay.as_mut().ok_or_else(no_relay)?;
-        relay.ring.write(py, &self.reader.run)?;
+        relay.ring.as_ref().ok_or_else(no_relay)?.write(py, &self.reader.run)?;
         relay.advance(py, self.reader.run.n_clamped)
     }
 }
@@ -256,7 +257,7 @@ impl Relay {
         let prefix: String = origin.getattr(py, "prefix")?.extract(py)?;
         Ok(Self {
             template: record::Template::new(session_text, id, user_id.bind(py).to_str()?, n_channels, fence),
-            ring: Ring::new(py, stream.getattr(py, "ring")?)?,
+            ring: None,
             prefix: prefix.into_bytes(),
             session: position,
             session_id,
@@ -272,6 +273,9 @@ impl Relay {
     /// Read where the session is; None when what follows has to go by the twin.
     fn look_up(&mut self, py: Python<'_>) -> PyResult<()> {
         let follows = self.stream.call_method0(py, intern!(py, "follows"))?.is_truthy(py)?;
+        if follows && self.ring.is_none() {
+            self.ring = Some(Ring::new(py, self.stream.getattr(py, "ring")?)?);
+        }
         let session = self.session.borrow(py);
         self.state = follows.then(|| SessionState {
             next_position: session.next_position,

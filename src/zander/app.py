@@ -28,6 +28,7 @@ from zander.delivery.subscribers import Subscribers
 from zander.errors import ClientError
 from zander.hub.hub import Hub
 from zander.hub.ingest import Ingest
+from zander.hub.kept import Kept
 from zander.hub.replay import Replays
 from zander.journal.journal import FOLDER, Journals
 from zander.journal.recorder import Recorder
@@ -72,13 +73,15 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
     streams, subscribers = Streams(), Subscribers()
     cluster = _cluster(settings, streams, subscribers)
     peers = cluster or NoPeers(subscribers)
+    kept = Kept(streams, peers, max_bytes=settings.buffer_keep_bytes, seconds=settings.buffer_keep_seconds)
     ingest = Ingest(
         *(streams, subscribers, writer, sessions, peers),
+        kept=kept,
         buffer_samples=settings.buffer_samples,
         max_bytes_per_second=settings.relay_max_bytes_per_second,
         max_age_us=settings.max_age_us,
     )
-    hub = Hub(ingest, subscribers, peers, buffer_keep_seconds=settings.buffer_keep_seconds)
+    hub = Hub(ingest, subscribers, peers)
     replays = Replays(hub, subscribers, sessions, writer)
     recorder = _recorder(settings, storage, journals, writer, ingest)
     parts = (settings, hub, recorder, looked_at, History(replica or reading), replays)
@@ -94,8 +97,7 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
         await recorder.drain(DRAIN_SECONDS)
     recorder.log_remaining()
     await storage.close()
-    for pool in filter(None, (reading, resuming, replica)):
-        await pool.close()
+    await asyncio.gather(*(pool.close() for pool in (reading, resuming, replica) if pool))
     journals.close()
 
 

@@ -75,6 +75,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     buffer_keep_seconds: Annotated[
         float, Meta(ge=0, description="how long a user's buffer stays after the relay has gone")
     ] = 900.0
+    buffer_keep_bytes: Annotated[
+        int,
+        Meta(ge=0, description="bytes of memory for the buffers of all relays that have gone; the oldest go first"),
+    ] = 256 << 20
     outbox_max_bytes: Annotated[
         int,
         Meta(ge=1024, description="bytes that may wait for one consumer before its oldest raw is dropped"),

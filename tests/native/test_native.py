@@ -302,6 +302,7 @@ async def test_what_fails_for_one_does_not_hold_up_the_others(caplog: pytest.Log
     for user_id, follower in (("one", Failing()), ("two", Getting())):
         relay = Outbox(user_id, types=())
         stream = await house.ingest.connect(Auth(user_id), DEVICE, relay)
+        stream.ring.allocate(2)
         stream.ring.next_position = 0
         house.subscribers.follow(user_id, follower)
         readers.append(FrameReader())
@@ -327,6 +328,7 @@ async def test_consumers_who_cannot_be_looked_at_do_not_hold_up_those_of_other_r
     for user_id in ("one", "two"):
         relay = Outbox(user_id, types=())
         stream = await house.ingest.connect(Auth(user_id), DEVICE, relay)
+        stream.ring.allocate(2)
         stream.ring.next_position = 0
         readers.append(FrameReader())
         house.ingest.fast_path.begin(readers[-1], stream, relay)

@@ -22,6 +22,7 @@ class Alone:
         who = (user_id, ORIGIN.session_id, 0)
         self.session = Session(*who, device, {}, fence=fence, next_position=position, max_age_us=1 << 62)  # of any time
         stream = Stream(self.session, None, 10_000)  # type: ignore[arg-type]
+        stream.ring.allocate(n_channels)
         stream.ring.next_position = position
         self.reader = FrameReader(lambda: T0_US)
         self.reader.intercept(stream)

@@ -15,6 +15,7 @@ from zander.delivery.subscribers import Subscribers
 from zander.errors import Forbidden, Unavailable
 from zander.hub.hub import Hub
 from zander.hub.ingest import Ingest
+from zander.hub.kept import Kept
 from zander.hub.replay import Replays
 from zander.journal.records import GapRecord, PredictionRecord, SessionRecord
 from zander.streams.session import StoredSession
@@ -206,9 +207,13 @@ class House(NamedTuple):
 def build(**options: Any) -> House:
     """Build a house."""
     streams, subscribers, recorder, archive = Streams(), Subscribers(), Listed(), Shelf()
-    settings: dict[str, Any] = {"buffer_samples": 10, "buffer_keep_seconds": 900.0} | options
+    settings: dict[str, Any] = {"buffer_samples": 10, "buffer_keep_seconds": 900.0, "buffer_keep_bytes": 1 << 30}
+    settings |= options
     peers = ListedPeers(subscribers)
     peers.follow("me")
-    ingest = Ingest(streams, subscribers, recorder, archive, peers, buffer_samples=settings["buffer_samples"])
-    hub = Hub(ingest, subscribers, peers, buffer_keep_seconds=settings["buffer_keep_seconds"])
+    kept = Kept(streams, peers, max_bytes=settings["buffer_keep_bytes"], seconds=settings["buffer_keep_seconds"])
+    ingest = Ingest(
+        streams, subscribers, recorder, archive, peers, kept=kept, buffer_samples=settings["buffer_samples"]
+    )
+    hub = Hub(ingest, subscribers, peers)
     return House(hub, recorder, archive, peers, Replays(hub, subscribers, archive, recorder))

@@ -30,6 +30,7 @@ from zander.delivery.queue import FORMATS
 from zander.delivery.subscribers import Subscribers
 from zander.hub.hub import Hub
 from zander.hub.ingest import Ingest
+from zander.hub.kept import Kept
 from zander.hub.replay import Replays
 from zander.journal.batch import Written
 from zander.journal.journal import Journals
@@ -82,10 +83,8 @@ def pinned() -> Iterator[Clock]:
     """Stop the clock of all rooms."""
     clock = Clock()
     rooms = [f"zander.{name}.time" for name in ("delivery.subscribers", "delivery.outbox")]
-    rooms += [
-        f"zander.{name}.monotonic"
-        for name in ("hub.hub", "hub.ingest", "delivery.outbox", "streams.stream", "journal.writer", "journal.recorder")
-    ]
+    counting = ("hub.ingest", "hub.kept", "delivery.outbox", "streams.stream", "journal.writer", "journal.recorder")
+    rooms += [f"zander.{name}.monotonic" for name in counting]
     with ExitStack() as patched:
         for room in rooms:
             patched.enter_context(patch(room, clock.seconds))
@@ -285,8 +284,9 @@ class World:
             self.peers.follow(USER)
         self.archive.items[SESSION_ID] = []
         capacity = story.capacity
-        self.ingest = Ingest(streams, subscribers, writer, self.archive, self.peers, buffer_samples=capacity)
-        self.hub = Hub(self.ingest, subscribers, self.peers, buffer_keep_seconds=900.0)
+        kept = Kept(streams, self.peers, max_bytes=1 << 30, seconds=900.0)
+        self.ingest = Ingest(streams, subscribers, writer, self.archive, self.peers, kept=kept, buffer_samples=capacity)
+        self.hub = Hub(self.ingest, subscribers, self.peers)
         replays = Replays(self.hub, subscribers, self.archive, writer)
         self.recorder = Recorder(
             MemoryStorage(),

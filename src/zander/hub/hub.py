@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from time import monotonic
 
 from zander.delivery.outbox import Outbox
 from zander.delivery.subscribers import Subscribers
@@ -20,12 +19,11 @@ from zander.wire.messages import Status
 class Hub:
     """The hub's side of consumers and dashboards, and the life of all connections."""
 
-    def __init__(self, ingest: Ingest, subscribers: Subscribers, peers: Peers, *, buffer_keep_seconds: float) -> None:
+    def __init__(self, ingest: Ingest, subscribers: Subscribers, peers: Peers) -> None:
         self.ingest = ingest
         self.subscribers = subscribers
         self.peers = peers
         self.n_connections = 0
-        self._buffer_keep_seconds = buffer_keep_seconds
         self._gone = asyncio.Event()  # set while nobody is connected
         self._gone.set()
 
@@ -102,10 +100,9 @@ class Hub:
 
     def tick(self) -> None:
         """Do what is due about every second: rates, buffers nobody will ask for again, consumers that read nothing."""
-        for user_id, stream in list(self.ingest.streams.items()):
+        for stream in self.ingest.streams.connected.values():
             stream.tick()
-            if stream.offline_at is not None and monotonic() - stream.offline_at > self._buffer_keep_seconds:
-                self.ingest.forget(user_id)
+        self.ingest.kept.tick()
         self.ingest.rate_limit.tick()
         for outbox in list(self.subscribers):
             if outbox.stalled():
@@ -113,7 +110,7 @@ class Hub:
 
     async def close_all(self, seconds: float) -> None:
         """Close everybody with 1012 and wait for it, not for ever; relays first, so consumers get the last samples."""
-        for stream in list(self.ingest.streams.values()):
+        for stream in list(self.ingest.streams.connected.values()):
             if stream.relay:
                 stream.relay.close(CloseCode.RESTART)
                 self.ingest.disconnect(stream, stream.relay)

@@ -15,6 +15,7 @@ from zander.delivery.subscribers import Subscribers, status_note
 from zander.errors import CloseCode, Unavailable
 from zander.hub.fastpath import FastPath
 from zander.hub.interfaces import Peers, RecordSink, SessionStore
+from zander.hub.kept import Kept
 from zander.hub.ratelimit import RateLimit
 from zander.hub.recording import Recording
 from zander.hub.session_lookup import SessionLookup
@@ -42,11 +43,13 @@ class Ingest:
         store: SessionStore,
         peers: Peers,
         *,
+        kept: Kept,
         buffer_samples: int,
         max_bytes_per_second: int = 8 << 20,
         max_age_us: int = MAX_AGE_US,
     ) -> None:
         self.streams = streams
+        self.kept = kept
         self.rate_limit = RateLimit(max_bytes_per_second)
         self.n_bad_messages = 0
         self.fast_path = FastPath(sink, subscribers, self._take_in)
@@ -80,9 +83,11 @@ class Ingest:
         stream = self.streams.get(auth.user_id)
         if stream and stream.session is session:
             stream.reconnect(relay, device)
+            self.kept.discard(stream)
         else:
             self.supersede(auth.user_id)
-            stream = self.streams[auth.user_id] = Stream(session, relay, self._buffer_samples)
+            stream = Stream(session, relay, self._buffer_samples)
+        self.streams.enter(stream)
         stream.acks = auth.ack
         self._recording.begin(session)
         self._peers.announce(auth.user_id, stream)
@@ -97,18 +102,16 @@ class Ingest:
         self._end(stream)
         self._peers.announce(stream.session.user_id, stream)
         self._tell(stream.status())
+        self.kept.add(stream)
 
     def supersede(self, user_id: str, code: CloseCode = CloseCode.TAKEN_OVER) -> None:
         """Give up the user's stream on this node, because a newer relay has it."""
-        stream = self.streams.pop(user_id, None)
+        stream = self.streams.remove(user_id)
+        if stream:
+            self.kept.discard(stream)
         if stream and stream.relay:
             stream.relay.close(code)
             self._end(stream)
-
-    def forget(self, user_id: str) -> None:
-        """Drop the buffer of a user whose relay has been gone for long."""
-        del self.streams[user_id]
-        self._peers.announce(user_id, None)
 
     def take_raw(self, stream: Stream, raw: RawIn) -> None:
         """Take raw in; BadMessage when it breaks a rule.
@@ -156,14 +159,18 @@ class Ingest:
 
         A session whose row was gone is recorded once more: its samples did not say with which device.
         """
-        for user_id, stream in list(self.streams.items()):
-            session = stream.session
-            durable = written.durable.get(session.session_id)
-            if stream.online and session.session_id in written.restored:
-                self._recording.begin(session)
-            if durable is not None:
+        for session_id in written.restored:
+            stream = self.streams.of_session(session_id)
+            if stream and stream.online:
+                self._recording.begin(stream.session)
+        for session_id, durable in written.durable.items():
+            if stream := self.streams.of_session(session_id):
                 stream.acknowledge(durable)
-            elif (session.session_id, session.fence) in written.fenced:
+                self.kept.note_stored(stream)
+        for session_id, fence in written.fenced:
+            stream = self.streams.of_session(session_id)
+            if stream and stream.session.fence == fence and session_id not in written.durable:
+                user_id = stream.session.user_id
                 self.supersede(user_id, CloseCode.TRY_LATER)  # the relay may well be the newest: it is to ask again
                 self._peers.announce(user_id, None)
                 self._tell(stream.status())
@@ -190,16 +197,20 @@ class Ingest:
         assert stream.lost_from is not None
         stream.session.next_position, stream.lost_from = stream.lost_from, None
         self._end(stream)
-        self.forget(stream.session.user_id)
+        self.streams.remove(stream.session.user_id)
+        self._peers.announce(stream.session.user_id, None)
         self._tell(stream.status())
 
     def _end(self, stream: Stream) -> None:
         stream.relay = None
         stream.offline_at = monotonic()
+        self.streams.leave(stream)
         self._recording.end(stream, now_us())
 
     def _share(self, stream: Stream, note: Note) -> None:
         stream.note(note)
+        if not stream.online:
+            self.kept.resize(stream)
         self._subscribers.deliver(stream.session.user_id, note)
 
     def _tell(self, status: Status) -> None:

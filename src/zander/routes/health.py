@@ -56,6 +56,9 @@ class ServerStats(Struct):
     connections: Annotated[int, Meta(description="open WebSockets")]
     relays: Annotated[int, Meta(description="users whose relay is connected to this node")]
     consumers: Annotated[int, Meta(description="consumers connected to this node")]
+    kept_streams: Annotated[int, Meta(description="users whose relay has gone and whose buffers are kept")]
+    kept_bytes: Annotated[int, Meta(description="memory that these take")]
+    evicted_streams: Annotated[int, Meta(description="given up before their time, for BUFFER_KEEP_BYTES")]
     samples_in: Annotated[int, Meta(description="samples received")]
     samples_out: Annotated[int, Meta(description="samples given to consumers")]
     bad_messages: Annotated[int, Meta(description="messages that broke a rule and were dropped")]
@@ -105,8 +108,11 @@ async def stats(request: Request) -> Response:
         version=version("zander-eeg"),
         uptime_seconds=round(monotonic() - context.started_at, 3),
         connections=hub.n_connections,
-        relays=len(hub.ingest.streams.online()),
+        relays=len(hub.ingest.streams.connected),
         consumers=len(hub.subscribers),
+        kept_streams=len(hub.ingest.kept),
+        kept_bytes=hub.ingest.kept.n_bytes,
+        evicted_streams=hub.ingest.kept.n_evicted,
         samples_in=hub.ingest.n_samples,
         samples_out=hub.n_samples_out,
         bad_messages=hub.ingest.n_bad_messages,

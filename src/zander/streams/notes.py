@@ -38,7 +38,7 @@ class History:
 
     def write(self, note: Note) -> None:
         """Append a note; the oldest make room for it."""
-        if not self.n_written:
+        if self._notes is _EMPTY:
             self._notes = deque()
         n_bytes = note_bytes(note)
         self._notes.append((note, n_bytes))
@@ -46,6 +46,11 @@ class History:
         self.nbytes += n_bytes
         while len(self._notes) > 1 and (len(self._notes) > self.capacity or self.nbytes > MAX_BYTES):
             self.nbytes -= self._notes.popleft()[1]
+
+    def clear(self) -> None:
+        """Forget the notes, but not how many there were."""
+        self.nbytes = 0
+        self._notes = _EMPTY
 
     def last(self, n: int) -> list[Note]:
         """Return the last `n`, oldest first, or as many as there are."""

@@ -1,4 +1,4 @@
-"""The last samples of one session, in memory allocated once."""
+"""The last samples of one session, in memory that is allocated once, with the first of them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from zander.positions import RingPosition
 
 RUN_BYTES = 64 << 10
 
+_NO_SAMPLES = np.zeros((0, 0), np.float32)  # of all rings without a sample
+_NO_TIMES = np.zeros(0, np.int64)
+
 
 class Run(NamedTuple):
     """Samples that follow each other: a copy, float32 `(n, n_channels)`, with their times, int64 µs `(n,)`.
@@ -26,7 +29,9 @@ class Run(NamedTuple):
 
 
 class Ring(RingPosition):
-    """The last `capacity` samples of `n_channels` each. A write is at most two slices; reads are copies, as Runs.
+    """The last `capacity` samples, each with as many channels as the first.
+
+    A write is at most two slices; reads are copies, as Runs.
 
     Positions are not stored per sample: `_starts` holds (index, position) for every place where they jump, an index
     being the count of samples written before. `base` is the position before the first write, `next_position` the one
@@ -37,19 +42,17 @@ class Ring(RingPosition):
         "_end_before",
         "_starts",
         "capacity",
-        "n_channels",
         "samples",
         "times_us",
     )
 
-    def __init__(self, capacity: int, n_channels: int, base: int = 0) -> None:
+    def __init__(self, capacity: int, base: int = 0) -> None:
         self.capacity = capacity
-        self.n_channels = n_channels
         self.n_written = 0
         self.next_position = None
         self._end_before = base  # where the samples before the first of `_starts` ended
-        self.samples = np.zeros((capacity, n_channels), dtype=np.float32)
-        self.times_us = np.zeros(capacity, dtype=np.int64)
+        self.samples = _NO_SAMPLES
+        self.times_us = _NO_TIMES
         self._starts: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
@@ -57,7 +60,7 @@ class Ring(RingPosition):
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated."""
+        """Bytes allocated: none before the first sample."""
         return self.samples.nbytes + self.times_us.nbytes
 
     @property
@@ -80,8 +83,15 @@ class Ring(RingPosition):
     def _oldest(self) -> int:
         return self.n_written - len(self)
 
+    def allocate(self, n_channels: int) -> None:
+        """Take the memory for the samples, which the first write does."""
+        self.samples = np.zeros((self.capacity, n_channels), np.float32)
+        self.times_us = np.zeros(self.capacity, np.int64)
+
     def write(self, position: int, times_us: NDArray[np.int64], samples: NDArray[np.float32]) -> None:
         """Append samples that follow each other from `position`, which lies behind everything written before."""
+        if not len(self.times_us):
+            self.allocate(samples.shape[1])
         if position != self.next_position:
             self._starts.append((self.n_written, position))
         skip = max(0, len(samples) - self.capacity)  # what would be overwritten at once
@@ -141,7 +151,7 @@ class Ring(RingPosition):
 
     def _split(self, index: int, end: int) -> Iterator[Run]:
         starts = [start for start, _ in self._starts]
-        n_max = max(1, RUN_BYTES // (self.n_channels * self.samples.itemsize))
+        n_max = max(1, RUN_BYTES // (self.samples.shape[1] * self.samples.itemsize))
         for i in range(bisect_right(starts, index) - 1, len(starts)):
             start, position = self._starts[i]
             stop = min(end, starts[i + 1]) if i + 1 < len(starts) else end

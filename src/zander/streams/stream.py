@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from time import monotonic
 from typing import Annotated, Any, Literal
 
@@ -36,9 +36,11 @@ class Rates:
         del self._counts[: -self._width * (RATE_SECONDS + 1)]
 
     def per_second(self, *counts: int) -> list[float]:
-        """Return the rates, given the counts until now."""
+        """Return the rates, given the counts until now; 0 where none were kept for long, as the relay has gone."""
         then, *before = self._counts[: self._width]
         elapsed = monotonic() - then
+        if elapsed > 2 * RATE_SECONDS:
+            return [0.0] * len(counts)
         return [
             round((n - n_then) / elapsed, 2) if elapsed > 0 else 0.0 for n, n_then in zip(counts, before, strict=True)
         ]
@@ -97,7 +99,7 @@ class Stream:
         self.durable = session.next_position
         self.lost_from: int | None = None  # first position that found no room in the journal
         self.offline_at: float | None = None  # time.monotonic() when the relay went
-        self.ring = Ring(buffer_samples, session.n_channels or 1, session.next_position)
+        self.ring = Ring(buffer_samples, session.next_position)
         self.features = History(buffer_samples)
         self.predictions = History(buffer_samples)
         self.recent = History(RECENT_NOTES)  # of all kinds, in their order
@@ -109,6 +111,12 @@ class Stream:
     def online(self) -> bool:
         """Whether the relay is connected."""
         return self.relay is not None
+
+    def drop_buffers(self) -> None:
+        """Forget the samples and notes, but not where the session goes on."""
+        self.ring = Ring(self.ring.capacity, self.session.next_position)
+        for history in (self.features, self.predictions, self.recent):
+            history.clear()
 
     def reconnect(self, relay: Outbox, device: DeviceInfo) -> None:
         """Go on with a relay that comes back; one that is still here is closed. BadMessage: its device is another."""
@@ -156,8 +164,6 @@ class Stream:
 
     def write(self, chunk: Chunk) -> None:
         """Buffer accepted raw."""
-        if chunk.samples.shape[1] != self.ring.n_channels:  # the device did not say, and this is its first sample
-            self.ring = Ring(self.ring.capacity, chunk.samples.shape[1], self.ring.first_position)
         self.ring.write(chunk.position, chunk.times_us, chunk.samples)
 
     def follows(self) -> bool:
@@ -252,9 +258,44 @@ def _buffer_stats(buffer: Ring | History, rate: float) -> BufferStats:
     )
 
 
-class Streams(dict[str, Stream]):
+class Streams(Mapping[str, Stream]):
     """The streams that this node holds, by user."""
+
+    def __init__(self) -> None:
+        self.connected: dict[str, Stream] = {}  # those whose relay is
+        self._by_user: dict[str, Stream] = {}
+        self._by_session: dict[str, Stream] = {}
+
+    def __getitem__(self, user_id: str) -> Stream:
+        return self._by_user[user_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_user)
+
+    def __len__(self) -> int:
+        return len(self._by_user)
+
+    def of_session(self, session_id: str) -> Stream | None:
+        """Return the stream of a session."""
+        return self._by_session.get(session_id)
+
+    def enter(self, stream: Stream) -> None:
+        """Hold a stream whose relay is connected; the user has no other."""
+        session = stream.session
+        self.connected[session.user_id] = self._by_user[session.user_id] = stream
+        self._by_session[session.session_id] = stream
+
+    def leave(self, stream: Stream) -> None:
+        """Note that the relay of a stream has gone."""
+        self.connected.pop(stream.session.user_id, None)
+
+    def remove(self, user_id: str) -> Stream | None:
+        """Hold a user's stream no more, and return it."""
+        if stream := self._by_user.pop(user_id, None):
+            self.leave(stream)
+            del self._by_session[stream.session.session_id]
+        return stream
 
     def online(self) -> list[StreamSummary]:
         """Return a summary of each whose relay is connected."""
-        return [stream.summary() for stream in self.values() if stream.online]
+        return [stream.summary() for stream in self.connected.values()]

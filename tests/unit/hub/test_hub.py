@@ -18,6 +18,7 @@ from support.hubs import House, Sample, build
 from zander.delivery.outbox import STALLED_SECONDS, Outbox
 from zander.delivery.queue import Format
 from zander.errors import BadMessage, CloseCode, NotFound
+from zander.journal.batch import Written
 from zander.journal.records import PredictionRecord, SessionRecord
 from zander.streams.query import Query, answer
 from zander.streams.stream import Stream
@@ -271,6 +272,7 @@ async def test_a_buffer_is_kept_for_a_while_after_the_relay_has_gone(clock: Cloc
     house = build(buffer_keep_seconds=60.0)
     stream = await house.relay()
     house.ingest.take_raw(stream, raw(3))
+    house.ingest.on_written(Written({stream.session.session_id: 3}))
     clock.now_s += 1000
     house.hub.tick()
     house.disconnect(stream)

@@ -147,7 +147,7 @@ class Held:
         self.session = session
         self.lost_from: int | None = None
         self.durable = session.next_position
-        self.ring = Ring(RING_SAMPLES, 2, session.next_position)
+        self.ring = Ring(RING_SAMPLES, session.next_position)
         self.taken: list[Chunk] = []  # by this node, in the journal
 
 

@@ -34,15 +34,15 @@ WRITES = st.lists(
 )
 
 
-def write(ring: Ring, samples: list[Sample]) -> None:
-    values = np.full((len(samples), ring.n_channels), 0.5, np.float32)
+def write(ring: Ring, samples: list[Sample], n_channels: int = 2) -> None:
+    values = np.full((len(samples), n_channels), 0.5, np.float32)
     values[:, 0] = [sample.position for sample in samples]
     ring.write(samples[0].position, np.array([sample.time_us for sample in samples]), values)
 
 
 def filled(capacity: int, *positions: range) -> Ring:
     """A ring into which these positions were written, one chunk each; the time of a sample is 10 × its position."""
-    ring = Ring(capacity, 2)
+    ring = Ring(capacity)
     for chunk in positions:
         write(ring, [Sample(position, 10 * position) for position in chunk])
     return ring
@@ -63,7 +63,7 @@ def unpacked(runs: list[Run]) -> list[Sample]:
 
 @given(base=st.sampled_from([0, 7]), capacity=st.integers(1, 8), writes=WRITES)
 def test_it_answers_like_a_list_of_the_last_samples(base: int, capacity: int, writes: list[Write]) -> None:
-    ring, model, n_written = Ring(capacity, 2, base), list[Sample](), 0
+    ring, model, n_written = Ring(capacity, base), list[Sample](), 0
     position, time_us, lost_to = base, 100, base
     agree(ring, model, n_written, lost_to)
     for jump, steps_us in writes:
@@ -100,22 +100,24 @@ def agree(ring: Ring, model: list[Sample], n_written: int, lost_to: int) -> None
 
 
 def test_what_was_before_its_base_is_not_there() -> None:
-    ring = Ring(4, 2, 100)
+    ring = Ring(4, 100)
     assert ring.first_position == 100
     write(ring, [Sample(103, 0)])
     assert ring.first_position == 100
 
 
 def test_an_empty_ring_has_nothing() -> None:
-    ring = Ring(4, 2)
+    ring = Ring(4)
     assert (len(ring), ring.span_us, ring.first_position) == (0, None, 0)
     assert ring.last(1) == ring.since(0) == ring.between(0, 1 << 62) == []
 
 
-def test_its_size_is_known_from_the_start() -> None:
-    ring = Ring(1000, 8)
+def test_it_takes_no_memory_before_its_first_sample_and_all_with_it() -> None:
+    ring = Ring(1000)
+    assert ring.nbytes == 0
+    write(ring, [Sample(0, 0)], n_channels=8)
     assert ring.nbytes == 1000 * (8 * 4 + 8)
-    write(ring, [Sample(position, 0) for position in range(5000)])
+    write(ring, [Sample(position, 0) for position in range(1, 5000)], n_channels=8)
     assert ring.nbytes == 1000 * (8 * 4 + 8)
 
 
@@ -151,7 +153,7 @@ def test_what_was_read_stays_as_it_was(n: int) -> None:
 
 
 def test_a_missing_value_stays_missing_and_every_bit_is_kept() -> None:
-    ring = Ring(2, 3)
+    ring = Ring(2)
     samples = np.array([[np.nan, -0.0, 1e-45]], np.float32)
     ring.write(0, np.array([1]), samples)
     assert ring.last(1)[0].samples.tobytes() == samples.tobytes()
