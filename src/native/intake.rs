@@ -32,12 +32,12 @@ impl Intake {
     pub fn take(slf: &Bound<'_, Self>, readers: Vec<Py<FrameReader>>) -> PyResult<()> {
         let (py, mut rest, mut result) = (slf.py(), &readers[..], Ok(()));
         while !rest.is_empty() {
-            let (frames, n_samples, n_readers) = journal_frames(py, rest);
-            let (batch, behind) = rest.split_at(n_readers);
+            let (frames, n_samples, sizes) = journal_frames(py, rest);
+            let (batch, behind) = rest.split_at(sizes.len());
             rest = behind;
             slf.borrow_mut().n_clamped +=
                 batch.iter().map(|reader| reader.borrow(py).reader.run.n_clamped).sum::<usize>();
-            let taken = Self::take_batch(slf, batch, &frames, n_samples);
+            let taken = Self::take_batch(slf, batch, &frames, n_samples, &sizes);
             batch.iter().for_each(|reader| reader.borrow_mut(py).reader.run.clear());
             result = result.and(taken);
         }
@@ -46,9 +46,21 @@ impl Intake {
 }
 
 impl Intake {
-    fn take_batch(slf: &Bound<'_, Self>, readers: &[Py<FrameReader>], frames: &[u8], n_samples: usize) -> PyResult<()> {
-        let (py, intake) = (slf.py(), slf.borrow());
-        if !intake.record.call1(py, (PyBytes::new(py, frames), n_samples))?.is_truthy(py)? {
+    fn take_batch(
+        slf: &Bound<'_, Self>,
+        readers: &[Py<FrameReader>],
+        frames: &[u8],
+        n_samples: usize,
+        sizes: &[usize],
+    ) -> PyResult<()> {
+        let (py, intake, frames) = (slf.py(), slf.borrow(), PyBytes::new(slf.py(), frames));
+        let mut taken = intake.record.call1(py, (&frames, n_samples))?;
+        if taken.is_none(py) {
+            let users = readers.iter().map(|reader| reader.borrow(py).user_id(py)).collect::<PyResult<Vec<_>>>()?;
+            let sizes: Vec<_> = users.into_iter().zip(sizes).collect();
+            taken = intake.record.call1(py, (&frames, n_samples, sizes))?;
+        }
+        if !taken.is_truthy(py)? {
             return readers.iter().try_for_each(|reader| intake.refuse.call1(py, (reader,)).map(drop));
         }
         let (mut n_given, mut result) = (0, Ok(()));
@@ -92,18 +104,19 @@ impl Intake {
 }
 
 /// Write the samples of each reader as a frame of the journal, up to about `WRITE_BYTES`, at least one; return how many
-/// samples they hold, and of how many readers they are.
-fn journal_frames(py: Python<'_>, readers: &[Py<FrameReader>]) -> (Vec<u8>, usize, usize) {
+/// samples they hold, and how many bytes the frame of each takes.
+fn journal_frames(py: Python<'_>, readers: &[Py<FrameReader>]) -> (Vec<u8>, usize, Vec<usize>) {
     let mut out = Vec::with_capacity(256 * readers.len());
-    let (mut n_samples, mut n_readers) = (0, 0);
+    let (mut n_samples, mut sizes) = (0, Vec::with_capacity(readers.len()));
     for reader in readers {
         if out.len() >= WRITE_BYTES {
             break;
         }
+        let start = out.len();
         n_samples += reader.borrow_mut(py).write_record(&mut out);
-        n_readers += 1;
+        sizes.push(out.len() - start);
     }
-    (out, n_samples, n_readers)
+    (out, n_samples, sizes)
 }
 
 /// Let the samples of readers be taken in; all have the same intake.

@@ -94,9 +94,10 @@ class Shortcut:
 class Intake:
     """The samples of all relays in one turn, on their way to the journal, the rings and the subscribers.
 
-    `record` appends frames of the journal with so many samples, and returns whether there was room; `refuse` is told of
-    a reader for which there was none. Consumers in `live` whose cursor is at the first sample and who can be written to
-    get what `json` writes, and their cursor moves behind it; `offer` is told of a reader and everybody else.
+    `record` appends frames of the journal with so many samples, and returns whether there was room, or None: it is
+    called again with the users, and how many bytes are of each. `refuse` is told of a reader for which there was none.
+    Consumers in `live` whose cursor is at the first sample and who can be written to get what `json` writes, and their
+    cursor moves behind it; `offer` is told of a reader and everybody else.
     """
 
     n_samples: int  # taken in since the start
@@ -105,7 +106,7 @@ class Intake:
 
     def __init__(
         self,
-        record: Callable[[bytes, int], bool],
+        record: Callable[..., bool | None],
         refuse: Callable[[FrameReader], object],
         offer: Callable[[FrameReader, list[Subscriber]], object],
         live: dict[str, set[Outbox]],

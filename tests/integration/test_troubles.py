@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
 
@@ -20,6 +21,8 @@ from support.files import damage
 from support.nodes import Node
 from support.programs import Program
 from support.services import PostgresServer, eventually
+from zander.journal.shares import SHARES
+from zander.wire.chunk import RawIn, encode_binary
 
 KILOBYTE = 1 << 10
 TERMINATE = (
@@ -156,8 +159,13 @@ def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def test_a_journal_at_its_bound_sends_relays_away_and_takes_them_back(
-    database: PostgresServer, start_node: Callable[..., Node], user: str, caplog: pytest.LogCaptureFixture
+    database: PostgresServer,
+    start_node: Callable[..., Node],
+    user: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(SHARES, "samples", 1e9)  # as if many had filled it
     url = database.create_database()
     node = start_node(database_url=url, journal_max_bytes=64 * KILOBYTE)
     eventually(node.ready)
@@ -197,6 +205,61 @@ async def test_a_journal_at_its_bound_sends_relays_away_and_takes_them_back(
         [message for message in caplog.messages if message.startswith("the journal takes records again")]
     )
     assert n_full < 10  # once per change of state, not once per message
+
+
+FLOODS: dict[str, Any] = {
+    "features": {"type": "features", "metrics": {"x": "x" * 60_000}},
+    "raw": {"type": "raw", "samples": [[0.5, 0.25]] * 500},
+    "binary": encode_binary(RawIn(None, None, np.zeros((500, 2), np.float32))),
+}
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+async def test_a_relay_that_floods_fills_its_share_of_the_journal_and_no_other_loses_a_sample(
+    database: PostgresServer, start_node: Callable[..., Node], user: str, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    url = database.create_database()
+    node = start_node(database_url=url, journal_max_bytes=4 << 20)
+    eventually(node.ready)
+    async with (
+        relay(node.ws, user) as edge,
+        relay(node.ws, f"{user}-ack", ack=True) as acking,
+        relay(node.ws, f"{user}-flood") as flood,
+    ):
+        await flood.send({"type": "raw", "channels": [0, 0]})
+        database.pause()
+        await edge.send({"type": "raw", "channels": [0, 0], "position": 0})
+        await acking.send({"type": "raw", "channels": [0, 0], "position": 0})
+        for _ in range(200):
+            await flood.send(FLOODS[kind])
+        told = await flood.receive()
+        assert (told["type"], told["code"]) == ("error", "not_stored")
+        async with relay(node.ws, f"{user}-new", ack=True) as newcomer:  # is taken in, too
+            for peer in (edge, acking, newcomer):
+                await send(peer, range(1, 500))
+            await flood.send(FLOODS[kind])
+            await flood.send({"type": "ping", "t0": 0})
+            assert (await flood.receive())["type"] == "pong"  # told once
+            stats = node.get("/stats")[1]["database"]
+            assert stats["taking"]
+            assert stats["users_over_share"] == 1
+            assert stats["dropped_records"] > 0
+            database.resume()
+            await acked(acking, 500)
+            await acked(newcomer, 500)
+    await asyncio.to_thread(eventually, lambda: node.get("/stats")[1]["database"]["pending_records"] == 0, 30)
+    assert [name for name in caplog.messages if "bytes in the journal" in name] == [
+        text for text in caplog.messages if text.startswith(f"user {user}-flood has ")
+    ]
+    async with connected(url) as connection:
+        for peer, first in ((edge, 0), (acking, 0), (newcomer, 1)):
+            rows = await connection.fetch(
+                "SELECT position FROM raw_eeg WHERE session_id = $1 ORDER BY position", peer.session_id
+            )
+            assert [row["position"] for row in rows] == list(range(first, 500))
+        gaps = await connection.fetch("SELECT session_id::text AS session_id, reason FROM gaps WHERE reason = 'lost'")
+        assert {gap["session_id"] for gap in gaps} <= {flood.session_id}
+        assert bool(gaps) == (kind != "features")
 
 
 async def test_a_full_disk_under_the_journal_is_survived(database: PostgresServer, user: str) -> None:

@@ -64,7 +64,10 @@ class Listed(list[Any]):
             self.items.append(chunk)
         return self.takes
 
-    def record_frames(self, frames: bytes, n_samples: int) -> bool:
+    def takes_from(self, user_id: str) -> bool:
+        return self.takes
+
+    def record_frames(self, frames: bytes, n_samples: int, sizes: object = None) -> bool:
         self.frames.append(frames)
         return self.takes
 

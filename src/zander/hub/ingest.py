@@ -27,6 +27,7 @@ from zander.wire.chunk import Chunk, RawIn
 from zander.wire.codec import PredictionIn, dumps_note, refuse_deep, to_us
 from zander.wire.messages import Auth, DeviceInfo, Features, Gap, Note, Status
 
+NOT_STORED = "the journal is full, or this user's share of it: {} are given to consumers, but not stored, for now"
 CLAMPED = "a time {:.1f} s before the one before it: it is moved and counted as clamped, and so is what follows"
 
 log = logging.getLogger(__name__)
@@ -77,8 +78,8 @@ class Ingest:
 
         Unavailable when what it sends could not be kept, or when only the database knows its session and is away.
         """
-        if not self._sink.takes:
-            raise Unavailable("the journal is full: what you send could not be kept")
+        if not self._sink.takes_from(auth.user_id):
+            raise Unavailable("the journal is full, or this user's share of it: what you send could not be kept")
         session = await self._lookup.session(auth, device, now_us(), relay)
         stream = self.streams.get(auth.user_id)
         if stream and stream.session is session:
@@ -137,7 +138,8 @@ class Ingest:
         data = {name: value for name, value in fields.items() if name not in ("type", "timestamp")}
         who = {"user_id": session.user_id, "session_id": session.session_id, "timestamp": time_us / 1e6}
         self._share(stream, Note("features", time_us, dumps_note({"type": "features"} | data | who)))
-        self._recording.features(session, data, features.confidence, time_us)
+        if not self._recording.features(session, data, features.confidence, time_us):
+            stream.tell_once("not_stored", NOT_STORED.format("features"))
 
     def take_prediction(self, stream: Stream, incoming: PredictionIn, sender: str) -> bool:
         """Take in a consumer's prediction and give it to the relay; True if there is one.
@@ -178,9 +180,11 @@ class Ingest:
     def _take_in(self, stream: Stream, gap: Gap | None, accepted: Chunk) -> None:
         self._n_samples += len(accepted)
         for chunk in accepted.pieces():
-            if not self._recording.raw(stream, gap, chunk, now_us()) and stream.acks:
-                self._turn_away(stream)
-                return
+            if not self._recording.raw(stream, gap, chunk, now_us()):
+                if stream.acks:
+                    self._turn_away(stream)
+                    return
+                stream.tell_once("not_stored", NOT_STORED.format("samples"))
             stream.write(chunk)
             if gap:
                 self._subscribers.deliver(stream.session.user_id, gap)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from zander.delivery.outbox import Outbox
@@ -22,14 +23,22 @@ class RecordSink(Protocol):
     def takes(self) -> bool:
         """Whether there is room."""
 
+    def takes_from(self, user_id: str) -> bool:
+        """Return whether there is room for samples of a user."""
+
     def record(self, record: SessionRecord | GapRecord) -> None:
         """Record what must not be missed; it is never refused."""
 
     def record_chunk(self, chunk: Chunk, fence: int) -> bool:
         """Record samples; False when there is no room."""
 
-    def record_frames(self, frames: bytes, n_samples: int) -> bool:
-        """Record samples that are frames of the journal already; False when there is no room."""
+    def record_frames(
+        self, frames: bytes, n_samples: int, sizes: Sequence[tuple[str, int]] | None = None
+    ) -> bool | None:
+        """Record samples that are frames of the journal already; False when there is no room.
+
+        None when `sizes` have to be told too: users, and how many of the bytes are theirs.
+        """
 
     def drop(self, n_records: int) -> None:
         """Count records that were not even offered."""

@@ -43,7 +43,7 @@ class Recording:
         """
         session = stream.session
         if stream.lost_from is not None:
-            if not self.sink.takes:
+            if not self.sink.takes_from(session.user_id):
                 self.sink.drop(len(chunk))
                 return False
             self._gap(session, stream.lost_from, chunk.position, "lost", time_us)
@@ -55,10 +55,10 @@ class Recording:
         stream.lost_from = chunk.position
         return False
 
-    def features(self, session: Session, data: dict[str, Any], confidence: float | None, time_us: int) -> None:
-        """Record features as a prediction of the relay's."""
+    def features(self, session: Session, data: dict[str, Any], confidence: float | None, time_us: int) -> bool:
+        """Record features as a prediction of the relay's; False when there is no room."""
         what = (EDGE_PREDICTION_TYPE, EDGE_CLASSIFIER, dumps(data), confidence, None)
-        self.sink.record_prediction(PredictionRecord(session.session_id, time_us, session.user_id, *what))
+        return self.sink.record_prediction(PredictionRecord(session.session_id, time_us, session.user_id, *what))
 
     def prediction(self, session: Session, given: Prediction, time_us: int) -> None:
         """Record a consumer's prediction."""

@@ -157,6 +157,10 @@ class Log:
         """Bytes on disk."""
         return self.end - self.start
 
+    def needed_from(self, offset: int) -> int:
+        """Return the offset at which the first file begins that does not lie wholly before `offset`."""
+        return next((segment.start for segment in self._segments if segment.end > offset), self.end)
+
     @property
     def paths(self) -> list[Path]:
         """The files, in order; the last one is written to."""

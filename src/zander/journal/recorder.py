@@ -53,6 +53,9 @@ class RecorderStats(Struct):
     written_records: Annotated[int, Meta(description="committed")] = 0
     written_batches: Annotated[int, Meta(description="commits")] = 0
     dropped_records: Annotated[int, Meta(description="found no room in the journal")] = 0
+    users_over_share: Annotated[
+        int, Meta(description="how often a user had filled its share of the journal, and was refused before others")
+    ] = 0
     dead_letters: Annotated[
         int, Meta(description="the database would never take them; they are in its table `dead_letters`")
     ] = 0
@@ -106,6 +109,7 @@ class Recorder:
             oldest_pending_seconds=max(0.0, monotonic() - min(writer.oldest_s, journals.oldest_s)),
             journal_bytes=journals.n_bytes,
             dropped_records=writer.n_refused,
+            users_over_share=writer.shares.n_refused,
         )
 
     async def run(self) -> None:

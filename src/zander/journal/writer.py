@@ -9,14 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Sequence
 from time import monotonic
 from typing import NamedTuple
 
 from zander.journal.journal import Journals
 from zander.journal.log import frame
 from zander.journal.records import GapRecord, PredictionRecord, Record, SessionRecord, encode, raw_record
+from zander.journal.shares import Kind, Shares
 from zander.wire.chunk import Chunk, Origin
 from zander.wire.messages import Gap
+
+Sizes = Sequence[tuple[str, int]]  # users, and bytes of each
 
 PAUSE_SECONDS = 1.0  # between two attempts while the journal is full
 FREE_SHARE = 0.1  # of the quota that has to be free before a full journal takes more
@@ -46,10 +50,10 @@ class JournalWriter:
         self.wake = asyncio.Event()
         self._journals = journals
         self._log = journals.own.log
-        self._max_bytes = max_bytes
         self._batch_records = batch_records
         self._n_in_batch = 0  # pending records that are being written
         self._urgent_end = 0  # offset after the last record that may not wait
+        self.shares = Shares(max_bytes)
         self._in_memory: list[Record] = []  # records that the disk did not take
         self._in_memory_s = 0.0  # when the first of them came
         self._full: _Full | None = None
@@ -68,30 +72,46 @@ class JournalWriter:
         """Why there is no room; None when there is."""
         return self._full and self._full.reason
 
-    def record_frames(self, frames: bytes, n_samples: int) -> bool:
-        """Append samples that are frames of the journal already.
+    def takes_from(self, user_id: str, kind: Kind = "samples") -> bool:
+        """Return whether there is room for what comes of a user."""
+        return self.takes and self.shares.takes(user_id, kind, self._shared_end)
 
-        False when there is no room; they do not count as refused, since the caller offers them again as chunks.
+    def record_frames(self, frames: bytes, n_samples: int, sizes: Sizes | None = None) -> bool | None:
+        """Append samples that are frames of the journal already; `sizes` are the users, and how many bytes are of each.
+
+        False when there is no room; they do not count as refused, since the caller offers them again as chunks. None
+        when the journal fills: then it needs `sizes`.
         """
+        shares = self.shares
+        is_shared = shares.end > shares.start
+        if is_shared and sizes is None:
+            return None
+        if is_shared and not all(self.takes_from(user_id) for user_id, _ in sizes or ()):
+            return False
         if (self._full is None or self._reopen()) and self._append(frames, is_bounded=True):
+            if is_shared:
+                shares.add(sizes or ())
             self._count(n_samples)
             return True
         return False
 
     def record_chunk(self, chunk: Chunk, fence: int) -> bool:
         """Append samples; False when there is no room."""
-        return self._add(raw_record(chunk, fence), len(chunk))
+        return self._add(raw_record(chunk, fence), len(chunk), chunk.origin.user_id, "samples")
 
     def record_prediction(self, record: PredictionRecord) -> bool:
         """Append a prediction or features; False when there is no room."""
-        return self._add(record, 1)
+        return self._add(record, 1, record.user_id, "notes")
 
     def record(self, record: SessionRecord | GapRecord) -> None:
         """Append a session's start or end, or a gap: even beyond the quota, and as soon as the disk takes it."""
-        if self._in_memory or not self._append(frame(encode(record)), is_bounded=False):
+        frames = frame(encode(record))
+        if self._in_memory or not self._append(frames, is_bounded=False):
             self._in_memory_s = self._in_memory_s if self._in_memory else monotonic()
             self._in_memory.append(record)
         else:
+            if isinstance(record, SessionRecord) and self.shares.end > self.shares.start:
+                self.shares.add(((record.user_id, len(frames)),))
             self._urgent_end = self._log.end  # somebody may wait for the end of a session
         self._count(1)
         self.wake.set()
@@ -133,16 +153,22 @@ class JournalWriter:
         self._n_in_batch = 0
 
     def set_limit(self, n_other_bytes: int) -> None:
-        """Adjust to what was deleted, and to the bytes that other journals take."""
-        self._limit = self._log.start + self._max_bytes - n_other_bytes
+        """Adjust to what was committed and deleted, and to the bytes that other journals take."""
+        offset, max_bytes = self._journals.own.offset or 0, self.shares.max_bytes - n_other_bytes
+        self._limit = self._log.start + max_bytes
+        self._shared_end = (
+            self._log.needed_from(offset) + max_bytes
+        )  # what is kept is given back before anybody is refused
+        self.shares.commit(offset, max_bytes)
 
     def retry(self) -> None:
         """Look whether there is room again; to be called about once a second."""
         if self._full:
             self._reopen()
 
-    def _add(self, record: Record, n_records: int) -> bool:
-        if self.record_frames(frame(encode(record)), n_records):
+    def _add(self, record: Record, n_records: int, user_id: str, kind: Kind) -> bool:
+        frames = frame(encode(record))
+        if self.takes_from(user_id, kind) and self.record_frames(frames, n_records, ((user_id, len(frames)),)):
             return True
         self.n_refused += n_records
         return False
@@ -158,7 +184,8 @@ class JournalWriter:
             try:
                 if is_bounded and self._log.end > self._limit:
                     raise OSError(f"it has {self._log.n_bytes} bytes, its bound")
-                self._journals.own.arrivals.note(self._log.write(frames) - len(frames), monotonic())
+                self.shares.end = self._log.write(frames)
+                self._journals.own.arrivals.note(self.shares.end - len(frames), monotonic())
                 return True
             except OSError as error:
                 reason = error.strerror or str(error)
@@ -183,7 +210,7 @@ class JournalWriter:
             return False
         self._tried_s = now_s
         self._give_back()  # it may be what has no room
-        if self._log.end > self._limit - FREE_SHARE * self._max_bytes or not self._append_from_memory():
+        if self._log.end > self._limit - FREE_SHARE * self.shares.max_bytes or not self._append_from_memory():
             return False
         seconds, n_refused = now_s - self._full.since_s, self.n_refused - self._full.n_refused
         log.warning("the journal takes records again after %.1f s, %d were refused", seconds, n_refused)
@@ -196,7 +223,7 @@ class JournalWriter:
         try:
             while self._in_memory:
                 self._journals.own.arrivals.note(self._log.end, self._in_memory_s)
-                self._log.append(encode(self._in_memory[0]))
+                self.shares.end = self._log.append(encode(self._in_memory[0]))
                 self._in_memory.pop(0)
                 self._urgent_end = self._log.end
             self._log.probe()

@@ -27,6 +27,7 @@ from zander.journal.journal import Journals
 from zander.journal.log import HEADER_BYTES, files, split_payloads
 from zander.journal.recorder import Recorder, trim_heap
 from zander.journal.records import GapRecord, RawRecord, decode
+from zander.journal.shares import SHARES
 from zander.journal.writer import JournalWriter
 
 
@@ -268,8 +269,10 @@ async def test_much_to_write_goes_even_if_max_records_is_larger(
 
 
 async def test_beyond_the_bound_the_newest_is_refused_and_counted(
-    storage: MemoryStorage, recorder: Record, caplog: pytest.LogCaptureFixture
+    storage: MemoryStorage, recorder: Record, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for kind in ("samples", "notes"):
+        monkeypatch.setitem(SHARES, kind, 1e9)  # as if there were many users
     kept = recorder(journal_max_bytes=100_000)
     results = [kept.writer.record_chunk(chunk(position), 0) for position in range(1000)]
     n_kept = results.index(False)

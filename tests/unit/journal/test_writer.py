@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from support.clock import Clock
-from support.samples import PREDICTION, SESSION, chunk, gap
+from support.samples import ORIGIN, PREDICTION, SESSION, chunk, gap
 from zander.journal import writer as writer_module
 from zander.journal.journal import Journals
-from zander.journal.log import Log
-from zander.journal.records import Record, decode, encode
+from zander.journal.log import Log, frame
+from zander.journal.records import Record, decode, encode, raw_record
 from zander.journal.writer import FREE_SHARE, PAUSE_SECONDS, JournalWriter
+from zander.wire.chunk import Chunk, Origin
 
 N_BYTES = len(encode(PREDICTION)) + 8
 
@@ -68,11 +70,15 @@ def written(journals: Journals) -> list[Record]:
 
 
 def fill(writer: JournalWriter) -> int:
-    """Add predictions until there is no room; return how many found some."""
+    """Add predictions, each of another user, until there is no room; return how many found some."""
     n = 0
-    while writer.record_prediction(PREDICTION):
+    while writer.record_prediction(replace(PREDICTION, user_id=f"{n:04}")):
         n += 1
     return n
+
+
+def encode_frames(samples: Chunk) -> bytes:
+    return frame(encode(raw_record(samples, 0)))
 
 
 def test_what_is_added_is_in_the_journal_at_once(journals: Journals) -> None:
@@ -351,3 +357,77 @@ def test_a_full_disk_takes_again_once_its_only_file_is_committed(
     writer.retry()
     assert refusal(writer) is None
     assert written(journals) == [SESSION]
+
+
+# One user does not fill it for all.
+
+
+def offer(writer: JournalWriter, user_id: str) -> bool:
+    """Offer samples of a user, as many bytes as a prediction has or more."""
+    return writer.record_chunk(chunk(0, 2, Origin(user_id, ORIGIN.session_id, 7812.5)), 0)
+
+
+def test_one_user_s_notes_leave_room_for_its_samples_and_these_for_everybody_else_s(
+    journals: Journals, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = within(journals, 100 * N_BYTES)
+    n_notes = n_others = 0
+    while writer.record_prediction(PREDICTION):
+        n_notes += 1
+    assert 35 <= n_notes <= 45  # an eighth, and a third of the rest
+    while offer(writer, "user"):
+        pass
+    n_bytes = journals.own.log.n_bytes
+    assert 60 * N_BYTES <= n_bytes <= 75 * N_BYTES  # an eighth, and two thirds of the rest
+    assert writer.takes
+    assert not writer.takes_from("user")
+    while offer(writer, f"{n_others:04}"):
+        n_others += 1
+    assert journals.own.log.n_bytes > 100 * N_BYTES
+    assert n_others >= 10
+    assert not writer.takes
+    assert writer.shares.n_refused == 1
+    assert [text for text in caplog.messages if "user user has" in text] == caplog.messages[:1]
+
+
+def test_below_an_eighth_everybody_is_taken_and_nothing_is_asked(journals: Journals) -> None:
+    writer = within(journals, 1 << 16)
+    frames = encode_frames(chunk(0, 5))
+    assert writer.record_frames(frames, 5)
+    while journals.own.log.n_bytes <= 1 << 13:
+        assert writer.record_frames(frames, 5)
+    assert writer.record_frames(frames, 5) is None
+    assert writer.record_frames(frames, 5, [("user", len(frames))])
+
+
+def test_frames_of_several_users_are_refused_where_one_is_over_its_share(journals: Journals) -> None:
+    writer = within(journals, 1 << 16)
+    frames = encode_frames(chunk(0, 5))
+    while writer.record_frames(frames, 5, [("user", len(frames))]):
+        pass
+    assert not writer.record_frames(frames * 2, 10, [("other", len(frames)), ("user", len(frames))])
+    assert writer.record_frames(frames, 5, [("other", len(frames))])
+    assert writer.n_refused == 0
+
+
+def test_who_was_over_its_share_is_taken_again_once_much_of_it_is_committed(journals: Journals) -> None:
+    writer = within(journals, 100 * N_BYTES)
+    while offer(writer, "user"):
+        pass
+    start, end = journals.own.log.start, journals.own.log.end
+    for part, takes in ((0.05, False), (0.1, False), (0.4, True)):
+        journals.own.commit(start + round(part * (end - start)))
+        writer.set_limit(0)
+        assert writer.takes_from("user") is takes
+    journals.own.commit(end)
+    writer.set_limit(0)
+    assert writer.takes_from("user", "notes")
+
+
+def test_a_session_s_device_counts_too(journals: Journals) -> None:
+    writer = within(journals, 1 << 16)
+    device_info = '{"x":"' + "x" * 4000 + '"}'
+    for _ in range(14):
+        writer.record(replace(SESSION, device_info=device_info))
+    assert writer.takes
+    assert not writer.takes_from(SESSION.user_id)

@@ -221,6 +221,8 @@ ERROR_CODES = {
     "bad_timestamp": "a time longer ago than `MAX_AGE_DAYS`, or more than a minute from now",
     "clamped": "a time more than a second before the one before it: it was moved, and nothing dropped; said once in a "
     "session",
+    "not_stored": "what the relay sends is given to consumers but not stored, since the journal or the user's share of "
+    "it is full; said once in a session",
     "no_sampling_rate": "a chunk of several samples, of a device that did not tell its sampling rate",
     "bad_parameter": "a parameter of a path or a query that is missing or out of its range",
     "bad_format": "as npy: features, predictions, or sessions that differ in their number of channels",
