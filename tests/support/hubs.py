@@ -139,10 +139,14 @@ class ListedPeers(NoPeers):
     def __init__(self, subscribers: Subscribers) -> None:
         super().__init__(subscribers)
         self.said: list[tuple[Any, ...]] = []
+        self.users: dict[str, str] = {}  # whose sessions the others hold
 
     def follow(self, user_id: str) -> None:
         """List what happens to a user from now on, as a node that follows would get it."""
         self._subscribers.follow(user_id, ListedFollower(user_id, self.said))
+
+    def user_of(self, session_id: str) -> str | None:
+        return self.users.get(session_id)
 
     def announce(self, user_id: str, stream: Stream | None) -> None:
         self.said.append(("announce", user_id, stream.online if stream else None))

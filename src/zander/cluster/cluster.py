@@ -68,6 +68,9 @@ class Cluster:
     def unfollow(self, user_id: str) -> None:
         self.subscriptions.release(user_id)
 
+    def user_of(self, session_id: str) -> str | None:
+        return self.directory.user_of(session_id)
+
     def status(self, user_id: str) -> Status:
         return self.subscriptions.status(user_id)
 

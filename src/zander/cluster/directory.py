@@ -48,6 +48,7 @@ class Peer:
         self.link_n = link_n
         self.n_changes = n_changes
         self.holdings: dict[str, Holding] = {}
+        self.users: dict[str, str] = {}  # by session
         self.heard_at: dict[str, float] = {}  # by user, when we heard of what it holds
         self.seen_at = now
         for holding in holdings:
@@ -56,13 +57,17 @@ class Peer:
     def hold(self, holding: Holding, now: float) -> None:
         """Add or replace what it holds of a user."""
         before = self.holdings.get(holding.user_id)
+        if before:
+            self.users.pop(before.session_id, None)
         self.holdings[holding.user_id] = holding
+        self.users[holding.session_id] = holding.user_id
         if before is None or before.rank != holding.rank:
             self.heard_at[holding.user_id] = now
 
     def drop(self, user_id: str) -> None:
         """Remove a user whom it holds no more."""
-        self.holdings.pop(user_id, None)
+        if holding := self.holdings.pop(user_id, None):
+            self.users.pop(holding.session_id, None)
         self.heard_at.pop(user_id, None)
 
 
@@ -107,6 +112,10 @@ class Directory:
         """Return whether a node has not given up a session yet, as far as is known."""
         peer = self.peers.get(node_id)
         return bool(peer and user_id in peer.holdings and peer.holdings[user_id].session_id == session_id)
+
+    def user_of(self, session_id: str) -> str | None:
+        """Return whose session it is, if a node holds it."""
+        return next((peer.users[session_id] for peer in self.peers.values() if session_id in peer.users), None)
 
     def heard_at(self, owner: Owner) -> float:
         """Return when we heard of what a node holds."""

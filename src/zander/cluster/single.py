@@ -27,6 +27,9 @@ class NoPeers:
     def unfollow(self, user_id: str) -> None:
         pass
 
+    def user_of(self, session_id: str) -> str | None:
+        return None
+
     def status(self, user_id: str) -> Status:
         return Status(user_id, online=False)
 

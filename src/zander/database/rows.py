@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -72,3 +72,8 @@ def prediction(row: Row) -> Note:
         "timestamp": row["timestamp"] / 1e6,
     }
     return Note("prediction", row["timestamp"], dumps(message))
+
+
+def columns(rows: Sequence[Sequence[object]], n_columns: int) -> list[list[object]]:
+    """Turn rows into columns, as `unnest` takes them; also of no rows."""
+    return [[row[i] for row in rows] for i in range(n_columns)]

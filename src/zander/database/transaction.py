@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from time import time
 from typing import NamedTuple, TypeVar
-from uuid import UUID
 
 import asyncpg
 from msgspec import json, structs
 
+from zander.database.claim import LIMITS_ALONE, POSITION, claim, claim_and_advance, written_before
 from zander.database.connection import FAILURES, Connection, blames_data
 from zander.database.probe import probe
-from zander.errors import Moved, StorageError
+from zander.database.rows import columns
+from zander.errors import StorageError
 from zander.journal.batch import Batch, Lease, Watermark, Written, settle
 from zander.journal.pgcopy import COPY_END, COPY_HEAD, RAW_COLUMNS, first_of_rows, first_us
-from zander.journal.records import GapRecord, PredictionRecord, RawRecord, Record, SessionRecord
+from zander.journal.records import GapRecord, PredictionRecord, RawRecord, Record, SessionRecord, halves
 
 LARGE_BYTES = 1 << 20  # joined in 0.5 ms; then other tasks of the event loop run
 MOST_NAMED = 3  # spans in one line of the log
@@ -32,47 +33,11 @@ log = logging.getLogger(__name__)
 COMPRESS_COPY = "SET LOCAL timescaledb.enable_direct_compress_copy = on"
 COMPRESSED_SAMPLES = 1000  # of each session, on average; columns are divided into pieces of so many
 
-# The first statement, sent together with BEGIN: a round trip costs an iteration of a busy event loop, and several
-# statements in one take no parameters. So numbers and a UUID are written into it. One row: the batch is ours to write.
-# No row: it is written already, if only by ourselves before the answer to our COMMIT was lost. It takes the lock of the
-# row, so it waits for an older backend that is still inside such a COMMIT; one that lost its client earlier never
-# commits.
-CLAIM = """
-INSERT INTO writers (writer_id, position, written_at) VALUES ('{writer_id}', {end:d}, now())
-ON CONFLICT (writer_id) DO UPDATE SET position = excluded.position, written_at = excluded.written_at
-WHERE writers.position = {start:d}
-"""
-
-# Of a batch that is not its journal's first: without a row the database has gone back to before that.
-CLAIM_NEXT = """
-UPDATE writers SET position = {end:d}, written_at = now() WHERE writer_id = '{writer_id}' AND position = {start:d}
-"""
-
-# Of a batch whose write has failed: waits like the claim for an older backend, which may still commit. The row of a
-# journal's first batch need not be there.
-SETTLE = """
-INSERT INTO writers (writer_id, position, written_at) VALUES ($1, 0, now())
-ON CONFLICT (writer_id) DO UPDATE SET written_at = excluded.written_at
-RETURNING position
-"""
-SETTLE_NEXT = "UPDATE writers SET written_at = now() WHERE writer_id = $1 RETURNING position"
-
-# Whatever the role or the server is set to, a batch may take its time: no setting of theirs can end it again and again.
-# Only a node that was frozen in the middle of one must not keep its locks. LOCAL, so that nothing is left behind on a
-# connection to the server that others share.
-LIMITS = """
-SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '60s'
-"""
-NO_TRANSACTION_TIMEOUT = "; SET LOCAL transaction_timeout = 0"  # since PostgreSQL 17
-# Of a record that failed before: what it is to blame for comes as an error, and the connection stays.
-LIMITS_ALONE = "; SET LOCAL statement_timeout = '10s'; SET LOCAL lock_timeout = '5s'"
 LOCKED = ("55P03", "40")  # lock_not_available; deadlocks, and what else is due to other transactions: no record's fault
 
 END_SESSIONS = """
 UPDATE sessions SET end_time = greatest(start_time, durable_time) WHERE writer_id = $1 AND end_time IS NULL
 """
-
-POSITION = "SELECT position FROM writers WHERE writer_id = $1"
 
 # A start or an end, or both at once. A resumed session keeps its start and is open again.
 UPSERT_SESSIONS = """
@@ -111,20 +76,6 @@ FROM reached WHERE sessions.session_id = reached.session_id
 RETURNING sessions.session_id::text, reached.fence, reached.durable_position, sessions.durable_position
 """
 
-# CLAIM and ADVANCE in one statement, with their locks and in their order. While the claim waits for an older backend,
-# its snapshot ages: it misses a session inserted meanwhile, but of an updated one it checks the latest version, so no
-# fence is overlooked. It did everything only if it counts every session of the batch: each stood where its rows begin.
-# Else it has to be rolled back.
-CLAIM_AND_ADVANCE = """
-WITH claim AS ({claim} RETURNING 1)
-UPDATE sessions SET
-    durable_position = given.position,
-    durable_time = greatest(sessions.durable_time, timestamptz 'epoch' + given.time_us * interval '1 us')
-FROM (VALUES {given}) AS given (session_id, fence, start, position, time_us)
-WHERE EXISTS (SELECT FROM claim) AND sessions.session_id = given.session_id
-    AND sessions.fence <= given.fence AND sessions.durable_position = given.start
-"""
-
 # Writes the rows of sessions again that are gone. Where only they are gone, their samples say how far they were: a user
 # has one session at a time, so the last sample before is of this one if any is.
 RESTORE_SESSIONS = """
@@ -139,12 +90,6 @@ LEFT JOIN LATERAL (
     ORDER BY timestamp DESC, position DESC LIMIT 1
 ) AS latest ON latest.session_id = s
 ON CONFLICT DO NOTHING
-"""
-
-DURABLE = """
-SELECT sessions.session_id::text, given.fence, durable_position, sessions.fence > given.fence
-FROM sessions JOIN unnest($1::uuid[], $2::bigint[]) AS given (session_id, fence)
-    ON sessions.session_id = given.session_id
 """
 
 KNOWN = "SELECT session_id::text, fence, durable_position FROM sessions WHERE session_id = ANY($1::uuid[])"
@@ -207,15 +152,6 @@ async def write(
         return await _Transaction(connection, batch, late_us, careful=True).run()
 
 
-async def outcome(connection: Connection, batch: Batch) -> Written | None:
-    """Return what a batch made durable whose write failed; None when it is not committed, and never will be.
-
-    Moved when the journal is committed up to another offset than the batch's start and end.
-    """
-    position = await connection.fetchval(SETTLE_NEXT if batch.start else SETTLE, batch.writer_id)
-    return None if position == batch.start else await _written_before(connection, batch, position)
-
-
 class _Transaction:
     """One attempt. `careful`: a savepoint before each step, and what is refused is halved until it stands alone.
 
@@ -249,13 +185,13 @@ class _Transaction:
         has_only_rows = reaches and not batch.sessions and all(reach.is_whole for reach in reaches.values())
         raw = [record for records in batch.raw.values() for record in records]
         gaps = batch.gaps
-        if has_only_rows and not self._careful and await _claim_and_advance(connection, batch, reaches):
+        if has_only_rows and not self._careful and await claim_and_advance(connection, batch, reaches):
             self._written.durable = {session_id: reach.end for (session_id, _), reach in reaches.items()}
         else:
-            if not await _claim(connection, batch, LIMITS_ALONE if self._is_alone else ""):
+            if not await claim(connection, batch, LIMITS_ALONE if self._is_alone else ""):
                 position = await connection.fetchval(POSITION, batch.writer_id)
                 await connection.execute("ROLLBACK")
-                return await _written_before(connection, batch, position)
+                return await written_before(connection, batch, position)
             await self._each("sessions", list(batch.sessions.values()), self._upsert_sessions)
             if reaches:
                 raw, gaps = await self._settled(reaches)
@@ -328,7 +264,7 @@ class _Transaction:
         others = {session_id for session_id, _ in reaches}
         for is_last in (False, True):
             rows = [(*lease, reach.end, reach.last_us) for lease, reach in reaches.items() if lease[0] in others]
-            for session_id, fence, before, durable in await self._connection.fetch(ADVANCE, *_columns(rows, 4)):
+            for session_id, fence, before, durable in await self._connection.fetch(ADVANCE, *columns(rows, 4)):
                 held[session_id] = _Row(fence, before)
                 self._written.durable[session_id] = durable
             if not (others := others - held.keys()):
@@ -350,7 +286,7 @@ class _Transaction:
                 firsts[session_id] = (session_id, *first_of_rows(records[0].rows), fence)
 
         async def restore(rows: list[tuple[str, str, int, int]]) -> None:
-            await self._connection.execute(RESTORE_SESSIONS, *_columns(rows, 4), self._batch.writer_id)
+            await self._connection.execute(RESTORE_SESSIONS, *columns(rows, 4), self._batch.writer_id)
 
         if firsts and not self._careful:
             await restore(list(firsts.values()))
@@ -365,8 +301,8 @@ class _Transaction:
             await write(records)
             return
         if error := await self._try(write, records):
-            if halves := _halves(records):
-                for half in halves:
+            if parts := halves(records):
+                for half in parts:
                     await self._each(table, half, write)
             elif await self._takes_others(table, records[0], write):
                 await self._dead_letter(table, records[0], error)
@@ -425,7 +361,7 @@ class _Transaction:
 
     async def _upsert_sessions(self, records: list[SessionRecord]) -> None:
         rows = [(r.session_id, r.user_id, r.start_us, r.end_us, r.device_info, r.fence) for r in records]
-        await self._connection.execute(UPSERT_SESSIONS, *_columns(rows, 6), self._batch.writer_id)
+        await self._connection.execute(UPSERT_SESSIONS, *columns(rows, 6), self._batch.writer_id)
 
     async def _copy_raw(self, records: list[RawRecord], table: str = "raw_eeg") -> None:
         # In one piece: before each of several asyncpg waits until the one before it is sent, an iteration or more of a
@@ -439,54 +375,11 @@ class _Transaction:
 
     async def _insert_gaps(self, records: list[GapRecord]) -> None:
         rows = {(r.session_id, r.start): (r.session_id, r.start, r.end, r.reason, r.time_us) for r in records}
-        await self._connection.execute(INSERT_GAPS, *_columns(list(rows.values()), 5))
+        await self._connection.execute(INSERT_GAPS, *columns(list(rows.values()), 5))
 
     async def _copy_predictions(self, records: list[PredictionRecord], table: str = "predictions") -> None:
         rows = [structs.astuple(record) for record in records]
         await self._connection.copy_records_to_table(table, records=rows, columns=PREDICTION_COLUMNS)
-
-
-async def _written_before(connection: Connection, batch: Batch, position: int | None) -> Written:
-    """Return what an earlier commit of this very batch made durable; Moved when the journal is at another offset."""
-    if position != batch.end:
-        raise Moved(position or 0)
-    rows = await connection.fetch(DURABLE, *_columns(list(batch.watermarks()), 2))
-    durable = {session_id: durable for session_id, _, durable, is_fenced in rows if not is_fenced}
-    return Written(durable, fenced={(session_id, fence) for session_id, fence, _, is_fenced in rows if is_fenced})
-
-
-def _claim_of(batch: Batch) -> str:
-    claim = CLAIM_NEXT if batch.start else CLAIM
-    return claim.format(writer_id=batch.writer_id, start=batch.start, end=batch.end)
-
-
-def _begin(connection: Connection) -> str:
-    """Return the statements that begin a transaction without limits."""
-    has_transaction_timeout = connection.get_server_version().major >= 17
-    return f"{connection.begin}; {LIMITS}{NO_TRANSACTION_TIMEOUT if has_transaction_timeout else ''}"
-
-
-async def _claim(connection: Connection, batch: Batch, limits: str = "") -> bool:
-    """Begin a transaction and claim the batch; False when the journal is committed up to another offset."""
-    begin = f"{'ROLLBACK; ' if connection.is_in_transaction() else ''}{_begin(connection)}{limits}"
-    return await connection.execute(f"{begin}; {_claim_of(batch)}") in {"INSERT 0 1", "UPDATE 1"}
-
-
-async def _claim_and_advance(connection: Connection, batch: Batch, reaches: dict[Lease, Watermark]) -> bool:
-    """Begin a transaction, claim the batch and advance all its sessions, in one round trip instead of two.
-
-    Most batches are nothing but rows of known sessions that follow those before, and each answer that a batch waits for
-    costs an iteration of a busy event loop. A batch with sessions takes the other way: an UPDATE does not see rows that
-    another part of its statement inserts. False when a session was not advanced; the open transaction has to be rolled
-    back then.
-    """
-    given = ",".join(
-        f"('{UUID(session_id)}'::uuid, {fence:d}, {reach.start:d}, {reach.end:d},"
-        f" {'NULL' if reach.last_us is None else int(reach.last_us)}::bigint)"
-        for (session_id, fence), reach in reaches.items()
-    )
-    statement = CLAIM_AND_ADVANCE.format(claim=_claim_of(batch), given=given)
-    return bool(await connection.execute(f"{_begin(connection)}; {statement}") == f"UPDATE {len(reaches)}")
 
 
 def _spans(lost: list[tuple[int, int]]) -> str:
@@ -499,23 +392,3 @@ def _spans(lost: list[tuple[int, int]]) -> str:
 def _has_long_sessions(records: list[RawRecord]) -> bool:
     n_samples = sum(record.end - record.position for record in records)
     return n_samples >= COMPRESSED_SAMPLES * len({record.session_id for record in records})
-
-
-def _columns(rows: Sequence[Sequence[object]], n_columns: int) -> list[list[object]]:
-    return [[row[i] for row in rows] for i in range(n_columns)]
-
-
-def _halves(records: list[R]) -> list[list[R]]:
-    """Divide records in two; return none for a single sample, session, gap or prediction."""
-    if len(records) > 1:
-        middle = len(records) // 2
-        return [records[:middle], records[middle:]]
-    record = records[0]
-    if isinstance(record, RawRecord) and (n := record.end - record.position) > 1:
-        middle = record.position + n // 2
-        cut = len(record.rows) // n * (n // 2)
-        return [
-            [structs.replace(record, end=middle, rows=record.rows[:cut])],
-            [structs.replace(record, position=middle, rows=record.rows[cut:])],
-        ]
-    return []

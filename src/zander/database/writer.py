@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from time import time
 
+from zander.database.claim import POSITION, outcome
 from zander.database.connection import CLOSE_SECONDS, FAILURES, Connection, connect, reason
 from zander.database.indexes import index_empty_tables
 from zander.database.late import ARE_THERE, LateRows
 from zander.database.maintenance import Maintenance
 from zander.database.migrations import migrate
 from zander.database.timescale import Tuning, tune
-from zander.database.transaction import END_SESSIONS, POSITION, outcome, write
+from zander.database.transaction import END_SESSIONS, write
 from zander.errors import Moved, StorageError
 from zander.journal.batch import Batch, Written
 

@@ -86,6 +86,9 @@ class Peers(Protocol):
     def unfollow(self, user_id: str) -> None:
         """Follow a user no more, whom nobody here subscribes to."""
 
+    def user_of(self, session_id: str) -> str | None:
+        """Return whose session it is, if another node holds it."""
+
     def status(self, user_id: str) -> Status:
         """Return the status of the user's relay on the other nodes."""
 

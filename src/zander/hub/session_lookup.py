@@ -7,7 +7,7 @@ from contextlib import suppress
 from uuid import uuid4
 
 from zander.delivery.outbox import Outbox
-from zander.errors import Unavailable
+from zander.errors import Forbidden, Unavailable
 from zander.hub.interfaces import Peers, SessionStore
 from zander.streams.session import MAX_AGE_US, Session, resumed
 from zander.streams.stream import Stream, Streams
@@ -59,11 +59,19 @@ class SessionLookup:
             who = (auth.user_id, str(uuid4()), now_us)
             return Session(*who, device, auth.device_info, max_age_us=self._max_age_us)
         session_id = str(auth.session_id)
+        if self._owner(session_id) not in (None, auth.user_id):
+            raise Forbidden(f"expected a session of user {auth.user_id}, got {session_id}")
         stream = self._held(auth.user_id)
         is_here = stream is not None and stream.session.session_id == session_id
         if stream and is_here and not await self._is_elsewhere(stream) and self._held(auth.user_id) is stream:  # still
             return stream.session
         return await self._resumed(auth, device, session_id, now_us)
+
+    def _owner(self, session_id: str) -> str | None:
+        """Return whose session it is: it may be on a node, and not in the database yet."""
+        if held := self._streams.of_session(session_id):
+            return held.session.user_id
+        return self._peers.user_of(session_id)
 
     def _held(self, user_id: str) -> Stream | None:
         """Return what this node holds of a user."""

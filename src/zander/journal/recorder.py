@@ -149,12 +149,12 @@ class Recorder:
         """Log what the last drain has left."""
         if n_bytes := self.journals.own.n_pending_bytes:
             log.warning("%d bytes stay in the journal for the next start", n_bytes)
-        if n_in_memory := self.writer.n_in_memory:
+        if n_in_memory := len(self.writer.in_memory):
             log.error("%d records for which there was no room on the disk are lost", n_in_memory)
 
     @property
     def _is_all_written(self) -> bool:
-        return not self.journals.own.n_pending_bytes and not self.writer.n_in_memory
+        return not self.journals.own.n_pending_bytes and not len(self.writer.in_memory)
 
     async def _write_next(self) -> int:
         """Write the next batch, and return its bytes."""

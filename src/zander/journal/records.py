@@ -6,10 +6,11 @@ Samples are already rows of PostgreSQL's binary COPY (`pgcopy.py`), which go to 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from zander.journal.pgcopy import row_encoder
 from zander.wire.chunk import Chunk
@@ -72,6 +73,7 @@ class PredictionRecord(_Record, tag="p"):
 
 
 Record = SessionRecord | RawRecord | GapRecord | PredictionRecord
+R = TypeVar("R", SessionRecord, RawRecord, GapRecord, PredictionRecord)
 
 encode = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Record)
@@ -88,3 +90,19 @@ def raw_record(chunk: Chunk, fence: int) -> RawRecord:
     origin, position, times_us = chunk.origin, chunk.position, chunk.times_us
     rows = row_encoder(origin, chunk.samples.shape[1]).encode(position, times_us, chunk.samples)
     return RawRecord(origin.session_id, fence, position, chunk.end, times_us.item(-1), rows)
+
+
+def halves(records: list[R]) -> list[list[R]]:
+    """Divide records in two; return none for a single sample, session, gap or prediction."""
+    if len(records) > 1:
+        middle = len(records) // 2
+        return [records[:middle], records[middle:]]
+    record = records[0]
+    if isinstance(record, RawRecord) and (n := record.end - record.position) > 1:
+        middle = record.position + n // 2
+        cut = len(record.rows) // n * (n // 2)
+        return [
+            [replace(record, end=middle, rows=record.rows[:cut])],
+            [replace(record, position=middle, rows=record.rows[cut:])],
+        ]
+    return []

@@ -28,7 +28,7 @@ FREE_SHARE = 0.1  # of the quota that has to be free before a full journal takes
 log = logging.getLogger(__name__)
 
 
-class _Full(NamedTuple):
+class Full(NamedTuple):
     """The state of a journal that takes nothing: since when, why, and how many records were refused before."""
 
     since_s: float
@@ -39,9 +39,9 @@ class _Full(NamedTuple):
 class JournalWriter:
     """A RecordSink that appends to this process's own journal; all journals together may take `max_bytes` on disk.
 
-    Of what it took, `n_pending` records are not in the database yet; `n_refused` found no room. A sample counts as one
-    record. `wake` is set when a batch may have become due: by the first pending record, by `batch_records` of them, by
-    one that is urgent, and when there is room again.
+    Of what it took, `n_pending` records are not in the database yet, and those `in_memory` not on disk; `n_refused`
+    found no room, and `full` says why there is none. A sample counts as one record. `wake` is set when a batch may have
+    become due: by the first pending record, by `batch_records` of them, by one that is urgent, and when there is room.
     """
 
     def __init__(self, journals: Journals, *, max_bytes: int, batch_records: int) -> None:
@@ -54,9 +54,9 @@ class JournalWriter:
         self._n_in_batch = 0  # pending records that are being written
         self._urgent_end = 0  # offset after the last record that may not wait
         self.shares = Shares(max_bytes)
-        self._in_memory: list[Record] = []  # records that the disk did not take
-        self._in_memory_s = 0.0  # when the first of them came
-        self._full: _Full | None = None
+        self.in_memory: list[Record] = []  # records that the disk did not take
+        self._in_memory_since_s = 0.0  # when the first of them came
+        self.full: Full | None = None
         self._tried_s = 0.0
         self.set_limit(journals.n_orphan_bytes)
 
@@ -65,12 +65,7 @@ class JournalWriter:
     @property
     def takes(self) -> bool:
         """Whether there is room; looks again at most once in PAUSE_SECONDS."""
-        return self._full is None or self._reopen()
-
-    @property
-    def why_full(self) -> str | None:
-        """Why there is no room; None when there is."""
-        return self._full and self._full.reason
+        return self.full is None or self._reopen()
 
     def takes_from(self, user_id: str, kind: Kind = "samples") -> bool:
         """Return whether there is room for what comes of a user."""
@@ -88,7 +83,7 @@ class JournalWriter:
             return None
         if is_shared and not all(self.takes_from(user_id) for user_id, _ in sizes or ()):
             return False
-        if (self._full is None or self._reopen()) and self._append(frames, is_bounded=True):
+        if (self.full is None or self._reopen()) and self._append(frames, is_bounded=True):
             if is_shared:
                 shares.add(sizes or ())
             self._count(n_samples)
@@ -106,9 +101,9 @@ class JournalWriter:
     def record(self, record: SessionRecord | GapRecord) -> None:
         """Append a session's start or end, or a gap: even beyond the quota, and as soon as the disk takes it."""
         frames = frame(encode(record))
-        if self._in_memory or not self._append(frames, is_bounded=False):
-            self._in_memory_s = self._in_memory_s if self._in_memory else monotonic()
-            self._in_memory.append(record)
+        if self.in_memory or not self._append(frames, is_bounded=False):
+            self._in_memory_since_s = self._in_memory_since_s if self.in_memory else monotonic()
+            self.in_memory.append(record)
         else:
             if isinstance(record, SessionRecord) and self.shares.end > self.shares.start:
                 self.shares.add(((record.user_id, len(frames)),))
@@ -127,14 +122,9 @@ class JournalWriter:
     # For the recorder.
 
     @property
-    def n_in_memory(self) -> int:
-        """Records that the disk did not take yet."""
-        return len(self._in_memory)
-
-    @property
     def oldest_s(self) -> float:
         """When the oldest record came that is not in the database, on the monotonic clock; infinite without any."""
-        return min(self._journals.own.oldest_s, self._in_memory_s if self._in_memory else math.inf)
+        return min(self._journals.own.oldest_s, self._in_memory_since_s if self.in_memory else math.inf)
 
     @property
     def is_batch_due(self) -> bool:
@@ -149,7 +139,7 @@ class JournalWriter:
     def commit_batch(self) -> None:
         """Count the batch of the own journal as written."""
         is_written = not self._journals.own.n_pending_bytes  # to the end, of which some may have been damaged
-        self.n_pending = self.n_in_memory if is_written else self.n_pending - self._n_in_batch
+        self.n_pending = len(self.in_memory) if is_written else self.n_pending - self._n_in_batch
         self._n_in_batch = 0
 
     def set_limit(self, n_other_bytes: int) -> None:
@@ -158,12 +148,12 @@ class JournalWriter:
         self._limit = self._log.start + max_bytes
         self._shared_end = (
             self._log.needed_from(offset) + max_bytes
-        )  # what is kept is given back before anybody is refused
+        )  # what is kept is given back before all are refused
         self.shares.commit(offset, max_bytes)
 
     def retry(self) -> None:
         """Look whether there is room again; to be called about once a second."""
-        if self._full:
+        if self.full:
             self._reopen()
 
     def _add(self, record: Record, n_records: int, user_id: str, kind: Kind) -> bool:
@@ -191,9 +181,9 @@ class JournalWriter:
                 reason = error.strerror or str(error)
                 if not self._give_back():
                     break
-        if not self._full:
+        if not self.full:
             self._tried_s = monotonic()
-            self._full = _Full(self._tried_s, reason, self.n_refused)
+            self.full = Full(self._tried_s, reason, self.n_refused)
             log.error("the journal takes no more, relays are refused: %s", reason)
         return False
 
@@ -206,25 +196,25 @@ class JournalWriter:
     def _reopen(self) -> bool:
         """Open again if there is room; a disk is not asked for each record."""
         now_s = monotonic()
-        if now_s < self._tried_s + PAUSE_SECONDS or not self._full:
+        if now_s < self._tried_s + PAUSE_SECONDS or not self.full:
             return False
         self._tried_s = now_s
         self._give_back()  # it may be what has no room
         if self._log.end > self._limit - FREE_SHARE * self.shares.max_bytes or not self._append_from_memory():
             return False
-        seconds, n_refused = now_s - self._full.since_s, self.n_refused - self._full.n_refused
+        seconds, n_refused = now_s - self.full.since_s, self.n_refused - self.full.n_refused
         log.warning("the journal takes records again after %.1f s, %d were refused", seconds, n_refused)
-        self._full = None
+        self.full = None
         self.wake.set()
         return True
 
     def _append_from_memory(self) -> bool:
         """Append the records in memory; False when the disk does not take them, or no more than them."""
         try:
-            while self._in_memory:
-                self._journals.own.arrivals.note(self._log.end, self._in_memory_s)
-                self.shares.end = self._log.append(encode(self._in_memory[0]))
-                self._in_memory.pop(0)
+            while self.in_memory:
+                self._journals.own.arrivals.note(self._log.end, self._in_memory_since_s)
+                self.shares.end = self._log.append(encode(self.in_memory[0]))
+                self.in_memory.pop(0)
                 self._urgent_end = self._log.end
             self._log.probe()
         except OSError:

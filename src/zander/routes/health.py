@@ -87,8 +87,8 @@ async def ready(request: Request) -> Response:
         "ready" if is_ready else "degraded",
         "up" if database else "down",
         redis,
-        "full" if writer.why_full else "up",
-        writer.why_full,
+        "full" if writer.full else "up",
+        writer.full and writer.full.reason,
     )
     return json_response(state, 200 if is_ready else 503)
 

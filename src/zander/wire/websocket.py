@@ -134,8 +134,9 @@ class WebSocketConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take frames; of many those that have their turn."""
         self._is_alive = True
-        if self._limit:
-            self._throttle(self._limit, len(data))
+        if self._limit and (wait_s := self._limit.spend(len(data))):
+            self._pause_reading()
+            asyncio.get_running_loop().call_later(wait_s, self._go_on)
         if self._pending:
             self._listener.pending.receive(self._pending, len(data))
             if self._closing and self._pending.n_bytes > REFUSED_BYTES:
@@ -215,11 +216,6 @@ class WebSocketConnection(asyncio.Protocol):
         if self.socket:
             return self.socket.take_throttled()
         return self._limit is not None and self._limit.take_reached()
-
-    def _throttle(self, limit: Limit, n_bytes: int) -> None:
-        if wait_s := limit.spend(n_bytes):
-            self._pause_reading()
-            asyncio.get_running_loop().call_later(wait_s, self._go_on)
 
     async def receive(self) -> Message:
         """Return the next message; Disconnected when there is none any more. Not after `listen`."""

@@ -98,6 +98,24 @@ async def test_a_session_that_began_before_anyone_knew_of_the_consumer_comes_who
         assert await _positions(azure, 500) == list(range(500))
 
 
+async def test_nobody_else_gets_a_session_that_no_database_has_yet(
+    valkey: ValkeyServer, start_node: StartNode, unused_tcp_port: int, user: str
+) -> None:
+    away = f"postgresql://nobody@127.0.0.1:{unused_tcp_port}/none"
+    one, two = (start_node(database_url=away, redis_url=valkey.url) for _ in range(2))
+    await asyncio.to_thread(eventually, lambda: [node.get("/streams")[0] for node in (one, two)] == [200, 200])
+    async with relay(one.ws, user) as edge:
+        await edge.send({"type": "raw", "channels": [0, 0]})
+        await asyncio.to_thread(_everywhere, user, one, two)
+        for node in (one, two):
+            async with connect(f"{node.ws}/stream") as socket:
+                peer = Peer(socket)
+                auth = {"type": "auth", "user_id": f"not-{user}", "session_id": edge.session_id}
+                await peer.send(auth | {"device_info": DEVICE})
+                assert (await peer.receive())["code"] == "forbidden"
+                assert await peer.close_code() == 4503
+
+
 @pytest.mark.parametrize("form", ["json", "chunks", "binary"])
 async def test_last_n_joins_across_nodes_without_a_hole_or_a_repeat(
     pair: tuple[Node, Node], user: str, form: str

@@ -16,9 +16,9 @@ from msgspec import structs
 from support.databases import connected, opened
 from support.samples import ORIGIN, OTHER, PREDICTION, SESSION, T0_US, WRITER_ID, batch, chunk, gap
 from zander.database import transaction as transaction_module
+from zander.database.claim import CLAIM
 from zander.database.sessions import RESUME
 from zander.database.timescale import COMPRESS_COPIES
-from zander.database.transaction import CLAIM
 from zander.database.writer import DatabaseWriter
 from zander.errors import Moved, StorageError
 from zander.journal.batch import Batch, Written

@@ -25,6 +25,7 @@ from support.services import PostgresServer
 from zander.database import connection as connection_module
 from zander.database import transaction as transaction_module
 from zander.database import writer as writer_module
+from zander.database.claim import CLAIM
 from zander.database.connection import Connection, blames_data
 from zander.database.writer import DatabaseWriter
 from zander.errors import StorageError
@@ -270,7 +271,7 @@ async def test_a_backend_that_is_still_committing_is_waited_for(database_url: st
     async with opened(database_url) as storage, connected(database_url) as zombie:
         transaction = zombie.transaction()
         await transaction.start()
-        await zombie.execute(transaction_module.CLAIM.format(writer_id=WRITER_ID, start=0, end=9))
+        await zombie.execute(CLAIM.format(writer_id=WRITER_ID, start=0, end=9))
         retry = asyncio.create_task(storage.write(batch(0, 9, chunk(0))))
         async with connected(database_url) as connection:
             await until_somebody_waits(connection)
@@ -284,7 +285,7 @@ async def test_a_backend_that_never_commits_is_not_believed(database_url: str) -
     async with opened(database_url) as storage, connected(database_url) as zombie:
         transaction = zombie.transaction()
         await transaction.start()
-        await zombie.execute(transaction_module.CLAIM.format(writer_id=WRITER_ID, start=0, end=9))
+        await zombie.execute(CLAIM.format(writer_id=WRITER_ID, start=0, end=9))
         retry = asyncio.create_task(storage.write(batch(0, 9, chunk(0))))
         async with connected(database_url) as connection:
             await until_somebody_waits(connection)

@@ -138,3 +138,17 @@ def test_who_asks_for_the_whole_state_after_each_miss_ends_up_knowing_it(
     for user_id in ("one", "two", "three"):
         owner = directory.owner(user_id)
         assert (owner.holding if owner else None) == mine.get(user_id)
+
+
+def test_it_knows_whose_a_session_is_as_long_as_a_node_holds_it() -> None:
+    directory = Directory()
+    directory.replace("a", peer(holding("me", "s1"), holding("you", "s2")))
+    assert (directory.user_of("s1"), directory.user_of("s2"), directory.user_of("s3")) == ("me", "you", None)
+    directory.change("a", 6, "me", holding("me", "s3"), 1.0)
+    assert (directory.user_of("s1"), directory.user_of("s3")) == (None, "me")
+    directory.change("a", 7, "me", holding("me", "s3", online=False), 1.0)
+    assert directory.user_of("s3") == "me"
+    directory.change("a", 8, "me", None, 1.0)
+    assert (directory.user_of("s3"), directory.user_of("s2")) == (None, "you")
+    directory.remove("a")
+    assert directory.user_of("s2") is None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from support.clock import Clock
-from support.hub_items import outline, raw, take_features
+from support.hub_items import PREDICTION, outline, raw, take_features
 from support.hubs import House, build
 from zander.hub.kept import FORGOTTEN_AT_ONCE, STREAM_BYTES
 from zander.journal.batch import Written
 from zander.streams.stream import Stream
-from zander.wire.codec import memory_bytes
+from zander.wire.codec import decode_prediction, memory_bytes
 
 pytestmark = pytest.mark.usefixtures("today")
 
@@ -89,14 +89,16 @@ async def test_what_is_not_stored_when_its_time_is_over_keeps_its_place(clock: C
     assert house.ingest.kept.n_evicted == 0
 
 
-async def test_notes_that_come_afterwards_count_too() -> None:
-    house = build(buffer_keep_bytes=2 * (STREAM_BYTES + RING_BYTES + DEVICE_BYTES) + 100)
-    await gone(house, "a")
-    stream = await house.relay("b")
+async def test_notes_count_too_also_those_that_come_afterwards() -> None:
+    house = build()
+    stream = await house.relay("a")
     take_features(house, stream)
-    n_bytes = stream.features.nbytes
     house.disconnect(stream)
-    assert house.ingest.kept.n_bytes == 2 * (STREAM_BYTES + DEVICE_BYTES) + RING_BYTES + n_bytes
+    kept = house.ingest.kept
+    assert kept.n_bytes == STREAM_BYTES + stream.nbytes > STREAM_BYTES + DEVICE_BYTES
+    before = kept.n_bytes
+    house.ingest.take_prediction(stream, decode_prediction(PREDICTION), "me")
+    assert kept.n_bytes == STREAM_BYTES + stream.nbytes > before
 
 
 async def test_a_user_without_samples_has_no_ring() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from support.hubs import DEVICE, House, build
 from zander.delivery.outbox import Outbox
-from zander.errors import CloseCode, Unavailable
+from zander.errors import CloseCode, Forbidden, Unavailable
 from zander.hub import session_lookup
 from zander.streams.session import StoredSession
 from zander.streams.stream import Stream
@@ -86,3 +86,26 @@ async def test_a_database_that_does_not_answer_is_not_waited_for_long(monkeypatc
     gate._ask = build().archive.resume
     gate.waiting[0].set()
     assert (await connected).relay is relay
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+async def test_a_session_that_is_in_no_database_yet_belongs_to_its_user(is_gone: bool) -> None:
+    house = build()
+    stream = await house.relay("ann")
+    if is_gone:
+        house.disconnect(stream)
+    house.archive.is_away = True
+    with pytest.raises(Forbidden):
+        await house.relay("bob", session_id=stream.session.session_id)
+    assert house.streams == {"ann": stream}
+    assert await house.relay("ann", session_id=stream.session.session_id) is stream
+
+
+async def test_a_session_that_another_node_holds_belongs_to_its_user() -> None:
+    house = build()
+    session_id = str(uuid4())
+    house.peers.users[session_id] = "ann"
+    with pytest.raises(Forbidden):
+        await house.relay("bob", session_id=session_id)
+    assert house.archive.sessions == {}
+    assert (await house.relay("ann", session_id=session_id)).session.user_id == "ann"

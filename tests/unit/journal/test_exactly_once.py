@@ -440,7 +440,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         if here and share:
             self.tear(node, data.draw(st.sampled_from(here)), share)
         for original in self.originals:
-            if original.node is node and node.writer.n_in_memory:
+            if original.node is node and len(node.writer.in_memory):
                 original.ended = False  # a last word may have been in memory, for want of room on the disk
         self.run(node.crash())
         for original in here:

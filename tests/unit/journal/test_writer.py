@@ -97,7 +97,7 @@ def test_beyond_the_bound_only_what_must_not_be_missed_is_taken(
     assert not writer.record_chunk(chunk(0, 5), 0)
     writer.record(SESSION)
     assert written(journals)[-1] == SESSION
-    assert (writer.n_refused, writer.n_in_memory) == (6, 0)
+    assert (writer.n_refused, len(writer.in_memory)) == (6, 0)
     assert caplog.messages == [f"the journal takes no more, relays are refused: it has {11 * N_BYTES} bytes, its bound"]
 
 
@@ -160,14 +160,14 @@ def test_what_must_not_be_missed_waits_in_memory_and_keeps_its_place(
     assert not writer.record_prediction(PREDICTION)
     writer.record(gap(0, 5, "lost"))
     writer.record(SESSION)
-    assert writer.n_in_memory == 2
+    assert len(writer.in_memory) == 2
     disk.is_full = False
     writer.record(gap(5, 6, "lost"))  # not before the others
     assert written(journals) == [PREDICTION]
     clock.now_s += PAUSE_SECONDS
     assert writer.record_prediction(PREDICTION)
     assert written(journals) == [PREDICTION, gap(0, 5, "lost"), SESSION, gap(5, 6, "lost"), PREDICTION]
-    assert writer.n_in_memory == 0
+    assert len(writer.in_memory) == 0
     assert [message.split(":")[0] for message in caplog.messages] == [
         "the journal takes no more, relays are refused",
         "the journal takes records again after 1.0 s, 1 were refused",
@@ -195,7 +195,7 @@ def test_a_disk_that_fills_up_again_while_catching_up_loses_nothing(
         patch.setattr(Log, "append", one_more)
         clock.now_s += PAUSE_SECONDS
         writer.retry()
-        assert (writer.takes, writer.n_in_memory) == (False, 1)
+        assert (writer.takes, len(writer.in_memory)) == (False, 1)
     clock.now_s += PAUSE_SECONDS
     writer.retry()
     assert writer.takes
@@ -222,8 +222,8 @@ def test_a_disk_with_room_for_what_waited_and_no_more_stays_full(
 
 def refusal(writer: JournalWriter) -> str | None:
     """Say why the journal takes nothing."""
-    assert writer.takes == (writer.why_full is None)
-    return writer.why_full
+    assert writer.takes == (writer.full is None)
+    return writer.full and writer.full.reason
 
 
 def woken(writer: JournalWriter) -> bool:
@@ -287,7 +287,7 @@ def test_what_waits_in_memory_for_room_on_the_disk_is_as_old_as_it_is(
     assert writer.oldest_s == began_s
     disk.is_full = False
     writer.retry()
-    assert (writer.n_in_memory, writer.oldest_s) == (0, began_s)
+    assert (len(writer.in_memory), writer.oldest_s) == (0, began_s)
     journals.own.commit(journals.own.log.end)
     assert writer.oldest_s == math.inf
 

@@ -41,7 +41,8 @@ def write(stream: Stream, position: int, n: int = 1, *, n_channels: int = 2) -> 
     """Write samples whose first channel is their position, 10 ms apart."""
     samples = np.full((n, n_channels), 0.5, np.float32)
     samples[:, 0] = np.arange(position, position + n)
-    accepted = stream.session.accept(RawIn(position, NOW_US + 10_000 * position, samples), NOW_US).chunk
+    time_us = NOW_US + 10_000 * position
+    accepted = stream.session.accept(RawIn(position, time_us, samples), time_us + 10_000 * n).chunk
     assert accepted
     stream.write(accepted)
 
