@@ -16,9 +16,10 @@ from zander.database.claim import LIMITS_ALONE, POSITION, claim, claim_and_advan
 from zander.database.connection import FAILURES, Connection, blames_data
 from zander.database.probe import probe
 from zander.database.rows import columns
+from zander.database.session_statements import ADVANCE, KNOWN, OWNERS, RESTORE_SESSIONS, UPSERT_SESSIONS
 from zander.errors import StorageError
 from zander.journal.batch import Batch, Lease, Watermark, Written, settle
-from zander.journal.pgcopy import COPY_END, COPY_HEAD, RAW_COLUMNS, first_of_rows, first_us
+from zander.journal.pgcopy import COPY_END, COPY_HEAD, RAW_COLUMNS, first_of_rows, first_us, rows_user
 from zander.journal.records import GapRecord, PredictionRecord, RawRecord, Record, SessionRecord, halves
 
 LARGE_BYTES = 1 << 20  # joined in 0.5 ms; then other tasks of the event loop run
@@ -34,65 +35,6 @@ COMPRESS_COPY = "SET LOCAL timescaledb.enable_direct_compress_copy = on"
 COMPRESSED_SAMPLES = 1000  # of each session, on average; columns are divided into pieces of so many
 
 LOCKED = ("55P03", "40")  # lock_not_available; deadlocks, and what else is due to other transactions: no record's fault
-
-END_SESSIONS = """
-UPDATE sessions SET end_time = greatest(start_time, durable_time) WHERE writer_id = $1 AND end_time IS NULL
-"""
-
-# A start or an end, or both at once. A resumed session keeps its start and is open again.
-UPSERT_SESSIONS = """
-INSERT INTO sessions (session_id, user_id, start_time, end_time, device_info, fence, writer_id)
-SELECT s, u, timestamptz 'epoch' + t0 * interval '1 us', timestamptz 'epoch' + t1 * interval '1 us', d, f, $7
-FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::jsonb[], $6::bigint[])
-    AS given (s, u, t0, t1, d, f)
-ON CONFLICT (session_id) DO UPDATE SET
-    start_time = least(sessions.start_time, excluded.start_time),
-    end_time = excluded.end_time,
-    device_info = coalesce(excluded.device_info, sessions.device_info),
-    fence = excluded.fence,
-    writer_id = excluded.writer_id
-WHERE sessions.fence <= excluded.fence
-"""
-
-# Takes the locks of the rows: a resume that raises the fence waits for our COMMIT, and then reads what it made durable.
-# Tells where each session was before, under the same lock: what lies between that and the batch is lost.
-ADVANCE = """
-WITH given AS (
-    SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[])
-        AS given (session_id, fence, position, time_us)
-), held AS (
-    SELECT session_id, fence, durable_position FROM sessions
-    WHERE session_id = ANY($1::uuid[]) ORDER BY session_id FOR NO KEY UPDATE
-), reached AS (
-    SELECT held.session_id, held.fence, held.durable_position,
-        max(given.position) AS position, timestamptz 'epoch' + max(given.time_us) * interval '1 us' AS durable_time
-    FROM held JOIN given ON given.session_id = held.session_id AND given.fence >= held.fence
-    GROUP BY held.session_id, held.fence, held.durable_position
-)
-UPDATE sessions SET
-    durable_position = greatest(sessions.durable_position, reached.position),
-    durable_time = greatest(sessions.durable_time, reached.durable_time)
-FROM reached WHERE sessions.session_id = reached.session_id
-RETURNING sessions.session_id::text, reached.fence, reached.durable_position, sessions.durable_position
-"""
-
-# Writes the rows of sessions again that are gone. Where only they are gone, their samples say how far they were: a user
-# has one session at a time, so the last sample before is of this one if any is.
-RESTORE_SESSIONS = """
-INSERT INTO sessions (session_id, user_id, start_time, fence, writer_id, durable_position, durable_time)
-SELECT s, u, t, f, $5, coalesce(latest.position + 1, 0), latest.timestamp
-FROM (
-    SELECT s, u, timestamptz 'epoch' + us * interval '1 us', f
-    FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[]) AS given (s, u, us, f)
-) AS given (s, u, t, f)
-LEFT JOIN LATERAL (
-    SELECT session_id, position, timestamp FROM raw_eeg WHERE user_id = u AND timestamp <= t
-    ORDER BY timestamp DESC, position DESC LIMIT 1
-) AS latest ON latest.session_id = s
-ON CONFLICT DO NOTHING
-"""
-
-KNOWN = "SELECT session_id::text, fence, durable_position FROM sessions WHERE session_id = ANY($1::uuid[])"
 
 INSERT_GAPS = """
 INSERT INTO gaps (session_id, from_position, to_position, reason, noticed_at)
@@ -237,6 +179,7 @@ class _Transaction:
         held = await self._advance(reaches)
         raw: list[RawRecord] = []
         gaps: list[GapRecord] = []
+        dropped: list[RawRecord] = []
         leases: dict[str, list[Lease]] = {}
         for lease in sorted(reaches):
             leases.setdefault(lease[0], []).append(lease)
@@ -245,7 +188,9 @@ class _Transaction:
             if (row := held.get(session_id)) is None:  # its gaps are lost to whatever comes next
                 raw += [record for lease in mine for record in self._batch.raw.get(lease, ())]
                 continue
-            self._written.fenced |= {lease for lease in mine if lease[1] < row.fence}
+            fenced = {lease for lease in mine if lease[1] < row.fence}
+            self._written.fenced |= fenced
+            dropped += [record for lease in fenced for record in self._batch.raw.get(lease, ())]
             found = settle((one for lease in mine if lease[1] >= row.fence for one in records[lease]), row.durable)
             raw += found.raw
             gaps += found.gaps
@@ -253,7 +198,15 @@ class _Transaction:
                 self._lost[session_id] = found.lost
                 now_us = int(time() * 1e6)
                 gaps += [GapRecord(session_id, row.fence, start, end, "lost", now_us) for start, end in found.lost]
+        await self._refuse_others(dropped)
         return raw, gaps
+
+    async def _refuse_others(self, dropped: list[RawRecord]) -> None:
+        """Dead-letter the samples of users whose session it is not, of those that a greater fence drops."""
+        owners = await self._owners([record.session_id for record in dropped]) if dropped else {}
+        for record in dropped:
+            if (user_id := rows_user(record.rows)) != (owner := owners[record.session_id]):
+                await self._refuse("raw_eeg", record, user_id, owner)
 
     async def _advance(self, reaches: dict[Lease, Watermark]) -> dict[str, _Row]:
         """Advance the durable positions; return the rows as they were before.
@@ -361,7 +314,25 @@ class _Transaction:
 
     async def _upsert_sessions(self, records: list[SessionRecord]) -> None:
         rows = [(r.session_id, r.user_id, r.start_us, r.end_us, r.device_info, r.fence) for r in records]
-        await self._connection.execute(UPSERT_SESSIONS, *columns(rows, 6), self._batch.writer_id)
+        found = await self._connection.fetch(UPSERT_SESSIONS, *columns(rows, 6), self._batch.writer_id)
+        if len(found) < len(records):  # else none has a greater fence, or is another user's
+            left = {r.session_id: r for r in records} | dict.fromkeys((row[0] for row in found), None)
+            owners = await self._owners([session_id for session_id, record in left.items() if record])
+            for session_id, user_id in owners.items():
+                if (record := left[session_id]) and record.user_id != user_id:
+                    await self._refuse("sessions", record, record.user_id, user_id)
+
+    async def _owners(self, session_ids: list[str]) -> dict[str, str]:
+        """Return whose sessions those are that are known."""
+        return dict(await self._connection.fetch(OWNERS, session_ids))
+
+    async def _refuse(self, table: str, record: SessionRecord | RawRecord, user_id: str, owner: str) -> None:
+        """Dead-letter what one user recorded in another's session, who had its row first; it is no gap of that."""
+        position = record.position if isinstance(record, RawRecord) else None
+        data = record.rows if isinstance(record, RawRecord) else json.encode(record)
+        error = f"of user {user_id}, but the session is of user {owner}"
+        await self._connection.execute(INSERT_DEAD_LETTER, table, record.session_id, position, error, data)
+        self._written.n_dead_letters += 1
 
     async def _copy_raw(self, records: list[RawRecord], table: str = "raw_eeg") -> None:
         # In one piece: before each of several asyncpg waits until the one before it is sent, an iteration or more of a

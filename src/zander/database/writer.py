@@ -14,8 +14,9 @@ from zander.database.indexes import index_empty_tables
 from zander.database.late import ARE_THERE, LateRows
 from zander.database.maintenance import Maintenance
 from zander.database.migrations import migrate
+from zander.database.session_statements import END_SESSIONS
 from zander.database.timescale import Tuning, tune
-from zander.database.transaction import END_SESSIONS, write
+from zander.database.transaction import write
 from zander.errors import Moved, StorageError
 from zander.journal.batch import Batch, Written
 

@@ -94,9 +94,13 @@ def first_us(rows: bytes) -> int:
 
 def first_of_rows(rows: bytes) -> tuple[str, int]:
     """Return the user of rows, and the time of the first of them in µs."""
+    return rows_user(rows), first_us(rows)
+
+
+def rows_user(rows: bytes) -> str:
+    """Return the user in rows of one session."""
     (user_size,) = _get_int32(rows, _USER_SIZE_AT)
-    user_at = _USER_SIZE_AT + 4
-    return rows[user_at : user_at + user_size].decode(), first_us(rows)
+    return rows[_USER_SIZE_AT + 4 :][:user_size].decode()
 
 
 def _template(dtype: np.dtype[Any], session: bytes, user: bytes, n_channels: int) -> bytes:

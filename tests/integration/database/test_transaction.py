@@ -102,6 +102,38 @@ async def test_a_durable_position_never_goes_back(any_database_url: str) -> None
         assert await session(connection, "durable_time") == at(99 * 7812)
 
 
+async def test_what_one_user_records_in_the_session_of_another_is_kept_apart(any_database_url: str) -> None:
+    """Somebody sent another's session_id before its row was there, to a node that could not know."""
+    async with opened(any_database_url) as storage, connected(any_database_url) as connection:
+        assert await resume(connection, "thief") == 1
+        written = await storage.write(batch(0, 9, SESSION, gap(0, 5), chunk(5, 10), PREDICTION))
+        assert (written.durable, written.fenced, written.n_dead_letters) == ({}, {(SESSION_ID, 0)}, 2)
+        written = await storage.write(batch(9, 20, chunk(15, 3)))
+        assert (written.durable, written.fenced, written.n_dead_letters) == ({}, {(SESSION_ID, 0)}, 1)
+        assert (await session(connection, "user_id"), await session(connection)) == ("thief", 0)
+        assert await positions(connection) == []
+        assert await stored_gaps(connection) == []
+        letters = await connection.fetch("SELECT table_name, position, error, record FROM dead_letters ORDER BY 2")
+        assert [(letter["table_name"], letter["position"]) for letter in letters] == [
+            ("raw_eeg", 5),
+            ("raw_eeg", 15),
+            ("sessions", None),
+        ]
+        assert {letter["error"] for letter in letters} == {"of user user, but the session is of user thief"}
+        kept = decode_rows(letters[0]["record"], 10)
+        assert kept.samples[:, 0].tolist() == list(range(5, 15))
+        assert await connection.fetchval("SELECT user_id FROM predictions") == "user"
+
+
+async def test_a_session_never_changes_its_user(any_database_url: str) -> None:
+    async with opened(any_database_url) as storage, connected(any_database_url) as connection:
+        await storage.write(batch(0, 9, SESSION, chunk(0, 5)))
+        other = structs.replace(SESSION, user_id="other", fence=7, device_info='{"mine": 1}')
+        assert (await storage.write(batch(9, 20, other))).n_dead_letters == 1
+        assert (await session(connection, "user_id"), await session(connection, "fence")) == ("user", 0)
+        assert (await storage.write(batch(20, 30, chunk(5, 5)))).durable == {SESSION_ID: 10}
+
+
 # The row of a session.
 
 
