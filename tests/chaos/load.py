@@ -112,8 +112,8 @@ class Relay:
         self.complaints.append(f"{self}: {what}")
 
     def note_error(self, message: dict[str, Any]) -> None:
-        """The only error it may hear of is that the server can take nothing now."""
-        if message["code"] != "unavailable":
+        """The only errors it may hear of are that the server can take nothing now, or keep nothing."""
+        if message["code"] not in ("unavailable", "not_stored"):
             self.complain(f"was told {message}")
 
     def note_close(self, error: ConnectionClosed) -> None:

@@ -15,9 +15,9 @@ from support.samples import ORIGIN, OTHER, PREDICTION, SESSION, T0_US, batch, ch
 from support.stored_sessions import opened_sessions
 from zander.database import late as late_module
 from zander.database import transaction
-from zander.database.connection import Pool
+from zander.database.connection import Pool, connect
 from zander.database.history import MAX_TIME_US, History, NotePageToken, RawPageToken
-from zander.database.late import move
+from zander.database.late import COMMAND_SECONDS, move
 from zander.database.writer import DatabaseWriter
 from zander.wire.chunk import Chunk, Origin
 
@@ -70,10 +70,14 @@ async def test_late_rows_are_read_like_the_others_wherever_they_are(
         expected = (list(range(100)), list(range(100)), [note.time_us for note in notes])
         assert await all_that_is_read(any_database_url) == expected
         for n_left in (50, 30, 10, 0):
-            await move(connection, "raw_eeg")
+            await move(storage._connection, "raw_eeg")
             assert await count(connection, "late_raw_eeg") == n_left
             assert await all_that_is_read(any_database_url) == expected
-        assert [await move(connection, table) for table in ("raw_eeg", "predictions", "predictions")] == [0, 10, 0]
+        assert [await move(storage._connection, table) for table in ("raw_eeg", "predictions", "predictions")] == [
+            0,
+            10,
+            0,
+        ]
         assert [await count(connection, table) for table in ("raw_eeg", "predictions")] == [100, 20]
         assert await all_that_is_read(any_database_url) == expected
 
@@ -139,9 +143,10 @@ async def test_several_nodes_move_each_row_once(database_url: str, monkeypatch: 
 
     async def move_all() -> int:
         n = 0
-        async with connected(database_url) as connection:
-            while moved := await move(connection, "raw_eeg"):
-                n += moved
+        connection = await connect(database_url, {}, COMMAND_SECONDS)
+        while moved := await move(connection, "raw_eeg"):
+            n += moved
+        await connection.close()
         return n
 
     async with opened(database_url) as storage, connected(database_url) as connection:

@@ -181,4 +181,7 @@ async def test_a_standby_as_the_database_is_not_ready_and_says_why(
     caplog.set_level(logging.WARNING)
     node = start_node(database_url=standby.dsn)
     eventually(lambda: "the database is away: it takes read-only transactions alone: a standby" in caplog.text)
-    assert node.get("/health/ready") == (503, {"status": "degraded", "database": "down", "redis": "off"})
+    assert node.get("/health/ready") == (
+        503,
+        {"status": "degraded", "database": "down", "redis": "off", "journal": "up", "reason": None},
+    )

@@ -140,7 +140,10 @@ async def test_a_batch_comes_back_as_it_was_written(any_database_url: str) -> No
         )
         samples = await connection.fetch("SELECT * FROM raw_eeg ORDER BY position")
         stored_gap = await connection.fetchrow("SELECT * FROM gaps")
-        prediction = await connection.fetchrow("SELECT * FROM predictions")
+        prediction = await connection.fetchrow(
+            "SELECT timestamp, session_id, user_id, prediction_type, classifier_name, data, confidence,"
+            " classifier_version FROM predictions"
+        )
     session_id = uuid.UUID(ORIGIN.session_id)
     durable_time = T0 + timedelta(microseconds=7 * 7812)
     assert tuple(session) == (session_id, "user", T0, None, '{"sampling_rate": 128}', 8, durable_time, 0)
