@@ -190,7 +190,7 @@ class Pool:
 
     def _retire(self, connection: Connection) -> None:
         """Close a connection, and let nobody wait for it."""
-        task = asyncio.create_task(_close(connection))
+        task = asyncio.create_task(close(connection))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
@@ -213,7 +213,7 @@ async def _fetch(connection: Connection, statement: str, *values: object) -> lis
     return rows
 
 
-async def _close(connection: Connection) -> None:
+async def close(connection: Connection) -> None:
     """Close a connection; a statement that nobody waits for any more is cancelled first, if the server answers."""
     with suppress(*FAILURES):
         try:

@@ -10,7 +10,7 @@ from time import monotonic
 
 import asyncpg
 
-from zander.database.connection import FAILURES, Connection, connect, reason
+from zander.database.connection import FAILURES, Connection, close, connect, reason
 from zander.database.indexes import build_missing, index_empty_tables, missing
 from zander.database.migrations import migrate
 from zander.database.timescale import Tuning, delete_expired, large_chunks
@@ -87,7 +87,7 @@ class Maintenance:
             if self._retention_days is not None and not tuning.expires:
                 await self._attempt("retention", self._expire(connection, self._retention_days))
         finally:
-            connection.terminate()
+            await close(connection)
 
     async def _attempt(self, name: str, work: Awaitable[object]) -> None:
         """Do one thing; what the server refuses is told, and tried again with the next maintenance."""
