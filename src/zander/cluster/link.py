@@ -119,7 +119,8 @@ class RedisLink:
 
 async def _keep_primary(client: Redis) -> None:
     """Look now and then whether the server has become a replica."""
-    while True:
+    task = asyncio.current_task()
+    while task and not task.cancelling():  # as in `_write`
         await asyncio.sleep(REPLICA_CHECK_SECONDS)
         await _require_primary(client)
 
