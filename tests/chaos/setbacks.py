@@ -52,7 +52,7 @@ async def _down(stage: Stage) -> AsyncIterator[Path]:
 @fault("restored backup", POSTGRES, 1.0, 4.0)
 async def _restored_backup(stage: Stage) -> None:
     postgres = stage.system.postgres
-    before = await stage.system.durable()
+    before = await _there(stage.system)
     backup = await asyncio.to_thread(postgres.backup)
     await asyncio.sleep(stage.seconds)
     await _go_back(stage.system, before, lambda: asyncio.to_thread(postgres.restore, backup))
@@ -63,19 +63,29 @@ async def _standby(stage: Stage) -> None:
     postgres = stage.system.postgres
     standby = await asyncio.to_thread(postgres.standby)
     await asyncio.to_thread(standby.until_it_follows)
-    before = await stage.system.durable()
+    before = await _there(stage.system)
     await asyncio.to_thread(standby.fall_behind)
     await asyncio.sleep(stage.seconds)
     await _go_back(stage.system, before, lambda: asyncio.to_thread(standby.take_over))
 
 
-async def _go_back(system: System, before: dict[str, int], replace: Callable[[], Awaitable[None]]) -> None:
+There = tuple[dict[str, int], set[tuple[str, int]]]  # how far each session is in the database, and all features
+
+
+async def _there(system: System) -> There:
+    return await system.durable(), await system.features()
+
+
+async def _go_back(system: System, before: There, replace: Callable[[], Awaitable[None]]) -> None:
     """Replace the database by an older state; note what was durable since that."""
     for server in system.servers:
         server.database.freeze()
     await asyncio.sleep(QUIET_SECONDS)
-    for session_id, durable in (await system.durable()).items():
-        system.damage.note_span(session_id, before.get(session_id, 0), durable)
+    durable, features = await _there(system)
+    for session_id, position in durable.items():
+        system.damage.note_span(session_id, before[0].get(session_id, 0), position)
+    for session_id, number in features - before[1]:
+        system.damage.features.setdefault(session_id, set()).add(number)
     system.damage.went_back = True
     await replace()
     for server in system.servers:

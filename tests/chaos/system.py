@@ -122,6 +122,11 @@ class Server:
         shutil.rmtree(self._folder)
 
 
+ALL_FEATURES = """
+SELECT session_id::text, (data->'metrics'->>'n')::int FROM predictions WHERE data->'metrics'->>'n' IS NOT NULL
+"""
+
+
 class System:
     """All of it. A fault holds the lock of what it hits, so that each is mended before the next."""
 
@@ -178,6 +183,11 @@ class System:
         """Return how far each session is in the database."""
         async with connected(self.dsn) as connection:
             return dict(await connection.fetch("SELECT session_id::text, durable_position FROM sessions"))
+
+    async def features(self) -> set[tuple[str, int]]:
+        """Return the numbers of the features in the database, with their sessions."""
+        async with connected(self.dsn) as connection:
+            return {(row[0], row[1]) for row in await connection.fetch(ALL_FEATURES)}
 
     async def run(self, *statements: str) -> None:
         """Run statements as the superuser, again and again until they have succeeded."""
