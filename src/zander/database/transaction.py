@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from time import time
 from typing import NamedTuple, TypeVar
@@ -335,14 +335,16 @@ class _Transaction:
         self._written.n_dead_letters += 1
 
     async def _copy_raw(self, records: list[RawRecord], table: str = "raw_eeg") -> None:
-        # In one piece: before each of several asyncpg waits until the one before it is sent, an iteration or more of a
-        # busy event loop. Not bytes, which it would take for the name of a file.
-        rows = bytearray().join([COPY_HEAD, *(record.rows for record in records), COPY_END])
-        if len(rows) > LARGE_BYTES:
+        source: bytearray | AsyncIterator[bytes]
+        if sum(len(record.rows) for record in records) > LARGE_BYTES:
             if self._compresses_copies and _has_long_sessions(records):
                 await self._connection.execute(COMPRESS_COPY)
-            await asyncio.sleep(0)
-        await self._connection.copy_to_table(table, source=rows, format="binary", columns=RAW_COLUMNS)
+            source = _pieces(records)
+        else:
+            # In one piece: before each of several asyncpg waits until the one before it is sent, an iteration or more
+            # of a busy event loop. Not bytes, which it would take for the name of a file.
+            source = bytearray().join([COPY_HEAD, *(record.rows for record in records), COPY_END])
+        await self._connection.copy_to_table(table, source=source, format="binary", columns=RAW_COLUMNS)
 
     async def _insert_gaps(self, records: list[GapRecord]) -> None:
         rows = {(r.session_id, r.start): (r.session_id, r.start, r.end, r.reason, r.time_us) for r in records}
@@ -358,6 +360,19 @@ def _spans(lost: list[tuple[int, int]]) -> str:
     spans = ", ".join(f"{start} to {end - 1}" for start, end in lost[:MOST_NAMED])
     more = f" and {len(lost) - MOST_NAMED} spans more" if len(lost) > MOST_NAMED else ""
     return f"positions {spans}{more} ({sum(end - start for start, end in lost)} samples)"
+
+
+async def _pieces(records: list[RawRecord]) -> AsyncIterator[bytes]:
+    """Yield the rows of records in pieces of LARGE_BYTES, each joined while the server takes the one before."""
+    piece, n_bytes = [COPY_HEAD], 0
+    for record in records:
+        piece.append(record.rows)
+        n_bytes += len(record.rows)
+        if n_bytes >= LARGE_BYTES:
+            yield b"".join(piece)
+            piece, n_bytes = [], 0
+            await asyncio.sleep(0)
+    yield b"".join([*piece, COPY_END])
 
 
 def _has_long_sessions(records: list[RawRecord]) -> bool:

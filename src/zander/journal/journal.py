@@ -37,7 +37,8 @@ from zander.wire.messages import Gap
 FOLDER = "journal"  # in DATA_DIR
 LOCK = ".lock"
 SEGMENT_BYTES = 16 << 20  # of one file; it is deleted when all of it is committed, and so much more after it
-BATCH_BYTES = 8 << 20  # a backlog is written in pieces of this size
+BATCH_BYTES = 32 << 20  # a backlog is written in pieces of this size: a commit and a position of each session a piece
+DUE_BYTES = 8 << 20  # that are written at once, and read while others are written
 GROWTH = 1.25  # of batches that were made smaller, with each that is written: one in four may be too large again
 # Sorted in 2 ms, if they are records of one sample; then the event loop runs other tasks.
 READ_BYTES = (2 << 20) if IS_NATIVE else (256 << 10)
@@ -279,7 +280,7 @@ class Journals:
     def read_ahead(self, batch: Batch) -> None:
         """Begin to read the records after a batch that is being written, if there are enough for another."""
         journal = self.of(batch)
-        if not self._ahead and journal.log.end - batch.end >= self.batch_bytes:
+        if not self._ahead and journal.log.end - batch.end >= min(DUE_BYTES, self.batch_bytes):
             self._ahead_of = (journal.writer_id, batch.end)
             self._ahead = asyncio.create_task(self._read(journal, batch.end))
 

@@ -20,12 +20,12 @@ from msgspec import DecodeError, Meta, Struct, structs
 
 from zander.errors import Moved, StorageError
 from zander.journal.batch import Batch, BatchStore, Written
-from zander.journal.journal import BATCH_BYTES, Journal, Journals
+from zander.journal.journal import DUE_BYTES, Journal, Journals
 from zander.journal.writer import JournalWriter
 from zander.retry import Backoff
 
 PING_SECONDS = 1.0
-LARGE_BATCH_BYTES = BATCH_BYTES // 2  # such a batch takes its size several times over in memory
+LARGE_BATCH_BYTES = DUE_BYTES // 2  # such a batch takes its size several times over in memory
 FIRST_SECONDS = 0.1  # of the pauses between two attempts
 MAX_SECONDS = 5.0
 DRAINING_PAUSE_SECONDS = 0.2
@@ -268,7 +268,7 @@ class Recorder:
         n_bytes = self.journals.own.n_pending_bytes
         if not n_bytes:
             return math.inf
-        if n_bytes >= min(BATCH_BYTES, self.journals.batch_bytes) or self._draining.is_set():
+        if n_bytes >= min(DUE_BYTES, self.journals.batch_bytes) or self._draining.is_set():
             return 0.0
         now_s = monotonic()
         due_s = now_s if self.writer.is_batch_due else self.writer.oldest_s + self._max_seconds

@@ -258,7 +258,7 @@ async def test_what_a_backlog_took_is_given_back_once_all_of_it_is_written(
 async def test_much_to_write_goes_even_if_max_records_is_larger(
     storage: MemoryStorage, recorder: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder_module, "BATCH_BYTES", 1 << 18)
+    monkeypatch.setattr(recorder_module, "DUE_BYTES", 1 << 18)
     kept = recorder(max_records=1_000_000)
     async with running(kept):
         await until(lambda: kept.online)
