@@ -17,6 +17,8 @@ from zander.journal.records import RawRecord, decode
 from zander.wire.chunk import MAX_DRIFT_US, decode_binary
 
 RULES = (b"\x03\xea", b"\x03\xef", b"\x03\xf1")  # 1002, 1007, 1009
+TAKEN_OVER = b"\x11\x9d"  # 4509
+NEAR_THE_END = 90  # bad messages; of what comes behind them it is chance how much is read before an end
 OWN_CODES = b"\x03\xf4"  # 1012 and above are those that the service closes with
 
 
@@ -89,7 +91,7 @@ def outcome(world: World) -> Outcome:
     stream = hub.ingest.streams.get(USER)
     lines = world.recorder.stats()
     turns_away = story.ack and ("full", b"") in story.steps  # of what finds no room then, only the first sample counts
-    is_over = turns_away or hub.ingest.n_bad_messages >= 90 or story.eager  # near the end
+    is_over = turns_away or hub.ingest.n_bad_messages >= NEAR_THE_END or story.eager  # near the end
     replies = [_replies(pipe, is_over) for pipe in world.relays]
     heard = {name: messages(pipe)[0] for name, pipe in world.consumers.items()}
     times = {
@@ -113,7 +115,7 @@ def outcome(world: World) -> Outcome:
         "counts": {
             "in": None if turns_away else hub.ingest.n_samples,
             "out": hub.n_samples_out,
-            "bad": hub.ingest.n_bad_messages,
+            "bad": hub.ingest.n_bad_messages if hub.ingest.n_bad_messages < NEAR_THE_END else None,
             "pending_records": lines.pending_records,
             "dropped_records": None if turns_away else lines.dropped_records,
             "waiting": sorted((outbox.queue.format, outbox.cursor.position, outbox.waits) for outbox in listeners),
@@ -174,7 +176,7 @@ def _replies(pipe: Pipe | Plug, is_over: bool) -> list[str | bytes]:
 
 
 def _ends_by_rule(close: bytes, is_over: bool) -> bool:
-    return close[:2] in RULES or (is_over and bool(close) and close < OWN_CODES)
+    return close[:2] in RULES or (is_over and bool(close) and (close < OWN_CODES or close[:2] == TAKEN_OVER))
 
 
 def got(pipe: Pipe | Plug) -> bytes:
