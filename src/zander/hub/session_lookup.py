@@ -46,8 +46,9 @@ class SessionLookup:
         except TimeoutError:
             raise Unavailable("the database does not answer") from None
         finally:
-            is_newest = relay in waiting
-            del waiting[: waiting.index(relay) + 1 if is_newest else 0]  # and those who came before
+            if is_newest := relay in waiting:
+                at = waiting.index(relay)
+                del waiting[at if relay.closed.done() else 0 : at + 1]  # and those who came before, unless it has gone
             if not waiting:
                 self._waiting.pop(auth.user_id, None)
         if not is_newest or relay.closed.done():

@@ -88,6 +88,22 @@ async def test_a_database_that_does_not_answer_is_not_waited_for_long(monkeypatc
     assert (await connected).relay is relay
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+async def test_a_relay_that_has_gone_meanwhile_turns_none_away_that_came_before(order: tuple[int, int]) -> None:
+    house, session_id = build(), uuid4()
+    gate = Gate(house)
+    relays = [come(house, session_id), come(house, session_id)]
+    await waits(gate, 2)
+    (old, connected), (new, _) = relays
+    new.close(CloseCode.TRY_LATER)
+    for i in order:
+        gate.waiting[i].set()
+        await asyncio.wait({relays[i][1]})
+    assert isinstance(relays[1][1].exception(), Unavailable)
+    assert connected.result().relay is old
+    assert not old.closed.done()
+
+
 @pytest.mark.parametrize("is_gone", [False, True])
 async def test_a_session_that_is_in_no_database_yet_belongs_to_its_user(is_gone: bool) -> None:
     house = build()
