@@ -3,8 +3,9 @@
     python benches/fill.py [options]
 
 The journal is filled with records of one sample, as many relays leave them; then the recorder writes all of it with
-nothing else to do. psql copies the rows that the recorder writes, in their order, into a table of the same shape. Ends
-with 1 when a sample was lost, with 2 when the bench could not run.
+nothing else to do. psql copies the rows that the recorder writes, in their order, into a table of the same shape, which
+is a hypertable where that of the recorder is one. Ends with 1 when a sample was lost, with 2 when the bench could not
+run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -29,8 +30,9 @@ import asyncpg
 import numpy as np
 
 from options import at_least, run, save
-from parts import BenchError, machine, usage
+from parts import BenchError, Usage, machine, usage
 from report import lines
+from zander.database.timescale import is_hypertable
 from zander.database.writer import DatabaseWriter
 from zander.embedded.postgres import Postgres, program
 from zander.journal.journal import Journals
@@ -43,7 +45,7 @@ from zander.native import IS_DEBUG, WHY_NOT
 from zander.settings import Settings
 from zander.wire.chunk import Chunk, Origin
 
-T0_US = 1_764_000_000_000_000
+T0_US = int((time.time() - 3600) * 1e6)  # not late for a hypertable
 STEP_US = 7812
 PATIENCE_S = 600.0
 EMPTIED = """
@@ -51,6 +53,8 @@ TRUNCATE raw_eeg;
 DROP TABLE IF EXISTS copied;
 CREATE TABLE copied (LIKE raw_eeg INCLUDING ALL);
 """
+AS_HYPERTABLE = "SELECT create_hypertable('copied', 'timestamp', create_default_indexes => false)"
+HAS_ROWS = "SELECT EXISTS (SELECT FROM raw_eeg)"
 HELD = "SELECT count(*), count(DISTINCT (session_id, position)) FROM {table} WHERE session_id = ANY ($1::uuid[])"
 
 
@@ -59,14 +63,15 @@ class Fill(NamedTuple):
 
     samples_per_s: float
     client_us: float  # CPU per sample
-    postgres_us: float
+    postgres_us: float | None  # None where it runs elsewhere
 
     def cells(self) -> dict[str, float]:
         """Name the figures."""
+        here = {} if self.postgres_us is None else {"PostgreSQL CPU per sample, µs": self.postgres_us}
         return {
             "samples into the database, /s": self.samples_per_s,
             "client CPU per sample, µs": self.client_us,
-            "PostgreSQL CPU per sample, µs": self.postgres_us,
+            **here,
         }
 
 
@@ -78,6 +83,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--sessions", type=at_least(1), default=1000, metavar="N", help="sessions that they are of (1000)")
     add("--channels", type=at_least(1), default=7, metavar="N", help="channels (7)")
     add("--rounds", type=at_least(1), default=3, metavar="N", help="runs of each way, in turn; the median is shown (3)")
+    add("--database-url", metavar="URL", help="an empty database to write to, instead of an own PostgreSQL")
     add("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
     options = parser.parse_args(words)
     if options.samples < options.sessions:
@@ -149,7 +155,7 @@ async def by_zander(folder: Path, dsn: str, pids: dict[str, int], samples: Sampl
         if not await recorder.drain(PATIENCE_S):
             raise BenchError("the samples are not in the database")
         cpu_s, after = time.process_time() - cpu_s, usage(pids)
-    return _fill(samples.n, after.at_s - before.at_s, cpu_s, after.cpu_s["PostgreSQL"] - before.cpu_s["PostgreSQL"])
+    return _fill(samples.n, after.at_s - before.at_s, cpu_s, _postgres_s(before, after))
 
 
 async def write_rows(folder: Path, samples: Samples, file: Path) -> None:
@@ -176,8 +182,13 @@ async def by_psql(file: Path, dsn: str, pids: dict[str, int], n_samples: int) ->
     took = re.search(r"Time: ([\d.]+) ms", ran.stdout)
     if ran.returncode or not took:
         raise BenchError(f"psql did not copy: {ran.stderr.strip() or ran.stdout.strip()}")
-    postgres_s = usage(pids).cpu_s["PostgreSQL"] - before.cpu_s["PostgreSQL"]
-    return _fill(n_samples, float(took[1]) / 1e3, _children_s() - cpu_s, postgres_s)
+    return _fill(n_samples, float(took[1]) / 1e3, _children_s() - cpu_s, _postgres_s(before, usage(pids)))
+
+
+def _postgres_s(before: Usage, after: Usage) -> float | None:
+    if "PostgreSQL" not in before.cpu_s:
+        return None
+    return after.cpu_s["PostgreSQL"] - before.cpu_s["PostgreSQL"]
 
 
 def _psql() -> str:
@@ -193,31 +204,52 @@ def _children_s() -> float:
     return spent.ru_utime + spent.ru_stime
 
 
-def _fill(n_samples: int, seconds: float, client_s: float, postgres_s: float) -> Fill:
-    return Fill(n_samples / seconds, 1e6 * client_s / n_samples, 1e6 * postgres_s / n_samples)
+def _fill(n_samples: int, seconds: float, client_s: float, postgres_s: float | None) -> Fill:
+    postgres_us = None if postgres_s is None else 1e6 * postgres_s / n_samples
+    return Fill(n_samples / seconds, 1e6 * client_s / n_samples, postgres_us)
 
 
-async def measure(postgres: Postgres, folder: Path, options: argparse.Namespace) -> tuple[dict[str, list[Fill]], int]:
+async def measure(
+    dsn: str, pids: dict[str, int], folder: Path, options: argparse.Namespace
+) -> tuple[dict[str, list[Fill]], int]:
     """Let both ways write in turn; return what they took, and how many samples are not there once."""
-    dsn, pids = postgres.dsn, {"PostgreSQL": postgres.pid or 0}
     async with recording(folder / "schema", dsn):  # makes the tables
         pass
     connection = await asyncpg.connect(dsn)
+    if await connection.fetchval(HAS_ROWS):  # they would be deleted
+        raise BenchError("--database-url: expected a database without samples")
     found: dict[str, list[Fill]] = {"psql \\copy": [], "Zander": []}
     n_lost = 0
     for _ in range(options.rounds):
         samples, file = Samples(options), folder / "rows"
         await write_rows(folder / "rows-journal", samples, file)
         await connection.execute(EMPTIED)
-        await connection.execute("CHECKPOINT")
+        if await is_hypertable(connection, "raw_eeg"):
+            await connection.execute(AS_HYPERTABLE)
+        await _checkpoint(connection)
         found["psql \\copy"].append(await by_psql(file, dsn, pids, samples.n))
         n_lost += await _lost(connection, "copied", samples)
         file.unlink()
-        await connection.execute("CHECKPOINT")
+        await _checkpoint(connection)
         found["Zander"].append(await by_zander(folder / "journal", dsn, pids, samples))
         n_lost += await _lost(connection, "raw_eeg", samples)
     await connection.close()
     return found, n_lost
+
+
+async def _checkpoint(connection: asyncpg.Connection) -> None:
+    """Let neither way write what the other has left to be written, where the role may."""
+    with suppress(asyncpg.InsufficientPrivilegeError):
+        await connection.execute("CHECKPOINT")
+
+
+def _median(fills: list[Fill]) -> Fill:
+    postgres_us = [fill.postgres_us for fill in fills if fill.postgres_us is not None]
+    return Fill(
+        median(fill.samples_per_s for fill in fills),
+        median(fill.client_us for fill in fills),
+        median(postgres_us) if postgres_us else None,
+    )
 
 
 async def _lost(connection: asyncpg.Connection, table: str, samples: Samples) -> int:
@@ -235,9 +267,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="zander-bench-") as directory:
         folder = Path(directory)
         folder.chmod(0o755)  # PostgreSQL has an account of its own when we are root
-        with Postgres(folder) as postgres:
-            found, n_lost = asyncio.run(measure(postgres, folder, options))
-    middle = {name: Fill(*map(median, zip(*fills, strict=True))) for name, fills in found.items()}
+        if options.database_url:
+            found, n_lost = asyncio.run(measure(options.database_url, {}, folder, options))
+        else:
+            with Postgres(folder) as postgres:
+                found, n_lost = asyncio.run(measure(postgres.dsn, {"PostgreSQL": postgres.pid or 0}, folder, options))
+    middle = {name: _median(fills) for name, fills in found.items()}
     print(lines({name: fill.cells() for name, fill in middle.items()}))
     print(f"\n{n_lost} of {options.rounds * 2 * options.samples} samples were lost" if n_lost else "\nnothing lost")
     save(options.json, {name: [fill._asdict() for fill in fills] for name, fills in found.items()})

@@ -34,3 +34,15 @@ def test_a_run_measures_both_ways_and_loses_nothing(tmp_path: Path) -> None:
 
 def test_fewer_samples_than_sessions_end_with_2() -> None:
     assert _bench("--samples=1", "--sessions=2").returncode == 2
+
+
+@pytest.mark.skipif(not IS_NATIVE, reason=f"the native path is not there: {WHY_NOT}")
+@pytest.mark.timeout(120)
+def test_a_database_of_another_server_is_measured_too_unless_it_has_samples(database_url: str) -> None:
+    given = ("--samples=1000", "--sessions=10", "--rounds=1", f"--database-url={database_url}")
+    run = _bench(*given)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "samples into the database, /s" in run.stdout
+    assert "PostgreSQL CPU" not in run.stdout
+    again = _bench(*given)
+    assert (again.returncode, "expected a database without samples" in again.stderr) == (2, True)
