@@ -10,7 +10,7 @@
 # make bench: latency, with ARGS=--baseline beside an ordinary service · make memory: a connection's and a user's
 # make fill: samples a second into the database, beside psql
 # make chaos: random faults on a live system, and a checker of the promises
-# make attack: what bytes can do to a server and to the neighbour of who sends them
+# make attack: what one client can do to a server and to its neighbours
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -1,4 +1,4 @@
-"""Attacks on the connection of a live server, one after the other, and what each does to it and to a neighbour.
+"""Attacks on a live server, one after the other, and what each does to it and to a neighbour.
 
 `make attack ARGS="--only headers,silent --seconds 5"`; what each is, and what it must come to, stands in `attacks.py`.
 """

@@ -14,11 +14,14 @@ from support.services import PostgresServer
 
 REST_SECONDS = 2.0
 STORED_PATIENCE_S = 300.0  # a flood of some seconds is millions of rows
-COLUMNS = "{:<28} {:>9} {:>18} {:>33} {:>5} {:>6} {:>11} {:>5}  {}"
-HEADINGS = ("attack", "sent MiB", "RSS MiB", "neighbour ms", "late", "lost", "/health ms", "CPU s", "connections")
+COLUMNS = "{:<28} {:>9} {:>18} {:>33} {:>5} {:>6} {:>11} {:>11} {:>5}  {}"
+HEADINGS = (
+    *("attack", "sent MiB", "RSS MiB", "neighbour ms", "late", "lost", "/health ms", "/history ms", "CPU s"),
+    "connections",
+)
 LEGEND = """RSS: before, the most, after. neighbour: p50, p99, longest, at rest and beside; late: its own sending, p99.
-lost: of its samples, by its consumer and by the database. /health: the longest at rest, and beside.
-CPU: of the server beside. connections: how those of the attacker ended."""
+lost: of its samples, by its consumer and by the database. /health, and the neighbour's /history: the longest at rest,
+and beside. CPU: of the server beside. connections: how those of the attacker ended."""
 
 
 def main() -> int:
@@ -69,7 +72,7 @@ def _attack(postgres: PostgresServer, name: str, attack: Attack, native: str | N
             outcome = play(target, name, attack, REST_SECONDS, STORED_PATIENCE_S)
         except AttackError as error:
             sentences = [str(error)]
-            print(COLUMNS.format(name, *["-"] * 8), flush=True)
+            print(COLUMNS.format(name, *["-"] * 9), flush=True)
         else:
             sentences = [*outcome.broken, *outcome.slow]
             print(_row(name, outcome), flush=True)
@@ -88,10 +91,15 @@ def _row(name: str, outcome: Outcome) -> str:
         f"{_delays(outcome.rest)} → {_delays(outcome.beside)}",
         milliseconds(outcome.beside.late_s),
         f"{outcome.n_lost}/{n_unstored}",
-        " → ".join(milliseconds(max(seconds)) for seconds in (outcome.health_rest_s, outcome.health_s)),
+        _longest(outcome.health_rest_s, outcome.health_s),
+        _longest(outcome.history_rest_s, outcome.history_s),
         f"{outcome.cpu_s:.1f}",
         in_words(outcome.report.endings) + (f", all served in {served_s:.2f} s" if served_s is not None else ""),
     )
+
+
+def _longest(*phases_s: list[float]) -> str:
+    return " → ".join(milliseconds(max(seconds)) for seconds in phases_s)
 
 
 def _delays(delays: Delays) -> str:

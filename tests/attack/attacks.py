@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from attack import floods, fragments, requests, unread
+from attack import answers, floods, fragments, journal, kept, keys, notes, requests, sessions, unread
 from attack.line import Order, Report
 
 KIB, MIB = 1 << 10, 1 << 20
 MAX_GROWTH_BYTES = 20 * MIB  # of the server's memory, for somebody who has no right to be served
 SMALL_GROWTH_BYTES = 8 * MIB  # the same, of one connection that sends less than all it could
+KEPT_GROWTH_BYTES = 36 * MIB  # of users who have gone, beside those who have not
+ANSWERS_GROWTH_BYTES = 100 * MIB  # of the answers to all
+REPLAYS_GROWTH_BYTES = 160 * MIB  # of what all consumers come back for
+MAX_LOG_LINES = 100  # that the server writes of an attack
 EVER = 1 << 62  # bytes: it is time that ends it
 
 GONE = frozenset({"closed", "reset"})
@@ -19,12 +23,15 @@ BODY = REQUEST | {"405", "411"}
 MUTE = GONE | {"408", "4408", "4429"}
 STRANGER = GONE | {"4408", "4429", "4501"}
 FRAGMENT = GONE | {"1009", "4408", "4429", "4501"}
+STOLEN = GONE | {"4503"}
 BAD = GONE | {"4429", "4500"}
 
 AS_IT_IS: Mapping[str, Any] = {}
 ROLLING = {"journal_max_bytes": 64 * KIB}  # its files are 8 KiB then: the neighbour alone needs a new one every second
 FEW_FILES = {"max_files": 1024, **ROLLING}
 FEW_PLACES = {"max_connections": 50}
+KEEPING = {"buffer_keep_bytes": 4 * MIB}
+SMALL_JOURNAL = {"journal_max_bytes": journal.JOURNAL_BYTES}
 
 
 class Short(NamedTuple):
@@ -42,7 +49,8 @@ class Attack(NamedTuple):
     """An attack, and what it must come to.
 
     `ends`: how each of its connections may end, and each must; None: as it likes. `max_growth_bytes`: of the server's
-    memory; None: it has the right to be served. `must_serve`: all of them get what they come for.
+    memory; None: it has the right to be served. `must_serve`: all of them get what they come for. `is_held`: the
+    database takes no batch meanwhile. `must_log`: what the log has to say of it, if only once a minute.
     """
 
     run: Callable[[Order], Report]
@@ -54,10 +62,13 @@ class Attack(NamedTuple):
     max_growth_bytes: int | None = MAX_GROWTH_BYTES
     must_serve: bool = False
     settings: Mapping[str, Any] = AS_IT_IS  # of the server
+    is_held: bool = False
+    must_log: str = ""
+    max_log_lines: int = MAX_LOG_LINES
 
-    def order(self, port: int) -> Order:
+    def order(self, port: int, neighbour: str) -> Order:
         """Ask for all of it."""
-        return Order(port, self.seconds, self.n_bytes, self.n_connections)
+        return Order(port, self.seconds, self.n_bytes, self.n_connections, neighbour)
 
     def shortened(self) -> Attack:
         """Return what a test has the time for."""
@@ -89,6 +100,29 @@ def _websocket(
 
 def _flood(run: Callable[[Order], Report]) -> Attack:
     return Attack(run, 5, EVER, Short(1, 8 * MIB), None, max_growth_bytes=None)
+
+
+def _kept(run: Callable[[Order], Report], n_connections: int = 1, n_bytes: int = EVER, is_held: bool = True) -> Attack:
+    """Let the database take nothing, since a batch on its way takes memory too."""
+    short = Short(1.5, n_bytes, n_connections, max_growth_bytes=KEPT_GROWTH_BYTES)
+    return Attack(*(run, 15, EVER, short, None, n_connections, KEPT_GROWTH_BYTES), settings=KEEPING, is_held=is_held)
+
+
+def _journal(run: Callable[[Order], Report], n_connections: int = 1, n_bytes: int = EVER) -> Attack:
+    short = Short(1.5, n_bytes, n_connections)
+    return Attack(run, 10, EVER, short, None, n_connections, None, settings=SMALL_JOURNAL, is_held=True)
+
+
+def _refused(run: Callable[[Order], Report], n_connections: int = 1, max_log_lines: int = 20) -> Attack:
+    short = Short(1, EVER, n_connections, max_growth_bytes=SMALL_GROWTH_BYTES)
+    return Attack(*(run, 10, EVER, short, None, n_connections), must_log="a wrong key", max_log_lines=max_log_lines)
+
+
+def _answers(
+    run: Callable[[Order], Report], n_connections: int, growth_bytes: int = ANSWERS_GROWTH_BYTES, n_bytes: int = EVER
+) -> Attack:
+    short = Short(1, MIB // 2, n_connections, max_growth_bytes=growth_bytes)
+    return Attack(run, 10, n_bytes, short, None, n_connections, growth_bytes)
 
 
 PINGS = Short(1.5, 16 * MIB, must_end=False, max_growth_bytes=SMALL_GROWTH_BYTES)
@@ -135,4 +169,42 @@ ATTACKS = {
     "flood-predictions": _flood(floods.predictions),
     "flood-probes": _flood(floods.probes),
     "storm": Attack(floods.storm, 15, EVER, Short(4, EVER, 300), None, 5000, max_growth_bytes=None, must_serve=True),
+    "features-kept": _kept(kept.features, 4),
+    "features-kept-of-many": _kept(kept.features_of_many),
+    "small-features-kept-of-many": _kept(kept.small_features_of_many),
+    "predictions-kept-of-many": _kept(kept.predictions_of_many),
+    "samples-kept-of-many": _kept(kept.samples_of_many, n_bytes=64 * MIB),
+    "sessions-kept": _kept(kept.sessions),
+    "sessions-kept-stored": _kept(kept.sessions, is_held=False),
+    "devices-kept": _kept(kept.devices),
+    "devices-kept-stored": _kept(kept.devices, is_held=False),
+    "notes-unread": Attack(notes.unread, 5, EVER, Short(1, EVER, max_growth_bytes=KEPT_GROWTH_BYTES), None),
+    "notes-that-grow": Attack(notes.growing, 5, 32 * MIB, Short(1, 4 * MIB), None, max_growth_bytes=None),
+    "notes-large": _flood(notes.large),
+    "notes-small": _flood(notes.small),
+    "journal-features": _journal(journal.features),
+    "journal-raw": _journal(journal.raw),
+    "journal-gaps": _journal(journal.gaps, n_bytes=MIB),
+    "journal-predictions": _journal(journal.predictions),
+    "journal-of-many": _journal(journal.of_many, 10),
+    "journal-sessions": _journal(journal.sessions),
+    "clock-ahead": Attack(sessions.clock_ahead, 5, EVER, Short(1, EVER, must_end=False), None),
+    "position-ahead": Attack(sessions.position_ahead, 1, EVER, Short(1, EVER, must_end=False), None),
+    "session-stolen": Attack(sessions.stolen, 5, EVER, Short(1, EVER), STOLEN),
+    "session-stolen-unstored": Attack(sessions.stolen, 5, EVER, Short(1, EVER), STOLEN, is_held=True),
+    "keys-over-rest": _refused(keys.over_rest),
+    "keys-of-relays": _refused(keys.as_relay),
+    "keys-of-consumers": _refused(keys.as_consumer),
+    "keys-from-everywhere": _refused(keys.from_everywhere, 1500, 1100),
+    "buffer": _answers(answers.buffer, 1),
+    "buffer-at-once": _answers(answers.buffer_at_once, 20, REPLAYS_GROWTH_BYTES),
+    "buffer-wide-unread": _answers(answers.buffer_unread, 50),
+    "buffer-slow": _answers(answers.buffer_slow, 50),
+    "history": _answers(answers.history, 10),
+    "history-of-ties": _answers(answers.history_of_ties, 12, n_bytes=4 * MIB),
+    "history-unread": _answers(answers.history_unread, 50),
+    "sessions-of-large-devices": _answers(answers.sessions, 10),
+    "sessions-unread": _answers(answers.sessions_unread, 50),
+    "replays": _answers(answers.replays, 20, REPLAYS_GROWTH_BYTES),
+    "replays-unread": _answers(answers.replays_unread, 50, REPLAYS_GROWTH_BYTES),
 }

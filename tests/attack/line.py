@@ -7,16 +7,18 @@ import re
 import select
 import socket
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import repeat
 from time import monotonic
 from types import TracebackType
 from typing import Any, NamedTuple, Self
+from urllib.request import Request, urlopen
 from uuid import uuid4
 
 from support.relay_bytes import CLOSE, TEXT, masked
 
 KEY = "attacked-by-them-all"  # of relays and consumers; whoever has it is let in
+NEIGHBOUR_KEY = "of-those-beside-them"  # of the neighbour and the visitors: it may do the same
 OPEN_SECONDS = 10.0
 BLOCK_BYTES = 1 << 18  # of one send: what the attack costs is then what the server makes of it
 TURN_SECONDS = 0.005  # of one of several connections
@@ -34,6 +36,7 @@ class Order(NamedTuple):
     seconds: float  # that it goes on, unless the server ends it before
     n_bytes: int  # that it sends at most, in all
     n_connections: int = 1
+    neighbour: str = ""  # its user_id
 
     def ends_s(self) -> float:
         """Return when it is over, if it begins now."""
@@ -50,6 +53,7 @@ class Report(NamedTuple):
     endings: dict[str, int]
     longest_s: float  # that a connection lived
     served_s: float | None = None  # until the last of a crowd had what it came for; None: not all had
+    harm: str = ""  # that the attacker itself has seen: a sentence
 
 
 class Line:
@@ -90,15 +94,20 @@ class Line:
         self._is_websocket = True
         return self
 
-    def open_relay(self, user_id: str) -> Self:
+    def open_relay(self, user_id: str, device: Mapping[str, Any] = DEVICE) -> Self:
         """Be let in as a relay."""
-        self.open_websocket("/stream")
-        self.ask(text(auth(user_id)), b'"auth_ok"')
+        self.come_as_relay(user_id, device)
+        self.listen_for(b'"auth_ok"')
         return self
 
-    def open_consumer(self, user_id: str) -> Self:
+    def come_as_relay(self, user_id: str, device: Mapping[str, Any] = DEVICE) -> None:
+        """Ask to be let in as a relay, and wait for no answer."""
+        self._is_websocket = True
+        self.pour([handshake("/stream") + text(auth(user_id) | {"device_info": device})], monotonic() + OPEN_SECONDS)
+
+    def open_consumer(self, user_id: str, query: str = "") -> Self:
         """Be let in as a consumer."""
-        self.open_websocket(f"/subscribe/{user_id}", KEY)
+        self.open_websocket(f"/subscribe/{user_id}{query}", KEY)
         self.listen_for(b'"status"')
         return self
 
@@ -205,8 +214,19 @@ def hold_all(lines: list[Line], until_s: float) -> Report:
     reports = [line.report() for line in lines]
     for line in lines:
         line.socket.close()
-    endings = Counter(line.ending or "open" for line in lines)
-    return Report(sum(each.n_sent for each in reports), dict(endings), max(each.longest_s for each in reports))
+    return joined(reports)
+
+
+def joined(reports: list[Report]) -> Report:
+    """Sum up what became of several connections, or of several crowds."""
+    endings: Counter[str] = Counter()
+    for report in reports:
+        endings.update(report.endings)
+    return Report(
+        sum(report.n_sent for report in reports),
+        dict(endings),
+        max((report.longest_s for report in reports), default=0.0),
+    )
 
 
 def refusal(said: bytes) -> str:
@@ -224,6 +244,13 @@ def close_code(said: bytes) -> str:
     return ""
 
 
+def told(port: int, path: str) -> Any:
+    """Ask over REST, and return the JSON of the answer; OSError when it is a refusal."""
+    asked = Request(f"http://127.0.0.1:{port}{path}", headers={"Authorization": f"Bearer {KEY}"})
+    with urlopen(asked, timeout=OPEN_SECONDS) as answer:
+        return json.loads(answer.read())
+
+
 def handshake(path: str, key: str = "") -> bytes:
     """Write a request for a WebSocket; no key: as somebody who has none."""
     return (
@@ -232,9 +259,10 @@ def handshake(path: str, key: str = "") -> bytes:
     ).encode()
 
 
-def request(path: str, key: str = "") -> bytes:
-    """Write a GET."""
-    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{_authorization(key)}\r\n".encode()
+def request(path: str, key: str = "", *, is_last: bool = False) -> bytes:
+    """Write a GET; where it is the last one, the server ends the connection."""
+    ends = "Connection: close\r\n" if is_last else ""
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{ends}{_authorization(key)}\r\n".encode()
 
 
 def _authorization(key: str) -> str:

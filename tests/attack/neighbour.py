@@ -17,7 +17,8 @@ from contextlib import suppress
 from time import monotonic
 from typing import NamedTuple
 
-from attack.line import KEY, auth, close_code, handshake, text
+from attack.line import NEIGHBOUR_KEY, auth, close_code, handshake, text
+from support.relay_bytes import CLOSE
 
 RATE_HZ = 128
 OPEN_SECONDS = 10.0
@@ -40,13 +41,13 @@ class Heard(NamedTuple):
 class _Neighbour:
     def __init__(self, port: int, user: str) -> None:
         self._relay = _opened(port, handshake("/stream"), b"\r\n\r\n")
-        self._relay.sendall(text(auth(user)))
+        self._relay.sendall(text(auth(user, NEIGHBOUR_KEY)))
         _until(self._relay, b'"auth_ok"')
-        self._consumer = _opened(port, handshake(f"/subscribe/{user}?types=raw,status", KEY), b'"status"')
+        self._consumer = _opened(port, handshake(f"/subscribe/{user}", NEIGHBOUR_KEY), b'"status"')
         for side in (self._relay, self._consumer):
             side.setblocking(False)
         self._heard = Heard([], [], [], [], 0, 0, "")
-        self._rest = b""
+        self._rest = bytearray()
         self._next = 0  # position that the consumer gets
         self._is_over = False
         self._unsent = b""
@@ -90,17 +91,14 @@ class _Neighbour:
         self._heard.came_s.append(None)
 
     def _receive(self) -> None:
-        data = self._read(self._consumer)
+        self._rest += self._read(self._consumer)
         now_s = monotonic()
-        self._rest += data
-        while len(self._rest) >= 4:
-            size, start = self._rest[1], 2
-            if size == 126:
-                size, start = int.from_bytes(self._rest[2:4], "big"), 4
-            if len(self._rest) < start + size:
-                return
-            payload, self._rest = self._rest[start : start + size], self._rest[start + size :]
-            if payload.startswith(b'{"type":"raw"'):
+        while found := _first_frame(self._rest):
+            opcode, payload, n_bytes = found
+            del self._rest[:n_bytes]
+            if opcode == CLOSE:
+                self._end(str(int.from_bytes(payload[:2], "big")))
+            elif payload.startswith(b'{"type":"raw"'):
                 self._take(json.loads(payload)["position"], now_s)
 
     def _take(self, position: int, now_s: float) -> None:
@@ -125,7 +123,7 @@ class _Neighbour:
             self._end("reset")
             return b""
         if not data:
-            self._end(close_code(self._rest) or "closed")
+            self._end("closed")
         return data
 
     def _end(self, how: str) -> None:
@@ -140,6 +138,17 @@ class _Neighbour:
 
     def _is_whole(self) -> bool:
         return self._next == len(self._heard.due_s)
+
+
+def _first_frame(data: bytearray) -> tuple[int, bytes, int] | None:
+    """Return opcode and payload of the server's first frame, and its length; None when it is not all there."""
+    if len(data) < 2:
+        return None
+    start = {126: 4, 127: 10}.get(data[1], 2)
+    size = data[1] if start == 2 else int.from_bytes(data[2:start], "big")
+    if len(data) < start + size:
+        return None
+    return data[0] & 0x0F, bytes(data[start : start + size]), start + size
 
 
 def _opened(port: int, asked: bytes, answer: bytes) -> socket.socket:

@@ -16,6 +16,7 @@ from attack.visitor import MANY_SECONDS
 MAX_LIFE_S = 11.0  # of a connection that must be cut: 10 s, and one until that is seen
 MAX_NEIGHBOUR_P99_S = 0.010
 MAX_HEALTH_S = 0.050  # beside its longest at rest
+MAX_HISTORY_S = 0.250  # the same
 MAX_STORM_S = 0.8
 MAX_STORM_CPU_S = 0.0002  # of the server, for each that came back
 
@@ -56,7 +57,11 @@ class Outcome(NamedTuple):
     neighbour_ending: str
     health_rest_s: list[float]
     health_s: list[float]
+    history_rest_s: list[float]  # of the neighbour's /history
+    history_s: list[float]
     newcomers_s: list[float]
+    n_log_lines: int  # that the server wrote
+    is_logged: bool  # whether it has written what it must
     complaint: str  # of the server as a program
 
     @property
@@ -93,8 +98,16 @@ class Outcome(NamedTuple):
             yield f"of the neighbour's {self.n_neighbour} samples {self.n_stored} are stored"
         if self.n_turned_away:
             yield f"{self.n_turned_away} of {len(self.newcomers_s)} new relays were not let in"
+        if n := sum(seconds >= MANY_SECONDS for seconds in self.history_s):
+            yield f"{n} of {len(self.history_s)} questions for the neighbour's /history were not answered"
         if attack.must_serve and self.report.served_s is None:
             yield "not all got what they came for"
+        if self.report.harm:
+            yield self.report.harm
+        if self.n_log_lines > attack.max_log_lines:
+            yield f"the server logged {self.n_log_lines:,} lines"
+        if not self.is_logged:
+            yield f"the log does not say “{attack.must_log}”"
 
     def _slow(self) -> Iterator[str]:
         report = self.report
@@ -104,6 +117,8 @@ class Outcome(NamedTuple):
             yield f"the neighbour's p99 is {milliseconds(self.beside.p99_s)} ms"
         if max(self.health_s) > max(self.health_rest_s) + MAX_HEALTH_S:
             yield f"/health took {milliseconds(max(self.health_s))} ms"
+        if max(self.history_s) > max(self.history_rest_s) + MAX_HISTORY_S:
+            yield f"the neighbour's /history took {milliseconds(max(self.history_s))} ms"
         if report.served_s is not None:
             if report.served_s > MAX_STORM_S:
                 yield f"the last was subscribed after {report.served_s:.2f} s"

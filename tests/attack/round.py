@@ -31,13 +31,17 @@ class AttackError(Exception):
 def play(target: Target, name: str, attack: Attack, rest_s: float, stored_patience_s: float) -> Outcome:
     """Let the neighbour stream at rest, then beside the attack, and gather what became of everybody."""
     user, n_logged = f"neighbour-{uuid4().hex[:12]}", len(target.log)
-    order = json.dumps(attack.order(target.port)._asdict())
-    with _started("attack.attacker", name, order) as attacker, _neighbour(target, user) as neighbour:
-        with Watch(target) as rest:
+    order = json.dumps(attack.order(target.port, user)._asdict())
+    with (
+        _started("attack.attacker", name, order) as attacker,
+        target.held(attack.is_held),
+        _neighbour(target, user) as neighbour,
+    ):
+        with Watch(target, user) as rest:
             sleep(rest_s)
         before_bytes, cpu_s = target.rss_bytes(), target.cpu_s()
         neighbour.mark()
-        with Watch(target) as beside:
+        with Watch(target, user) as beside:
             report = _attacked(attacker, attack.seconds)
         cpu_s = target.cpu_s() - cpu_s
         neighbour.mark()
@@ -60,7 +64,11 @@ def play(target: Target, name: str, attack: Attack, rest_s: float, stored_patien
         heard.ending,
         rest.health_s,
         beside.health_s,
+        rest.history_s,
+        beside.history_s,
         beside.relays_s,
+        target.log.count("\n", n_logged),
+        attack.must_log in target.log,
         _complaint(target, n_logged),
     )
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from asyncio import Runner
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from time import monotonic
 from typing import Any, Self
 
+import asyncpg
 import psutil
 
-from attack.line import KEY
-from attack.visitor import Visit, ask_for_health, come_as_relay
+from attack.line import KEY, NEIGHBOUR_KEY
+from attack.visitor import Visit, ask_for_health, ask_for_history, come_as_relay
 from support.databases import connected
 from support.programs import Program
 from support.services import PostgresServer, eventually
@@ -22,6 +24,8 @@ from zander.native import SWITCH
 LOOK_SECONDS = 0.02
 HEALTH_SECONDS = 0.1
 RELAY_SECONDS = 0.5
+HISTORY_SECONDS = 0.5
+HOLD = "BEGIN; LOCK TABLE writers IN SHARE MODE"  # each batch begins with a claim on a row of it
 STORED = "SELECT count(*), count(DISTINCT position) FROM raw_eeg WHERE user_id = $1"
 
 
@@ -32,7 +36,8 @@ class Target:
         self._dsn = postgres.create_database()
         native = native or os.environ.get(SWITCH)
         chosen = {SWITCH: native} if native else {}
-        self._program = Program(database_url=self._dsn, edge_api_key=KEY, batch_max_seconds=0.1, **(chosen | settings))
+        keys = f"{KEY},{NEIGHBOUR_KEY}"
+        self._program = Program(database_url=self._dsn, edge_api_key=keys, batch_max_seconds=0.1, **(chosen | settings))
         eventually(self._program.ready)
         self._process = psutil.Process(self._program.pid)
         self.port = int(self._program.http.rpartition(":")[2])
@@ -64,6 +69,20 @@ class Target:
             return float(sum(self._process.cpu_times()[:2]))
         return 0.0
 
+    @contextmanager
+    def held(self, is_held: bool = True) -> Iterator[None]:
+        """Let the database answer, but commit no batch while the block runs."""
+        if not is_held:
+            yield
+            return
+        with Runner() as loop:
+            database = loop.run(asyncpg.connect(self._dsn))
+            try:
+                loop.run(database.execute(HOLD))
+                yield
+            finally:
+                loop.run(database.close())
+
     def n_stored(self, user_id: str, n_expected: int, patience_s: float) -> int:
         """Return how many samples of a user are in the database, -1 when one is there twice.
 
@@ -84,25 +103,32 @@ class Target:
         if self.has_ended:
             return True
         with suppress(OSError):  # it is too busy to say so
-            status, stats = self._program.get("/stats", X_API_Key=KEY)
+            status, stats = self._program.get("/stats", X_API_Key=NEIGHBOUR_KEY)
             return status == 200 and stats["database"]["pending_records"] == 0
         return False
 
 
 class Watch:
-    """An observer of a target while the block runs: its memory, the time of /health, whether new relays get in.
+    """An observer of a target while the block runs: its memory, the time of /health and of a user's /history.
 
-    The relays stay until the end.
+    Also whether new relays get in; they stay until the end.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, user: str) -> None:
         self._target = target
+        self._user = user
         self.most_bytes = 0
         self.health_s: list[float] = []
+        self.history_s: list[float] = []
         self.relays_s: list[float] = []
         self._relays: list[Visit] = []
         self._over = Event()
-        looks = ((LOOK_SECONDS, self._weigh), (HEALTH_SECONDS, self._ask), (RELAY_SECONDS, self._come))
+        looks = (
+            (LOOK_SECONDS, self._weigh),
+            (HEALTH_SECONDS, self._ask),
+            (HISTORY_SECONDS, self._look_back),
+            (RELAY_SECONDS, self._come),
+        )
         self._threads = [Thread(target=self._each, args=look) for look in looks]
 
     def __enter__(self) -> Self:
@@ -129,6 +155,11 @@ class Watch:
         visit = ask_for_health(self._target.port)
         visit.close()
         self.health_s.append(visit.seconds)
+
+    def _look_back(self) -> None:
+        visit = ask_for_history(self._target.port, self._user)
+        visit.close()
+        self.history_s.append(visit.seconds)
 
     def _come(self) -> None:
         self._relays.append(come_as_relay(self._target.port))

@@ -1,4 +1,4 @@
-"""Visitors of a server that is attacked: somebody who asks for /health, and relays that are new."""
+"""Visitors of a server that is attacked: somebody who asks for /health or a /history, and relays that are new."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 from time import monotonic
 from uuid import uuid4
 
-from attack.line import auth, handshake, request, text
+from attack.line import NEIGHBOUR_KEY, auth, handshake, request, text
 
 PATIENCE_SECONDS = 5.0
 MANY_SECONDS = 1e9  # of a visitor who got no answer
@@ -46,6 +46,13 @@ def ask_for_health(port: int) -> Visit:
     return Visit(port, (request("/health"), b'"ok"'))
 
 
+def ask_for_history(port: int, user: str) -> Visit:
+    """Ask for the samples of a user over a new connection; the answer names him, whether there are any or not."""
+    asked = f"/history/{user}?start=0&end=4000000000&sample_type=raw&limit=100"
+    return Visit(port, (request(asked, NEIGHBOUR_KEY, is_last=True), user.encode()))
+
+
 def come_as_relay(port: int) -> Visit:
     """Come as a relay that was not there before and has the key."""
-    return Visit(port, (handshake("/stream"), b"\r\n\r\n"), (text(auth(f"newcomer-{uuid4().hex[:12]}")), b'"auth_ok"'))
+    first = text(auth(f"newcomer-{uuid4().hex[:12]}", NEIGHBOUR_KEY))
+    return Visit(port, (handshake("/stream"), b"\r\n\r\n"), (first, b'"auth_ok"'))
