@@ -65,9 +65,6 @@ OPEN = {
     "notes-unread": "each consumer may hold OUTBOX_MAX_BYTES of notes, and nothing bounds them in all",
     "journal-of-many": "a share of the journal is a user's, and one key may have many users",
     "journal-sessions": "records of sessions go beyond the bound of the journal, and one key may begin many",
-    "buffer-at-once": "who asks for many answers has all that is held for answers",
-    "buffer-wide-unread": "who asks for many answers has all that is held for answers",
-    "buffer-slow": "who asks for many answers has all that is held for answers",
 }
 
 

@@ -1,21 +1,25 @@
 """Answers on their way: made in pieces as they are read, one piece an iteration of the event loop, and bounded in all.
 
-An answer holds copies of what it is made of until it is sent. Where all of this process hold too much together, those
-are cut whose clients read nothing, first the one that has got on longest ago; where all get on, no other one begins.
+An answer holds copies of what it is made of until it is sent. Where all of this process hold too much together, the
+client that has most makes room for others: its answer is cut that has got on longest ago. That client itself gets
+another one only where one of all reads nothing, which is cut for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from time import monotonic
 from typing import Annotated
 
 from msgspec import Meta, Struct
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from zander.errors import Unavailable
+from zander.routes.questions import Client, client_of
 from zander.wire.bodies import Answer
 
 MAX_BYTES = 64 << 20  # from which on no other answer begins: one more may be beyond it
@@ -31,7 +35,8 @@ class AnswerStats(Struct):
     open: Annotated[int, Meta(description="how many")]
     bytes: Annotated[int, Meta(description="memory taken by what is not sent yet")]
     cut: Annotated[
-        int, Meta(description="how many were cut since the start: their clients read nothing, others waited")
+        int,
+        Meta(description="how many were cut since the start: others waited, and their client had most or read nothing"),
     ]
 
 
@@ -41,29 +46,31 @@ class Answers:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
         self._open: dict[_Sending, None] = {}  # the one that has got on longest ago first
-        self._n_bytes = 0
+        self._n_bytes_of: Counter[Client] = Counter()
         self._n_cut = 0
         self._turn = asyncio.Lock()
 
-    async def make_room(self) -> None:
+    async def make_room(self, request: Request) -> None:
         """Make room for another one, before anything is gathered for it; Unavailable where there is none now.
 
         It is its turn then: what is gathered may take about as long as a piece.
         """
         async with self._turn:
             await asyncio.sleep(0)
-        while self._n_bytes >= self._max_bytes:
-            oldest = next(iter(self._open))
-            if monotonic() - oldest.since_s < STALLED_SECONDS:
+        while self._n_bytes_of.total() >= self._max_bytes:
+            ((most, _),) = self._n_bytes_of.most_common(1)
+            has_most = most == client_of(request)
+            oldest = next(sending for sending in self._open if has_most or sending.client == most)
+            if has_most and monotonic() - oldest.since_s < STALLED_SECONDS:
                 raise Unavailable("too many answers are being sent: ask again")
             self._n_cut += 1
             oldest.cut()
 
-    def response(self, answer: Answer) -> Response:
+    def response(self, answer: Answer, request: Request) -> Response:
         """Return the response that sends an answer."""
-        sending = _Sending(self, answer, answer.nbytes + EACH_BYTES)
+        sending = _Sending(self, answer, client_of(request))
         self._open[sending] = None
-        self._n_bytes += sending.n_bytes
+        self._n_bytes_of[sending.client] += sending.n_bytes
         return sending
 
     async def make(self, pieces: Iterator[bytes]) -> bytes:
@@ -84,19 +91,22 @@ class Answers:
         """Count an answer no more."""
         if sending in self._open:
             del self._open[sending]
-            self._n_bytes -= sending.n_bytes
+            self._n_bytes_of[sending.client] -= sending.n_bytes
+            if not self._n_bytes_of[sending.client]:
+                del self._n_bytes_of[sending.client]
 
     def stats(self) -> AnswerStats:
         """Return the counts."""
-        return AnswerStats(len(self._open), self._n_bytes, self._n_cut)
+        return AnswerStats(len(self._open), self._n_bytes_of.total(), self._n_cut)
 
 
 class _Sending(StreamingResponse):
     """One answer; `since_s`, of `monotonic()`: when it has got on."""
 
-    def __init__(self, answers: Answers, answer: Answer, n_bytes: int) -> None:
+    def __init__(self, answers: Answers, answer: Answer, client: Client) -> None:
         super().__init__(answer.pieces, headers=answer.headers, media_type=answer.content_type)
-        self.n_bytes = n_bytes
+        self.client = client
+        self.n_bytes = answer.nbytes + EACH_BYTES
         self.since_s = monotonic()
         self._answers = answers
         self._pieces = answer.pieces
@@ -114,7 +124,7 @@ class _Sending(StreamingResponse):
             pass
         finally:
             self._answers.forget(self)
-        raise OSError("the peer did not read its answer, and others waited")
+        raise OSError("the peer did not read its answer, or had most of all, and others waited")
 
     async def _send(self, send: Send) -> None:
         block = await self._block()

@@ -43,5 +43,5 @@ def _query(request: Request, what: What) -> Query:
 
 async def _answer(request: Request, query: Query) -> Response:
     service = require_consumer(request)
-    await service.answers.make_room()
-    return service.answers.response(answer(query, await service.hub.find(query)))
+    await service.answers.make_room(request)
+    return service.answers.response(answer(query, await service.hub.find(query)), request)

@@ -96,8 +96,8 @@ async def ready(request: Request) -> Response:
 async def streams(request: Request) -> Response:
     """List who is online, with device and rate."""
     service = require_consumer(request)
-    await service.answers.make_room()
-    return service.answers.response(list_answer({}, "streams", await service.hub.streams()))
+    await service.answers.make_room(request)
+    return service.answers.response(list_answer({}, "streams", await service.hub.streams()), request)
 
 
 async def stats(request: Request) -> Response:

@@ -28,11 +28,11 @@ async def history(request: Request) -> Response:
     """
     service = require_consumer(request)
     query = _query(request)
-    await service.answers.make_room()
+    await service.answers.make_room(request)
     read = _raw if query.sample_type == "raw" else _notes
     async with service.questions.turn(request):
         answer = await read(request, service, query)
-    return service.answers.response(answer)
+    return service.answers.response(answer, request)
 
 
 def _query(request: Request) -> Query:

@@ -24,6 +24,14 @@ class QuestionStats(Struct):
     refused: Annotated[int, Meta(description="how many were refused since the start, with 429")]
 
 
+Client = tuple[str, str]  # a key, and where it comes from
+
+
+def client_of(request: Request) -> Client:
+    """Return who asks."""
+    return auth.given_key(request.headers) or "", request.client.host if request.client else ""
+
+
 class _Client:
     """The questions of one client."""
 
@@ -36,13 +44,13 @@ class Questions:
     """The questions that are open, by client: a key and where it comes from."""
 
     def __init__(self) -> None:
-        self._clients: dict[tuple[str, str], _Client] = {}
+        self._clients: dict[Client, _Client] = {}
         self._n_refused = 0
 
     @asynccontextmanager
     async def turn(self, request: Request) -> AsyncIterator[None]:
         """Wait until a client may ask; TooMany when it has MAX_OPEN questions already."""
-        key = auth.given_key(request.headers) or "", request.client.host if request.client else ""
+        key = client_of(request)
         client = self._clients.setdefault(key, _Client())
         if client.n_open == MAX_OPEN:
             self._n_refused += 1

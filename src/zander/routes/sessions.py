@@ -75,10 +75,10 @@ async def sessions(request: Request) -> Response:
     before = session_id(query, "before") if "before" in query else None
     limit = number(query, "limit", 1, MAX_LIMIT, DEFAULT_LIMIT)
     of_user = user_id(query) if "user_id" in query else None
-    await service.answers.make_room()
+    await service.answers.make_room(request)
     async with service.questions.turn(request):
         page = await _page(service.sessions, of_user, before, limit)
-    return service.answers.response(list_answer({"next": page.next}, "sessions", page.sessions))
+    return service.answers.response(list_answer({"next": page.next}, "sessions", page.sessions), request)
 
 
 async def session(request: Request) -> Response:
@@ -86,11 +86,11 @@ async def session(request: Request) -> Response:
     service = require_consumer(request)
     asked = session_id(request.path_params)
     first_gap = number(request.query_params, "from", 0, MAX_POSITION, 0)
-    await service.answers.make_room()
+    await service.answers.make_room(request)
     async with service.questions.turn(request):
         detail = await _detail(service.sessions, asked, first_gap)
     fields = structs.asdict(detail)
-    return service.answers.response(list_answer(fields, "gaps", fields.pop("gaps")))
+    return service.answers.response(list_answer(fields, "gaps", fields.pop("gaps")), request)
 
 
 async def _page(stored_sessions: DatabaseSessions, of_user: str | None, before: str | None, limit: int) -> Sessions:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from starlette.requests import Request
 
 from support.clock import Clock
 from zander.errors import Unavailable
@@ -52,8 +53,12 @@ class Client:
         self.is_done = not message.get("more_body", False)
 
 
+def asked(key: str = "one") -> Request:
+    return Request({"type": "http", "client": ("127.0.0.1", 1), "headers": [(b"x-api-key", key.encode())]})
+
+
 async def run(answers: Answers, answer: Answer, client: Client) -> None:
-    await answers.response(answer)(SCOPE, client.receive, client.send)
+    await answers.response(answer, asked())(SCOPE, client.receive, client.send)
 
 
 async def begin(answers: Answers, answer: Answer, client: Client) -> asyncio.Task[None]:
@@ -135,9 +140,9 @@ async def test_where_there_is_no_room_an_answer_that_is_not_read_is_cut_for_anot
     answers = Answers(2 * (EACH_BYTES + 1_000_000))
     unread = [await begin(answers, samples_answer("me", "raw", [chunk(1000, 250)]), Client(reads=False)) for _ in "ab"]
     with pytest.raises(Unavailable):
-        await answers.make_room()
+        await answers.make_room(asked())
     clock.now_s += STALLED_SECONDS
-    await answers.make_room()
+    await answers.make_room(asked())
     reading = Client()
     await run(answers, samples_answer("me", "raw", [chunk(2000, 250)]), reading)
     assert reading.is_done
@@ -156,17 +161,36 @@ async def test_an_answer_whose_client_reads_is_not_cut_for_another(clock: Clock)
     for _ in range(20):
         await asyncio.sleep(0)
     with pytest.raises(Unavailable):
-        await answers.make_room()
+        await answers.make_room(asked())
     await reading
-    await answers.make_room()
+    await answers.make_room(asked())
     assert client.is_done
 
 
 async def test_an_answer_that_is_cut_before_it_began_is_not_sent(clock: Clock) -> None:
     answers = Answers(1)
-    response = answers.response(text_answer("{}"))
+    response = answers.response(text_answer("{}"), asked())
     clock.now_s += STALLED_SECONDS
-    await answers.make_room()
+    await answers.make_room(asked())
     with pytest.raises(OSError, match="did not read"):
         await response(SCOPE, (client := Client()).receive, client.send)
     assert client.headers == {}
+
+
+async def test_the_client_that_has_most_makes_room_for_others_though_it_reads() -> None:
+    answers, client = Answers(2 * (EACH_BYTES + 1_000_000)), Client(reads=False)
+    mine = [await begin(answers, samples_answer("me", "raw", [chunk(1000, 250)]), client) for _ in "ab"]
+    with pytest.raises(Unavailable):
+        await answers.make_room(asked())
+    await answers.make_room(asked("another"))
+    await run_by("another", answers, reading := Client())
+    assert reading.is_done
+    with pytest.raises(OSError, match="had most"):
+        await mine[0]
+    assert not mine[1].done()
+    assert answers.stats().cut == 1
+    mine[1].cancel()
+
+
+async def run_by(key: str, answers: Answers, client: Client) -> None:
+    await answers.response(text_answer("{}"), asked(key))(SCOPE, client.receive, client.send)
