@@ -62,7 +62,6 @@ def targets(postgres: PostgresServer) -> Iterator[Targets]:
 
 # What is not held yet: one key may fill what all keys share.
 OPEN = {
-    "notes-unread": "each consumer may hold OUTBOX_MAX_BYTES of notes, and nothing bounds them in all",
     "journal-of-many": "a share of the journal is a user's, and one key may have many users",
     "journal-sessions": "records of sessions go beyond the bound of the journal, and one key may begin many",
 }

@@ -75,6 +75,8 @@ class Outbox(Shortcut):
 
     def offer(self, item: Item) -> None:
         """Queue an item, if this consumer wants it and has not got it; announce what is missing before it."""
+        if self.closed.done():
+            return  # nothing bounds what would come until its connection has ended
         if isinstance(item, Chunk):
             self._offer_chunk(item)
         elif isinstance(item, Gap):
@@ -94,8 +96,9 @@ class Outbox(Shortcut):
 
     def say(self, text: str) -> None:
         """Queue an answer that is for this client alone."""
-        self.queue.push_text(text)
-        self._bound()
+        if not self.closed.done():
+            self.queue.push_text(text)
+            self._bound()
 
     def preload(self, items: Iterable[Item]) -> None:
         """Queue what was buffered before, in its order. It does not count here, but in what all consumers hold."""
@@ -146,7 +149,7 @@ class Outbox(Shortcut):
         return self.ready.is_set() and monotonic() - self._unread_since > STALLED_SECONDS
 
     def close(self, code: CloseCode) -> None:
-        """Tell the endpoint to close the connection, after what waits."""
+        """Tell the endpoint to close the connection, after what waits; nothing more is queued."""
         if not self.closed.done():
             self.closed.set_result(code)
             self._wake()

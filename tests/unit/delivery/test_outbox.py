@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -355,6 +355,19 @@ async def test_a_closed_outbox_is_ready_and_keeps_what_waits() -> None:
     assert outbox.closed.result() == CloseCode.RESTART
 
 
+async def test_a_closed_outbox_takes_no_more() -> None:
+    outbox = Outbox("me", max_bytes=1000)
+    while not outbox.closed.done():
+        outbox.offer(note("too much", n_bytes=100))
+    n_bytes = outbox.queue.nbytes
+    outbox.offer(note("later", n_bytes=100))
+    outbox.offer(chunk(5, 3))
+    outbox.say("later")
+    assert outbox.queue.nbytes == n_bytes
+    assert set(seen(outbox.take())) == {"too much"}
+    assert outbox.closed.result() == CloseCode.TOO_SLOW
+
+
 async def test_it_is_closed_once() -> None:
     outbox = Outbox("me")
     outbox.close(CloseCode.TAKEN_OVER)
@@ -675,15 +688,18 @@ class Model:
         self.events: list[Raw | str] = []
         self.ends = {"a": 0, "b": 0, "c": 0}
 
-    def items(self, offer: Offer) -> list[Item]:
+    def items(self, offer: Offer) -> Iterator[Item]:
         origin = Origin("me", "abc"[offer.session], PERIOD_US)
         end = self.ends[origin.session_id]
         position = max(0, end + offer.jump)
+        start = max(0, position - offer.n_relay)
+        if start < position:
+            self.ends[origin.session_id] = max(position, end)
+            yield skipped(start, position, origin.session_id)
         one = chunk(position, offer.n, origin)
         self.events += [Raw(origin.session_id, index) for index in range(max(position, end), one.end)]
         self.ends[origin.session_id] = max(one.end, end)
-        start = max(0, position - offer.n_relay)
-        return [skipped(start, position, origin.session_id), one] if start < position else [one]
+        yield one
 
     def note(self, n_bytes: int) -> Note:
         name = f"note {len(self.events)}"
@@ -714,6 +730,8 @@ async def test_every_sample_comes_once_and_in_order_or_is_in_one_announced_hole(
                     outbox.cursor.enter("abc"[operation.session], 0)
                     for item in model.items(operation):
                         outbox.offer(item)
+                        if outbox.closed.done():
+                            break
                 case Say():
                     outbox.offer(model.note(operation.n_bytes))
                 case Take():
