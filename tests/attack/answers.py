@@ -12,7 +12,7 @@ from attack.floods import FEATURES
 from attack.kept import FEW, NESTED, WIDE, filling, relays
 from attack.line import (
     KEY,
-    TURN_SECONDS,
+    OPEN_SECONDS,
     Line,
     Order,
     Report,
@@ -155,5 +155,5 @@ def _unread(order: Order, opening: bytes) -> Report:
 def _asked(order: Order, opening: bytes) -> list[Line]:
     lines = [Line(order.port, reads=False) for _ in range(order.n_connections)]
     for line in lines:
-        line.pour([opening], monotonic() + TURN_SECONDS)
+        line.pour([opening], monotonic() + OPEN_SECONDS)
     return lines

@@ -12,8 +12,9 @@ KIB, MIB = 1 << 10, 1 << 20
 MAX_GROWTH_BYTES = 20 * MIB  # of the server's memory, for somebody who has no right to be served
 SMALL_GROWTH_BYTES = 8 * MIB  # the same, of one connection that sends less than all it could
 KEPT_GROWTH_BYTES = 36 * MIB  # of users who have gone, beside those who have not
+SESSIONS_GROWTH_BYTES = 16 * MIB  # the same, of those who have sent nothing
 ANSWERS_GROWTH_BYTES = 100 * MIB  # of the answers to all
-REPLAYS_GROWTH_BYTES = 160 * MIB  # of what all consumers come back for
+LARGE_GROWTH_BYTES = 160 * MIB  # the same, with what they are made of; or of what all consumers come back for
 MAX_LOG_LINES = 100  # that the server writes of an attack
 EVER = 1 << 62  # bytes: it is time that ends it
 
@@ -102,26 +103,32 @@ def _flood(run: Callable[[Order], Report]) -> Attack:
     return Attack(run, 5, EVER, Short(1, 8 * MIB), None, max_growth_bytes=None)
 
 
-def _kept(run: Callable[[Order], Report], n_connections: int = 1, n_bytes: int = EVER, is_held: bool = True) -> Attack:
+def _kept(
+    run: Callable[[Order], Report],
+    short_bytes: int = EVER,
+    n_connections: int = 1,
+    growth_bytes: int = KEPT_GROWTH_BYTES,
+) -> Attack:
     """Let the database take nothing, since a batch on its way takes memory too."""
-    short = Short(1.5, n_bytes, n_connections, max_growth_bytes=KEPT_GROWTH_BYTES)
-    return Attack(*(run, 15, EVER, short, None, n_connections, KEPT_GROWTH_BYTES), settings=KEEPING, is_held=is_held)
+    short = Short(0.8, short_bytes, n_connections, max_growth_bytes=growth_bytes)
+    most = (15, 400 * MIB)  # more would fill the journal, which is another attack
+    return Attack(run, *most, short, None, n_connections, growth_bytes, settings=KEEPING, is_held=True)
 
 
 def _journal(run: Callable[[Order], Report], n_connections: int = 1, n_bytes: int = EVER) -> Attack:
-    short = Short(1.5, n_bytes, n_connections)
+    short = Short(0.7, n_bytes, n_connections)
     return Attack(run, 10, EVER, short, None, n_connections, None, settings=SMALL_JOURNAL, is_held=True)
 
 
 def _refused(run: Callable[[Order], Report], n_connections: int = 1, max_log_lines: int = 20) -> Attack:
-    short = Short(1, EVER, n_connections, max_growth_bytes=SMALL_GROWTH_BYTES)
+    short = Short(0.5, EVER, n_connections, max_growth_bytes=SMALL_GROWTH_BYTES)
     return Attack(*(run, 10, EVER, short, None, n_connections), must_log="a wrong key", max_log_lines=max_log_lines)
 
 
 def _answers(
     run: Callable[[Order], Report], n_connections: int, growth_bytes: int = ANSWERS_GROWTH_BYTES, n_bytes: int = EVER
 ) -> Attack:
-    short = Short(1, MIB // 2, n_connections, max_growth_bytes=growth_bytes)
+    short = Short(0.7, MIB // 2, n_connections, max_growth_bytes=growth_bytes)
     return Attack(run, 10, n_bytes, short, None, n_connections, growth_bytes)
 
 
@@ -169,16 +176,16 @@ ATTACKS = {
     "flood-predictions": _flood(floods.predictions),
     "flood-probes": _flood(floods.probes),
     "storm": Attack(floods.storm, 15, EVER, Short(4, EVER, 300), None, 5000, max_growth_bytes=None, must_serve=True),
-    "features-kept": _kept(kept.features, 4),
-    "features-kept-of-many": _kept(kept.features_of_many),
+    "features-kept": _kept(kept.features, 24 * MIB, 4),
+    "features-kept-of-many": _kept(kept.features_of_many, 24 * MIB),
     "small-features-kept-of-many": _kept(kept.small_features_of_many),
-    "predictions-kept-of-many": _kept(kept.predictions_of_many),
-    "samples-kept-of-many": _kept(kept.samples_of_many, n_bytes=64 * MIB),
-    "sessions-kept": _kept(kept.sessions),
-    "sessions-kept-stored": _kept(kept.sessions, is_held=False),
+    "predictions-kept-of-many": _kept(kept.predictions_of_many, 24 * MIB),
+    "samples-kept-of-many": _kept(kept.samples_of_many, 56 * MIB, growth_bytes=48 * MIB),
+    "sessions-kept": _kept(kept.sessions, growth_bytes=SESSIONS_GROWTH_BYTES),
+    "sessions-kept-stored": _kept(kept.sessions, growth_bytes=SESSIONS_GROWTH_BYTES)._replace(is_held=False),
     "devices-kept": _kept(kept.devices),
-    "devices-kept-stored": _kept(kept.devices, is_held=False),
-    "notes-unread": Attack(notes.unread, 5, EVER, Short(1, EVER, max_growth_bytes=KEPT_GROWTH_BYTES), None),
+    "devices-kept-stored": _kept(kept.devices)._replace(is_held=False),
+    "notes-unread": _kept(notes.unread),
     "notes-that-grow": Attack(notes.growing, 5, 32 * MIB, Short(1, 4 * MIB), None, max_growth_bytes=None),
     "notes-large": _flood(notes.large),
     "notes-small": _flood(notes.small),
@@ -190,21 +197,21 @@ ATTACKS = {
     "journal-sessions": _journal(journal.sessions),
     "clock-ahead": Attack(sessions.clock_ahead, 5, EVER, Short(1, EVER, must_end=False), None),
     "position-ahead": Attack(sessions.position_ahead, 1, EVER, Short(1, EVER, must_end=False), None),
-    "session-stolen": Attack(sessions.stolen, 5, EVER, Short(1, EVER), STOLEN),
-    "session-stolen-unstored": Attack(sessions.stolen, 5, EVER, Short(1, EVER), STOLEN, is_held=True),
+    "session-stolen": Attack(sessions.stolen, 5, EVER, Short(0.5, EVER), STOLEN),
+    "session-stolen-unstored": Attack(sessions.stolen, 5, EVER, Short(0.5, EVER), STOLEN, is_held=True),
     "keys-over-rest": _refused(keys.over_rest),
     "keys-of-relays": _refused(keys.as_relay),
     "keys-of-consumers": _refused(keys.as_consumer),
     "keys-from-everywhere": _refused(keys.from_everywhere, 1500, 1100),
     "buffer": _answers(answers.buffer, 1),
-    "buffer-at-once": _answers(answers.buffer_at_once, 20, REPLAYS_GROWTH_BYTES),
+    "buffer-at-once": _answers(answers.buffer_at_once, 20, LARGE_GROWTH_BYTES),
     "buffer-wide-unread": _answers(answers.buffer_unread, 50),
     "buffer-slow": _answers(answers.buffer_slow, 50),
     "history": _answers(answers.history, 10),
     "history-of-ties": _answers(answers.history_of_ties, 12, n_bytes=4 * MIB),
     "history-unread": _answers(answers.history_unread, 50),
-    "sessions-of-large-devices": _answers(answers.sessions, 10),
-    "sessions-unread": _answers(answers.sessions_unread, 50),
-    "replays": _answers(answers.replays, 20, REPLAYS_GROWTH_BYTES),
-    "replays-unread": _answers(answers.replays_unread, 50, REPLAYS_GROWTH_BYTES),
+    "sessions-of-large-devices": _answers(answers.sessions, 10, LARGE_GROWTH_BYTES),
+    "sessions-unread": _answers(answers.sessions_unread, 50, LARGE_GROWTH_BYTES),
+    "replays": _answers(answers.replays, 20, LARGE_GROWTH_BYTES),
+    "replays-unread": _answers(answers.replays_unread, 50, LARGE_GROWTH_BYTES),
 }

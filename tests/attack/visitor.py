@@ -10,22 +10,23 @@ from uuid import uuid4
 from attack.line import NEIGHBOUR_KEY, auth, handshake, request, text
 
 PATIENCE_SECONDS = 5.0
+HISTORY_PATIENCE_SECONDS = 12.0  # a question to the database has 10 s
 MANY_SECONDS = 1e9  # of a visitor who got no answer
 
 
 class Visit:
     """A connection that asks, one after another, for what it must get an answer to; `close` ends it."""
 
-    def __init__(self, port: int, *talk: tuple[bytes, bytes]) -> None:
+    def __init__(self, port: int, *talk: tuple[bytes, bytes], patience_s: float = PATIENCE_SECONDS) -> None:
         began_s = monotonic()
         self.seconds = MANY_SECONDS
         self._socket = socket.socket()
         with suppress(OSError):  # it got no answer
-            self._socket.settimeout(PATIENCE_SECONDS)
+            self._socket.settimeout(patience_s)
             self._socket.connect(("127.0.0.1", port))
             for question, answer in talk:
                 self._socket.sendall(question)
-                self._listen_for(answer, began_s + PATIENCE_SECONDS)
+                self._listen_for(answer, began_s + patience_s)
             self.seconds = monotonic() - began_s
 
     def _listen_for(self, answer: bytes, until_s: float) -> None:
@@ -49,7 +50,8 @@ def ask_for_health(port: int) -> Visit:
 def ask_for_history(port: int, user: str) -> Visit:
     """Ask for the samples of a user over a new connection; the answer names him, whether there are any or not."""
     asked = f"/history/{user}?start=0&end=4000000000&sample_type=raw&limit=100"
-    return Visit(port, (request(asked, NEIGHBOUR_KEY, is_last=True), user.encode()))
+    talk = request(asked, NEIGHBOUR_KEY, is_last=True), user.encode()
+    return Visit(port, talk, patience_s=HISTORY_PATIENCE_SECONDS)
 
 
 def come_as_relay(port: int) -> Visit:
