@@ -8,6 +8,7 @@ other.
 
 from __future__ import annotations
 
+import inspect
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -205,7 +206,12 @@ def _schemas(reference: Reference) -> Json:
     for channel in reference.channels.values():
         kinds += [channel.first, *channel.receives, *channel.sends]
     _, components = msgspec.json.schema_components(kinds, ref_template=REF)
-    return {name: components[name] | _examples(name, reference) for name in sorted(components)}
+    return {name: _schema_object(components[name]) | _examples(name, reference) for name in sorted(components)}
+
+
+def _schema_object(made: Json) -> Json:
+    """Take the indentation out of the description, as Python 3.13 does when it compiles a docstring."""
+    return made | {"description": inspect.cleandoc(made["description"])} if "description" in made else made
 
 
 def _examples(name: str, reference: Reference) -> Json:
