@@ -6,6 +6,7 @@
     │   └── Moved            another process has written from the same journal
     └── ClientError          a client did something wrong, or asked for what is not here
         ├── BadMessage       422   dropped and counted; the connection goes on
+        ├── Conflict         409   parameters that are right one by one, but not together
         ├── Unauthorized     401   the key is wrong or missing
         ├── Forbidden        403   not allowed for this user: a session that is somebody else's
         ├── TooMany          429   more connections than this node serves, or more questions than a client may ask
@@ -88,6 +89,12 @@ class BadMessage(ClientError):
     """Not what the protocol says: what was expected and what came."""
 
     status = 422
+
+
+class Conflict(ClientError):
+    """Parameters that are right one by one, but not together, or not for the samples that they are about."""
+
+    status = 409
 
 
 class Unauthorized(ClientError):

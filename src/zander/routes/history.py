@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from itertools import groupby
+from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from zander.database.history import MAX_RUNS, NotePageToken, RawPageToken
-from zander.errors import BadMessage, NotFound
+from zander.errors import Conflict, NotFound
 from zander.routes.context import Service, require_consumer
-from zander.routes.parameters import moment_us, number, page_token, page_token_text, sample_query
+from zander.routes.parameters import moment_us, number, other_question, page_token, page_token_text, sample_query
 from zander.streams.query import Query
 from zander.wire.bodies import Answer, npy_answer, samples_answer
 from zander.wire.chunk import Chunk
 
 MAX_LIMIT = 10_000
 DEFAULT_LIMIT = 1000
+T = TypeVar("T", RawPageToken, NotePageToken)
+
 NPY_RUNS = 16  # they, and their sessions, are listed in headers: 20 to 50 bytes each
 
 
@@ -47,7 +50,7 @@ def _query(request: Request) -> Query:
 
 
 async def _raw(request: Request, service: Service, query: Query) -> Answer:
-    token = page_token(request.query_params, "cursor", RawPageToken) or RawPageToken(query.start_us)
+    token = _page_token(request, query, RawPageToken)
     max_runs = NPY_RUNS if query.format == "npy" else MAX_RUNS
     asked = query.user_id, token, query.end_us
     chunks, next_token = await service.history.raw_page(*asked, limit=query.n, max_runs=max_runs)
@@ -61,13 +64,21 @@ async def _raw(request: Request, service: Service, query: Query) -> Answer:
 
 async def _notes(request: Request, service: Service, query: Query) -> Answer:
     assert query.sample_type != "raw"
-    token = page_token(request.query_params, "cursor", NotePageToken) or NotePageToken(query.start_us)
+    token = _page_token(request, query, NotePageToken)
     asked = (query.user_id, query.sample_type, token, query.end_us)
     notes, next_token = await service.history.notes_page(*asked, limit=query.n)
     next_ = page_token_text(next_token) if next_token else None
     if not notes:
         await _refuse_unknown(service, query)
     return samples_answer(query.user_id, query.sample_type, notes, next=next_)
+
+
+def _page_token(request: Request, query: Query, kind: type[T]) -> T:
+    """Read where the page begins; Conflict for a place that is not in the range."""
+    token = page_token(request.query_params, "cursor", kind)
+    if token and not query.start_us <= token.time_us < query.end_us:
+        raise other_question("cursor")
+    return token or kind(query.start_us)
 
 
 async def _refuse_unknown(service: Service, query: Query) -> None:
@@ -79,7 +90,7 @@ async def _npy(service: Service, chunks: list[Chunk], next_: str | None) -> Answ
     shapes = sorted({chunk.samples.shape[1] for chunk in chunks})
     if len(shapes) > 1:
         found = " and ".join(map(str, shapes))
-        raise BadMessage("bad_format", f"expected sessions of one number of channels for format npy, got {found}")
+        raise Conflict("bad_format", f"expected sessions of one number of channels for format npy, got {found}")
     sessions = [
         (session_id, sum(map(len, of_session)))
         for session_id, of_session in groupby(chunks, lambda chunk: chunk.origin.session_id)

@@ -1,7 +1,11 @@
-"""Parameters of paths and queries, each read in one place; BadMessage (422) names the one that is wrong."""
+"""Parameters of paths and queries, each read in one place; BadMessage (422) names the one that is wrong.
+
+What parameters say together may be refused too, as a Conflict (409).
+"""
 
 from __future__ import annotations
 
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -11,7 +15,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
-from zander.errors import BadMessage
+from zander.errors import BadMessage, Conflict
 from zander.streams.query import AnswerFormat, Query, What
 from zander.streams.stream import SampleType
 from zander.wire.codec import to_us
@@ -19,6 +23,11 @@ from zander.wire.messages import USER_ID_IS, UserId
 
 T = TypeVar("T", bound=str)
 S = TypeVar("S", bound=Struct)
+
+# A page token as text: base64 of 4 to 57 bytes of MessagePack, an array of three that begins with a time in µs.
+PAGE_TOKEN = (
+    "^k[w-z0-38][A-Za-z0-9_-]{2}([A-Za-z0-9_-]{4}){0,17}([A-Za-z0-9_-]{4}|[A-Za-z0-9_-]{3}=|[A-Za-z0-9_-]{2}==)$"
+)
 
 
 def user_id(path: Mapping[str, Any]) -> str:
@@ -48,14 +57,24 @@ def sample_query(path: Mapping[str, Any], query: Mapping[str, str], what: What) 
 
 
 def page_token(query: Mapping[str, str], name: str, kind: type[S]) -> S | None:
-    """Read where a page goes on, as `page_token_text` has written it; None where none is given."""
+    """Read where a page goes on, as `page_token_text` has written it; None where none is given.
+
+    Conflict: it is one of another question.
+    """
     given = query.get(name)
     if given is None:
         return None
+    if not re.fullmatch(PAGE_TOKEN, given):
+        raise _bad(name, "the `next` of an answer", given)
     try:
         return msgspec.msgpack.decode(urlsafe_b64decode(given), type=kind)
     except (ValueError, msgspec.MsgspecError):
-        raise _bad(name, "the `next` of an answer to the same question", given) from None
+        raise other_question(name) from None
+
+
+def other_question(name: str) -> Conflict:
+    """Return the error for a page token that another question has led to."""
+    return Conflict("bad_parameter", f"{name}: expected the `next` of an answer to the same question")
 
 
 def page_token_text(token: Struct) -> str:

@@ -9,7 +9,7 @@ from uuid import uuid4
 from zander import auth
 from zander.delivery.outbox import Outbox
 from zander.delivery.queue import FORMATS
-from zander.errors import BadMessage
+from zander.errors import Conflict
 from zander.routes.context import Service, require_key
 from zander.routes.parameters import choice, choices, number, session_id, user_id
 from zander.routes.websocket import Opening, SessionTask, endpoint
@@ -101,10 +101,10 @@ async def _authenticate(opening: Opening) -> None:
 
 
 def _place(query: Mapping[str, str]) -> _Place | None:
-    """Read where a consumer resumes; BadMessage when it does not say all of that, or more."""
+    """Read where a consumer resumes; Conflict when it does not say all of that, or more."""
     given = {"session_id", "from", "last"} & set(query)
     if given <= {"last"}:
         return None
     if given != {"session_id", "from"}:
-        raise BadMessage("bad_parameter", "expected session_id and from, or last, or none of them")
+        raise Conflict("bad_parameter", "expected session_id and from, or last, or none of them")
     return _Place(session_id(query), number(query, "from", 0, MAX_POSITION, 0))

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
-from zander.errors import BadMessage, NotFound
+from zander.errors import Conflict, NotFound
 from zander.streams.stream import SampleType, Stream
 from zander.wire.bodies import Answer, npy_answer, samples_answer, text_answer
 from zander.wire.chunk import Chunk
@@ -38,14 +38,14 @@ class Query(Struct):
     format: AnswerFormat = "json"
 
     def check_range(self) -> None:
-        """Raise BadMessage when the range ends before it starts."""
+        """Raise Conflict when the range ends before it starts."""
         if self.end_us < self.start_us:
-            raise BadMessage("bad_parameter", "end: expected a time that is not before start")
+            raise Conflict("bad_parameter", "end: expected a time that is not before start")
 
     def check_format(self) -> None:
-        """Raise BadMessage for features or predictions as npy."""
+        """Raise Conflict for features or predictions as npy."""
         if self.format == "npy" and self.sample_type != "raw":
-            raise BadMessage("bad_format", f"expected sample_type raw for format npy, got {self.sample_type}")
+            raise Conflict("bad_format", f"expected sample_type raw for format npy, got {self.sample_type}")
 
 
 class Found(NamedTuple):
@@ -59,7 +59,7 @@ class Found(NamedTuple):
 
 
 def find(stream: Stream, query: Query) -> Found:
-    """Look into the stream's buffers; NotFound when there is nothing, BadMessage for features as npy or too much."""
+    """Look into the stream's buffers; NotFound when there is nothing, Conflict for features as npy or too much."""
     session = stream.session
     if query.what == "stats":
         return Found(session.session_id, text=dumps(stream.stats()))
@@ -91,7 +91,7 @@ def _raw(stream: Stream, query: Query) -> list[Chunk]:
     n = ring.n_between(query.start_us, query.end_us) if is_range else min(query.n, len(ring))
     n_most = MAX_FOUND_BYTES // (ring.nbytes // ring.capacity)
     if n > n_most:
-        raise BadMessage("too_large", f"expected a question for at most {n_most} samples of that size, got {n}")
+        raise Conflict("too_large", f"expected a question for at most {n_most} samples of that size, got {n}")
     return stream.chunks(ring.between(query.start_us, query.end_us) if is_range else ring.last(query.n))
 
 

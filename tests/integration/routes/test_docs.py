@@ -146,7 +146,7 @@ class TestDocument:
 
     def test_every_error_code_of_the_source_has_a_meaning(self, api: dict[str, Any]) -> None:
         text = "".join(path.read_text() for path in SOURCE.rglob("*.py"))
-        raised = set(re.findall(r'(?:BadMessage|super\(\).__init__|tell_once)\(\s*"([a-z_]+)"', text))
+        raised = set(re.findall(r'(?:BadMessage|Conflict|super\(\).__init__|tell_once)\(\s*"([a-z_]+)"', text))
         assert raised == set(api["x-error-codes"])
 
     def test_it_is_built_once(self) -> None:

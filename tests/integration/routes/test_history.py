@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,12 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from support.clients import consumer, relay
 from support.nodes import Node
 from support.services import PostgresServer, eventually
 from support.stored_sessions import DEVICE, T0_US, PastSession, every
 from zander.database import history as history_module
+from zander.database.history import MAX_TIME_US
+from zander.routes.parameters import PAGE_TOKEN, page_token_text
+from zander.wire.chunk import MAX_POSITION
 
 T0 = T0_US / 1e6
 ALL = f"start={T0 - 10}&end={T0 + 100_000}"
@@ -167,7 +173,7 @@ class TestNpy:
         await (await begin()).write({0: T0_US}, n_channels=2)
         await (await begin()).write({0: T0_US}, n_channels=7)
         status, answer = past.get(f"/history/{user}?{ALL}&sample_type=raw&format=npy")
-        assert (status, answer["error"]["code"]) == (422, "bad_format")
+        assert (status, answer["error"]["code"]) == (409, "bad_format")
         assert "2 and 7" in answer["error"]["message"]
 
     async def test_nothing_is_an_empty_array(self, past: Node, user: str, begin: Any) -> None:
@@ -315,16 +321,22 @@ class TestErrors:
         [
             ("/history/{user}", 422),
             ("/history/{user}?start=0", 422),
-            ("/history/{user}?start=2&end=1", 422),
+            ("/history/{user}?start=2&end=1", 409),
             ("/history/{user}?start=0&end=1e300", 422),
             ("/history/{user}?start=-1e12&end=-1e11", 404),
             ("/history/{user}?start=0&end=1&limit=0", 422),
             ("/history/{user}?start=0&end=1&limit=10001", 422),
-            ("/history/{user}?start=0&end=1&format=npy", 422),
+            ("/history/{user}?start=0&end=1&format=npy", 409),
             ("/history/{user}?start=0&end=1&cursor=x", 422),
             ("/history/{user}?start=0&end=1&cursor=ä", 422),
             ("/history/{user}?start=0&end=1&cursor=", 422),
             ("/history/{user}?start=0&end=1&cursor=kw==", 422),
+            ("/history/{user}?start=0&end=1&cursor=kwAAAA==", 404),
+            ("/history/{user}?start=0&end=1&cursor=kwAAAA==%0A", 422),
+            ("/history/{user}?start=0&end=1&cursor=kwAAAAAA", 409),
+            ("/history/{user}?start=0&end=1&sample_type=raw&cursor=kwAAAA==", 409),
+            ("/history/{user}?start=1&end=2&cursor=kwAAAA==", 409),
+            ("/history/{user}?start=0&end=0&cursor=kwAAAA==", 409),
             ("/history/a%20b?start=0&end=1", 422),
             ("/sessions?limit=201", 422),
             ("/sessions?user_id=", 422),
@@ -339,6 +351,14 @@ class TestErrors:
         found, answer = past.get(path.format(user=user).replace("ä", "%C3%A4"))
         assert (found, answer["error"].keys()) == (status, {"code", "message"})
 
+    @given(st.integers(0, MAX_TIME_US), st.uuids(), st.integers(-1, MAX_POSITION))
+    def test_every_cursor_of_raw_is_one_that_the_document_allows(self, time_us: int, of: uuid.UUID, after: int) -> None:
+        assert re.search(PAGE_TOKEN, page_token_text(history_module.RawPageToken(time_us, of, after)))
+
+    @given(st.integers(0, MAX_TIME_US), st.integers(0, (1 << 63) - 1), st.integers(0, 1 << 32))
+    def test_every_cursor_of_notes_is_one_that_the_document_allows(self, time_us: int, serial: int, n: int) -> None:
+        assert re.search(PAGE_TOKEN, page_token_text(history_module.NotePageToken(time_us, serial, n)))
+
     async def test_a_cursor_of_another_question_is_refused(self, past: Node, user: str, begin: Any) -> None:
         session = await begin()
         await session.write(every(10_000, range(3)))
@@ -346,7 +366,7 @@ class TestErrors:
             await session.note(T0_US + i, {})
         for kind, other in (("raw", "features"), ("features", "raw")):
             cursor = past.get(f"/history/{user}?{ALL}&limit=1&sample_type={kind}")[1]["next"]
-            assert past.get(f"/history/{user}?{ALL}&limit=1&sample_type={other}&cursor={cursor}")[0] == 422
+            assert past.get(f"/history/{user}?{ALL}&limit=1&sample_type={other}&cursor={cursor}")[0] == 409
 
 
 def test_a_key_is_needed(start_node: Callable[..., Node]) -> None:

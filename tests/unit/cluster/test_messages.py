@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from zander.cluster import messages as peers
 from zander.cluster.directory import Holding
-from zander.errors import BadMessage, NotFound, Unavailable
+from zander.errors import BadMessage, ClientError, Conflict, NotFound, Unavailable
 from zander.streams.query import Query
 from zander.streams.stream import StreamSummary
 from zander.wire.chunk import Chunk, Origin
@@ -96,8 +96,11 @@ def test_a_damaged_message_is_another_one_or_refused(message: peers.Message, dat
         peers.decode(bytes(damaged))
 
 
-@pytest.mark.parametrize("error", [NotFound("no stream of me"), Unavailable("away"), BadMessage("bad_format", "no")])
-def test_an_error_is_the_same_on_the_other_node(error: NotFound | Unavailable | BadMessage) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [NotFound("no stream of me"), Unavailable("away"), BadMessage("bad_format", "no"), Conflict("bad_format", "no")],
+)
+def test_an_error_is_the_same_on_the_other_node(error: ClientError) -> None:
     got = peers.decode(peers.encode(peers.Failed("node", error.status, error.code, error.message)))
     assert isinstance(got, peers.Failed)
     told = got.error()

@@ -12,7 +12,7 @@ import pytest
 
 from support.clock import Clock
 from zander.delivery.outbox import Outbox
-from zander.errors import BadMessage, NotFound
+from zander.errors import Conflict, NotFound
 from zander.streams.notes import MAX_BYTES, note_bytes
 from zander.streams.query import MAX_FOUND_BYTES, Query, answer, find
 from zander.streams.ring import RUN_BYTES
@@ -374,7 +374,7 @@ async def test_an_empty_range_as_npy_has_the_right_shape(stream: Stream) -> None
 @pytest.mark.parametrize("sample_type", ["features", "prediction"])
 async def test_only_raw_is_npy(stream: Stream, sample_type: str) -> None:
     stream.note(note("f", sample_type))  # type: ignore[arg-type]
-    with pytest.raises(BadMessage):
+    with pytest.raises(Conflict):
         find(stream, Query("me", "last", sample_type, 1, format="npy"))  # type: ignore[arg-type]
 
 
@@ -399,7 +399,7 @@ async def test_more_than_one_answer_may_take_is_refused() -> None:
         Query("me", "last", "raw", n_most + 1),
         Query("me", "range", "raw", start_us=0, end_us=1 << 60, format="npy"),
     ):
-        with pytest.raises(BadMessage, match=f"at most {n_most} samples"):
+        with pytest.raises(Conflict, match=f"at most {n_most} samples"):
             find(stream, too_much)
 
 

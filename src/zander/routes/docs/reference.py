@@ -16,6 +16,7 @@ from zander.errors import CloseCode
 from zander.routes import health, history, sessions
 from zander.routes.docs.examples import EXAMPLES
 from zander.routes.docs.openapi import Channel, Endpoint, Parameter, Reference
+from zander.routes.parameters import PAGE_TOKEN
 from zander.routes.questions import MAX_OPEN, MAX_RUNNING
 from zander.routes.subscribe import MAX_DELAY_MS
 from zander.routes.websocket import AUTH_SECONDS, MAX_BAD_MESSAGES
@@ -63,7 +64,7 @@ SAMPLE_TYPE = Parameter("sample_type", SampleType, "what to read", "features")
 FORMAT = Parameter(
     "format",
     AnswerFormat,
-    "`npy`, with `sample_type=raw` only (422 with any other): an array that `numpy.load` reads",
+    "`npy`, with `sample_type=raw` only (409 with any other): an array that `numpy.load` reads",
     "json",
 )
 # What is accepted beyond the pattern: exponents, the 29th of February, and the other forms of ISO 8601.
@@ -74,15 +75,15 @@ DAY = (
 CLOCK = r"T([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,6})?)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])?"
 Moment = Annotated[str, Meta(pattern=rf"^(-?[0-9]{{1,12}}(\.[0-9]{{1,6}})?|{DAY}({CLOCK})?)$")]
 START = Parameter("start", Moment, "first time: Unix seconds or ISO 8601 (UTC unless it says otherwise)", required=True)
-END = Parameter("end", Moment, "time after the last, in the same forms; not before `start`", required=True)
+END = Parameter("end", Moment, "time after the last, in those forms; not before `start` (409 if it is)", required=True)
 
 
 def _limit(default: int, maximum: int) -> Parameter:
     return Parameter("limit", Annotated[int, Meta(ge=1, le=maximum)], "at most so many on a page", default)
 
 
-Cursor = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]+={0,2}$")]
-CURSOR = Parameter("cursor", Cursor, "`next` of the page before; all else as it was (422 if it is not)")
+Cursor = Annotated[str, Meta(pattern=PAGE_TOKEN)]
+CURSOR = Parameter("cursor", Cursor, "`next` of the page before; all else as it was (409 if it is not)")
 USER = Parameter("user_id", messages.UserId, "of this user; left out: of all")
 BEFORE = Parameter("before", UUID, "`next` of the page before: those that began before this session")
 GAPS_FROM = Parameter("from", Position, f"list the first {sessions.MAX_GAPS:,} gaps that end behind this position", 0)
@@ -116,7 +117,7 @@ HISTORY_HEADERS = NPY_HEADERS | {
 
 
 def _buffer(answer: Any, *query: Parameter) -> Endpoint:
-    return Endpoint(answer, (404, 422, 503), (SAMPLE_TYPE, FORMAT, *query), other_media=NPY, headers=NPY_HEADERS)
+    return Endpoint(answer, (404, 409, 422, 503), (SAMPLE_TYPE, FORMAT, *query), other_media=NPY, headers=NPY_HEADERS)
 
 
 ENDPOINTS = {
@@ -132,7 +133,7 @@ ENDPOINTS = {
     "/buffer/{user_id}/stats": Endpoint(StreamStats, (404, 422, 503)),
     "/history/{user_id}": Endpoint(
         HistoryPage,
-        (404, 422, 429, 503),
+        (404, 409, 422, 429, 503),
         (SAMPLE_TYPE, FORMAT, START, END, _limit(history.DEFAULT_LIMIT, history.MAX_LIMIT), CURSOR),
         other_media=NPY,
         headers=HISTORY_HEADERS,
@@ -212,7 +213,7 @@ ERROR_CODES = {
     "bad_message": "not a message of this protocol: an unknown type, a missing field, a value of the wrong type",
     "bad_value": "a value out of its range: infinity, U+0000, a device_info that is too large",
     "too_large": f"features or a prediction over {messages.MAX_NOTE_BYTES >> 10} KiB, as JSON on its way out, or a "
-    f"question for more than {MAX_FOUND_BYTES >> 20} MiB of samples",
+    f"question for more than {MAX_FOUND_BYTES >> 20} MiB of samples (409)",
     "bad_length": "samples of different lengths, none at all, or a binary message that is too short or too long",
     "bad_header": "a binary message of another version, kind or dtype",
     "bad_channels": "not the session's number of channels",
@@ -224,8 +225,9 @@ ERROR_CODES = {
     "not_stored": "what the relay sends is given to consumers but not stored, since the journal or the user's share of "
     "it is full; said once in a session",
     "no_sampling_rate": "a chunk of several samples, of a device that did not tell its sampling rate",
-    "bad_parameter": "a parameter of a path or a query that is missing or out of its range",
-    "bad_format": "as npy: features, predictions, or sessions that differ in their number of channels",
+    "bad_parameter": "a parameter of a path or a query that is missing or out of its range (422), or that is right but "
+    "for another one (409): an `end` before `start`, a `cursor` of another question",
+    "bad_format": "as npy: features, predictions, or sessions that differ in their number of channels (409)",
     "unauthorized": "the key is wrong or missing, or the first message did not come or was no auth",
     "forbidden": "not allowed for this user: the session is another user's",
     "too_many": f"more connections than this node serves, or more than {MAX_OPEN} questions to the database at once of "
