@@ -5,6 +5,7 @@
 # make fuzz: the native path against its Python twin
 # make dist: the packages of a release · make test-dist: what they hold and need
 # make lock: the versions in the image, written anew
+# make test-api: /openapi.json against a server, by schemathesis; ARGS="--seed 7 --max-examples 1000" asks for more
 # make test-bench: the benches themselves · make protocol: the wire protocol as a text, after a change of a message
 # make scale: thousands of relays, with a load generator in Rust · make peers: beside a bare epoll loop and other brokers
 # make bench: latency, with ARGS=--baseline beside an ordinary service · make memory: a connection's and a user's
@@ -22,7 +23,7 @@ TESTERS ?= 2# processes that share all tests; those that ARGS choose are run by 
 
 COVERED ?= 97# percent of the lines, at least
 
-.PHONY: run test coverage test-bench test-native test-msrv test-dist dist lock bench scale peers memory fill chaos attack fuzz lint protocol clean
+.PHONY: run test coverage test-api test-bench test-native test-msrv test-dist dist lock bench scale peers memory fill chaos attack fuzz lint protocol clean
 
 run: $(VENV)/ready
 	@$(BIN)/zander serve
@@ -35,6 +36,9 @@ coverage: $(VENV)/ready-dev
 	COVERAGE_CORE=sysmon $(BIN)/coverage run -m pytest $(or $(ARGS),-n $(TESTERS) --dist worksteal)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=$(COVERED)
+
+test-api: $(VENV)-api/ready
+	PYTHONPATH=tests $(VENV)-api/bin/python -m api $(ARGS)
 
 test-bench: $(VENV)/ready-dev
 	$(BIN)/pytest tests/bench $(ARGS)
@@ -122,5 +126,12 @@ $(VENV)/ready-bench: pyproject.toml $(NATIVE) | $(BIN)/python
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@ $(VENV)/ready-dev $(VENV)/ready
 
+# An environment of its own: schemathesis takes only some versions of hypothesis and pytest.
+$(VENV)-api/ready: pyproject.toml $(NATIVE)
+	@echo "Setting up $(VENV)-api for schemathesis (once, about a minute) …"
+	@$(PYTHON) -m venv $(VENV)-api
+	@$(VENV)-api/bin/pip install --quiet --disable-pip-version-check --editable '.[api]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build src/*.egg-info $(CRATE)/target $(GENERATOR)/target src/zander/*.so
+	rm -rf $(VENV) $(VENV)-api build src/*.egg-info $(CRATE)/target $(GENERATOR)/target src/zander/*.so
