@@ -130,6 +130,12 @@ class TestDocument:
             ("401" in item["get"]["responses"]) == (path not in open_paths) for path, item in api["paths"].items()
         )
 
+    @pytest.mark.parametrize(("keys", "security"), [(("e",), [{"bearer": []}, {"key": []}]), ((), [])])
+    def test_it_asks_for_a_key_where_the_server_has_one(
+        self, start_node: Callable[..., Node], keys: tuple[str, ...], security: list[dict[str, Any]]
+    ) -> None:
+        assert start_node(edge_api_key=keys).get("/openapi.json")[1]["security"] == security
+
     def test_every_close_code_has_a_reason(self, api: dict[str, Any]) -> None:
         listed = {it["code"]: it["comeBack"] for it in api["x-close-codes"]}
         assert sorted(listed) == sorted(CloseCode)

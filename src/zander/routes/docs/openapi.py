@@ -77,6 +77,7 @@ class Reference(NamedTuple):
     terms: Mapping[str, str]
     rules: Mapping[str, tuple[str, ...]]  # sentences by subject
     description: str
+    needs_key: bool = True  # where an endpoint does
 
 
 def document(routes: Iterable[BaseRoute], reference: Reference) -> Json:
@@ -86,7 +87,7 @@ def document(routes: Iterable[BaseRoute], reference: Reference) -> Json:
         "openapi": "3.1.0",
         "info": {"title": "Zander", "version": version("zander-eeg"), "description": reference.description},
         "servers": [{"url": "/"}],
-        "security": [{"bearer": []}, {"key": []}],
+        "security": [{"bearer": []}, {"key": []}] if reference.needs_key else [],
         "paths": {route.path: {"get": _operation(route, reference)} for route in http},
         "components": {
             "schemas": _schemas(reference),

@@ -306,7 +306,7 @@ REFERENCE = Reference(
 
 
 def with_settings(settings: Settings) -> Reference:
-    """Return the reference of a server, whose buffers are as long as its settings say."""
+    """Return the reference of a server, whose buffers are as long as its settings say, and which has keys or none."""
     parameter = PATH_PARAMETERS["n"]
     of_server = parameter._replace(kind=Annotated[int, Meta(ge=1, le=settings.buffer_samples)])
     channel = CHANNELS["/subscribe/{user_id}"]
@@ -315,4 +315,5 @@ def with_settings(settings: Settings) -> Reference:
     return REFERENCE._replace(
         path_parameters={**PATH_PARAMETERS, "n": of_server},
         channels={**CHANNELS, "/subscribe/{user_id}": channel._replace(query=query)},
+        needs_key=bool(settings.consumer_keys),
     )
