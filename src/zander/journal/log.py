@@ -63,7 +63,9 @@ class _Segment:
         data = memoryview(self.read(offset, self.end - offset))
         starts: Iterable[int] = range(len(data))
         if begins:
-            starts = (match.start() - HEADER_BYTES for match in begins.finditer(data, HEADER_BYTES))
+            # Matches may overlap: a checksum may end as payloads begin.
+            overlapping = re.compile(b"(?=" + begins.pattern + b")", begins.flags)
+            starts = (match.start() - HEADER_BYTES for match in overlapping.finditer(data, HEADER_BYTES))
         return next((offset + at for at in starts if _is_whole(data, at)), self.end)
 
     def keep_damaged(self, start: int, end: int) -> str:

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from support.files import damage
 from zander.journal.log import DAMAGED, Log, files, is_in_use
 
 HEADER_BYTES = 8
@@ -272,6 +273,19 @@ def test_whatever_bits_flip_every_frame_without_one_is_read(
         log = Log(Path(folder), "log", segment_bytes=200, begins=begins)
         assert read_all(log, data.draw(st.sampled_from([8, 64, 1000]))) == [payloads[n] for n in spared]
         log.close()
+
+
+def test_a_frame_whose_checksum_ends_as_payloads_begin_is_found_behind_damage(tmp_path: Path) -> None:
+    log = Log(tmp_path, "log")
+    log.append(payload(3, 4))
+    log.append(payload(4, 27))
+    log.close()
+    data = on_disk(tmp_path)[0].read_bytes()
+    assert data[12 + 7 : 12 + 10] == bytes(3), "the last byte of the checksum, and the first two of the payload"
+    damage(on_disk(tmp_path)[0], 0)
+    log = Log(tmp_path, "log", begins=re.compile(rb"\0\0\0"))
+    assert read_all(log) == [payload(4, 27)]
+    log.close()
 
 
 def test_what_is_damaged_is_kept_beside_the_file_and_said_once(
