@@ -64,13 +64,13 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
     assert settings.database_url
     storage = _storage(settings, settings.database_url)
     journals = Journals(settings.data_dir / FOLDER, settings.journal_max_bytes, settings.journal_keep_bytes)
-    writer = JournalWriter(journals, max_bytes=settings.journal_max_bytes, batch_records=settings.batch_max_records)
+    streams, subscribers = Streams(), Subscribers()
+    writer = _writer(settings, journals, streams)
     reading = Pool(settings.database_url, READING_CONNECTIONS)
     resuming = Pool(settings.database_url, RESUMING_CONNECTIONS)
     replica = _replica(settings)
     sessions = DatabaseSessions(reading, resuming, replica)
     looked_at = DatabaseSessions(replica, resuming) if replica else sessions
-    streams, subscribers = Streams(), Subscribers()
     cluster = _cluster(settings, streams, subscribers)
     peers = cluster or NoPeers(subscribers)
     kept = Kept(streams, peers, max_bytes=settings.buffer_keep_bytes, seconds=settings.buffer_keep_seconds)
@@ -99,6 +99,15 @@ async def _lifespan(app: Starlette, settings: Settings) -> AsyncIterator[None]:
     await storage.close()
     await asyncio.gather(*(pool.close() for pool in (reading, resuming, replica) if pool))
     journals.close()
+
+
+def _writer(settings: Settings, journals: Journals, streams: Streams) -> JournalWriter:
+    return JournalWriter(
+        journals,
+        max_bytes=settings.journal_max_bytes,
+        batch_records=settings.batch_max_records,
+        client_of=streams.client_of,
+    )
 
 
 def _storage(settings: Settings, database_url: str) -> DatabaseWriter:

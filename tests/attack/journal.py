@@ -37,17 +37,26 @@ def predictions(order: Order) -> Report:
         return _looked_at(order, consumer.report())
 
 
-def of_many(order: Order) -> Report:
+def features_of_many(order: Order) -> Report:
     """Be many relays that send features of 60 KiB."""
-    until_s = order.ends_s()
-    lines = [Line(order.port).open_relay(any_user()) for _ in range(order.n_connections)]
-    pour_all(lines, text(floods.FEATURES | {"metrics": {"x": "a" * (60 << 10)}}), until_s, order.n_bytes)
-    return _looked_at(order, hold_all(lines, 0))
+    return _of_many(order, text(floods.FEATURES | {"metrics": {"x": "a" * (60 << 10)}}))
+
+
+def raw_of_many(order: Order) -> Report:
+    """Be many relays that send chunks of 1,000 samples."""
+    return _of_many(order, CHUNK)
 
 
 def sessions(order: Order) -> Report:
     """Be one relay after the other that sends nothing, but describes its device in 60 kB."""
     return _looked_at(order, kept.relays(order, kept.MANY, kept.LARGE))
+
+
+def _of_many(order: Order, what: bytes) -> Report:
+    until_s = order.ends_s()
+    lines = [Line(order.port).open_relay(any_user()) for _ in range(order.n_connections)]
+    pour_all(lines, what, until_s, order.n_bytes)
+    return _looked_at(order, hold_all(lines, 0))
 
 
 def _looked_at(order: Order, report: Report) -> Report:

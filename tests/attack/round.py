@@ -30,6 +30,7 @@ class AttackError(Exception):
 
 def play(target: Target, name: str, attack: Attack, rest_s: float, stored_patience_s: float) -> Outcome:
     """Let the neighbour stream at rest, then beside the attack, and gather what became of everybody."""
+    target.settle(stored_patience_s)
     user, n_logged = f"neighbour-{uuid4().hex[:12]}", len(target.log)
     order = json.dumps(attack.order(target.port, user)._asdict())
     with (

@@ -8,7 +8,7 @@ from asyncio import Runner
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Event, Thread
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Self
 
 import asyncpg
@@ -98,6 +98,12 @@ class Target:
                 if n >= n_expected or is_over:
                     return int(n) if n == n_distinct else -1
                 await asyncio.sleep(LOOK_SECONDS)
+
+    def settle(self, patience_s: float) -> None:
+        """Wait until all that came before is written: an attack must not suffer from the one before it."""
+        until_s = monotonic() + patience_s
+        while not self._has_written_all() and monotonic() < until_s:
+            sleep(LOOK_SECONDS)
 
     def _has_written_all(self) -> bool:
         if self.has_ended:

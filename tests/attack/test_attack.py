@@ -60,18 +60,7 @@ def targets(postgres: PostgresServer) -> Iterator[Targets]:
     started.close()
 
 
-# What is not held yet: one key may fill what all keys share.
-OPEN = {
-    "journal-of-many": "a share of the journal is a user's, and one key may have many users",
-    "journal-sessions": "records of sessions go beyond the bound of the journal, and one key may begin many",
-}
-
-
-def _each(name: str) -> Any:
-    return pytest.param(name, marks=pytest.mark.xfail(name in OPEN, reason=OPEN.get(name, ""), strict=False))
-
-
-@pytest.mark.parametrize("name", [_each(name) for name in ATTACKS])
+@pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_takes_no_memory_and_costs_no_neighbour_a_sample(targets: Targets, name: str) -> None:
     attack = ATTACKS[name].shortened()
     target = targets.get(attack.settings)

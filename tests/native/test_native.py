@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from zander.delivery.outbox import Outbox
 from zander.native import IS_NATIVE, WHY_NOT
+from zander.wire.connection import NOBODY
 from zander.wire.messages import Auth
 
 IS_REQUIRED = os.environ.get("ZANDER_REQUIRE_NATIVE") == "1"
@@ -301,7 +302,7 @@ async def test_what_fails_for_one_does_not_hold_up_the_others(caplog: pytest.Log
     readers = []
     for user_id, follower in (("one", Failing()), ("two", Getting())):
         relay = Outbox(user_id, types=())
-        stream = await house.ingest.connect(Auth(user_id), DEVICE, relay)
+        stream = await house.ingest.connect(Auth(user_id), DEVICE, relay, NOBODY)
         stream.ring.allocate(2)
         stream.ring.next_position = 0
         house.subscribers.follow(user_id, follower)
@@ -327,7 +328,7 @@ async def test_consumers_who_cannot_be_looked_at_do_not_hold_up_those_of_other_r
     assert intake
     for user_id in ("one", "two"):
         relay = Outbox(user_id, types=())
-        stream = await house.ingest.connect(Auth(user_id), DEVICE, relay)
+        stream = await house.ingest.connect(Auth(user_id), DEVICE, relay, NOBODY)
         stream.ring.allocate(2)
         stream.ring.next_position = 0
         readers.append(FrameReader())

@@ -21,6 +21,7 @@ from zander.journal.records import GapRecord, PredictionRecord, SessionRecord
 from zander.streams.session import StoredSession
 from zander.streams.stream import Stream, Streams
 from zander.wire.chunk import Chunk, Origin
+from zander.wire.connection import NOBODY
 from zander.wire.messages import Auth, DeviceInfo, Gap, Item, Note
 
 DEVICE = DeviceInfo(sampling_rate=128, channel_count=2)
@@ -64,7 +65,7 @@ class Listed(list[Any]):
             self.items.append(chunk)
         return self.takes
 
-    def takes_from(self, user_id: str) -> bool:
+    def takes_from(self, user_id: str, kind: str = "samples", client: object = None) -> bool:
         return self.takes
 
     def record_frames(self, frames: bytes, n_samples: int, sizes: object = None) -> bool:
@@ -196,7 +197,7 @@ class House(NamedTuple):
         """Connect a relay."""
         info = {"firmware": "7"} | ({"sampling_rate": 128, "channel_count": 2} if session_id else {})
         auth = Auth(user_id, None, info, UUID(session_id) if session_id else None, ack)
-        return await self.ingest.connect(auth, device, Outbox(user_id, types=()))
+        return await self.ingest.connect(auth, device, Outbox(user_id, types=()), NOBODY)
 
     async def consumer(self, user_id: str = "me", last: int = 0, **options: Any) -> Outbox:
         """Connect a consumer."""

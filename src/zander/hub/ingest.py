@@ -25,9 +25,13 @@ from zander.streams.session import JUMP_US, MAX_AGE_US
 from zander.streams.stream import Stream, Streams
 from zander.wire.chunk import Chunk, RawIn
 from zander.wire.codec import PredictionIn, dumps_note, refuse_deep, to_us
+from zander.wire.connection import Client
 from zander.wire.messages import Auth, DeviceInfo, Features, Gap, Note, Status
 
-NOT_STORED = "the journal is full, or this user's share of it: {} are given to consumers, but not stored, for now"
+NOT_STORED = (
+    "the journal is full, or this user's or client's share of it: {} are given to consumers, but not stored, for now"
+)
+NOT_KEPT = "the journal is full, or this user's or client's share of it: what you send could not be kept"
 CLAMPED = "a time {:.1f} s before the one before it: it is moved and counted as clamped, and so is what follows"
 
 log = logging.getLogger(__name__)
@@ -53,6 +57,7 @@ class Ingest:
         self.kept = kept
         self.rate_limit = RateLimit(max_bytes_per_second)
         self.n_bad_messages = 0
+        self.n_turned_away = 0  # relays, as what they send could not be kept
         self.fast_path = FastPath(sink, subscribers, self._take_in)
         self._n_samples = 0
         self._n_clamped = 0
@@ -73,14 +78,14 @@ class Ingest:
         """How many of them ran backwards in time and were moved."""
         return self._n_clamped + self.fast_path.n_clamped
 
-    async def connect(self, auth: Auth, device: DeviceInfo, relay: Outbox) -> Stream:
+    async def connect(self, auth: Auth, device: DeviceInfo, relay: Outbox, client: Client) -> Stream:
         """Begin a session or go on with one. The newest relay of a user wins: the one before is closed.
 
         Unavailable when what it sends could not be kept, or when only the database knows its session and is away.
         """
-        if not self._sink.takes_from(auth.user_id):
-            raise Unavailable("the journal is full, or this user's share of it: what you send could not be kept")
+        self._require_room(auth.user_id, client)
         session = await self._lookup.session(auth, device, now_us(), relay)
+        self._require_room(auth.user_id, client)  # as many as came meanwhile may have begun theirs
         stream = self.streams.get(auth.user_id)
         if stream and stream.session is session:
             stream.reconnect(relay, device)
@@ -89,7 +94,7 @@ class Ingest:
             self.supersede(auth.user_id)
             stream = Stream(session, relay, self._buffer_samples)
         self.streams.enter(stream)
-        stream.acks = auth.ack
+        stream.acks, stream.client = auth.ack, client
         self._recording.begin(session)
         self._peers.announce(auth.user_id, stream)
         self._subscribers.enter(auth.user_id, session.session_id, session.next_position)
@@ -107,12 +112,13 @@ class Ingest:
 
     def supersede(self, user_id: str, code: CloseCode = CloseCode.TAKEN_OVER) -> None:
         """Give up the user's stream on this node, because a newer relay has it."""
-        stream = self.streams.remove(user_id)
+        stream = self.streams.get(user_id)
         if stream:
             self.kept.discard(stream)
         if stream and stream.relay:
             stream.relay.close(code)
             self._end(stream)
+        self.streams.remove(user_id)  # only now: the end of its session is its client's
 
     def take_raw(self, stream: Stream, raw: RawIn) -> None:
         """Take raw in; BadMessage when it breaks a rule.
@@ -177,6 +183,12 @@ class Ingest:
                 self._peers.announce(user_id, None)
                 self._tell(stream.status())
 
+    def _require_room(self, user_id: str, client: Client) -> None:
+        takes_from = self._sink.takes_from
+        if not takes_from(user_id, "samples", client) or not takes_from(user_id, "sessions", client):
+            self.n_turned_away += 1
+            raise Unavailable(NOT_KEPT)
+
     def _take_in(self, stream: Stream, gap: Gap | None, accepted: Chunk) -> None:
         self._n_samples += len(accepted)
         for chunk in accepted.pieces():
@@ -197,6 +209,7 @@ class Ingest:
         The stream is forgotten, so that it goes on from what the database has, not from what found no room here.
         """
         assert stream.relay
+        self.n_turned_away += 1
         stream.relay.close(CloseCode.TRY_LATER)
         assert stream.lost_from is not None
         stream.session.next_position, stream.lost_from = stream.lost_from, None

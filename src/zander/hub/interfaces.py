@@ -7,10 +7,12 @@ from typing import Literal, Protocol
 
 from zander.delivery.outbox import Outbox
 from zander.journal.records import GapRecord, PredictionRecord, SessionRecord
+from zander.journal.shares import Kind
 from zander.streams.query import Found, Query
 from zander.streams.session import StoredSession
 from zander.streams.stream import Stream, StreamSummary
 from zander.wire.chunk import Chunk, Origin
+from zander.wire.connection import Client
 from zander.wire.messages import Gap, Status
 
 LinkState = Literal["off", "up", "down"]
@@ -23,8 +25,8 @@ class RecordSink(Protocol):
     def takes(self) -> bool:
         """Whether there is room."""
 
-    def takes_from(self, user_id: str) -> bool:
-        """Return whether there is room for samples of a user."""
+    def takes_from(self, user_id: str, kind: Kind = "samples", client: Client | None = None) -> bool:
+        """Return whether there is room for what comes of a user; `client`: whose relay begins a session now."""
 
     def record(self, record: SessionRecord | GapRecord) -> None:
         """Record what must not be missed; it is never refused."""

@@ -56,6 +56,12 @@ class RecorderStats(Struct):
     users_over_share: Annotated[
         int, Meta(description="how often a user had filled its share of the journal, and was refused before others")
     ] = 0
+    clients_over_share: Annotated[
+        int,
+        Meta(
+            description="the same, of a client: the relays with one key and address, beside others, or their sessions"
+        ),
+    ] = 0
     dead_letters: Annotated[
         int, Meta(description="the database would never take them; they are in its table `dead_letters`")
     ] = 0
@@ -109,7 +115,8 @@ class Recorder:
             oldest_pending_seconds=max(0.0, monotonic() - min(writer.oldest_s, journals.oldest_s)),
             journal_bytes=journals.n_bytes,
             dropped_records=writer.n_refused,
-            users_over_share=writer.shares.n_refused,
+            users_over_share=writer.shares.n_users_refused,
+            clients_over_share=writer.shares.n_clients_refused,
         )
 
     async def run(self) -> None:

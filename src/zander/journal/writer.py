@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from zander.journal.log import frame
 from zander.journal.records import GapRecord, PredictionRecord, Record, SessionRecord, encode, raw_record
 from zander.journal.shares import Kind, Shares
 from zander.wire.chunk import Chunk, Origin
+from zander.wire.connection import NOBODY, Client
 from zander.wire.messages import Gap
 
 Sizes = Sequence[tuple[str, int]]  # users, and bytes of each
@@ -44,7 +45,14 @@ class JournalWriter:
     become due: by the first pending record, by `batch_records` of them, by one that is urgent, and when there is room.
     """
 
-    def __init__(self, journals: Journals, *, max_bytes: int, batch_records: int) -> None:
+    def __init__(
+        self,
+        journals: Journals,
+        *,
+        max_bytes: int,
+        batch_records: int,
+        client_of: Callable[[str], Client] = lambda _: NOBODY,
+    ) -> None:
         self.n_pending = 0
         self.n_refused = 0
         self.wake = asyncio.Event()
@@ -53,7 +61,7 @@ class JournalWriter:
         self._batch_records = batch_records
         self._n_in_batch = 0  # pending records that are being written
         self._urgent_end = 0  # offset after the last record that may not wait
-        self.shares = Shares(max_bytes)
+        self.shares = Shares(max_bytes, client_of)
         self.in_memory: list[Record] = []  # records that the disk did not take
         self._in_memory_since_s = 0.0  # when the first of them came
         self.full: Full | None = None
@@ -67,9 +75,9 @@ class JournalWriter:
         """Whether there is room; looks again at most once in PAUSE_SECONDS."""
         return self.full is None or self._reopen()
 
-    def takes_from(self, user_id: str, kind: Kind = "samples") -> bool:
-        """Return whether there is room for what comes of a user."""
-        return self.takes and self.shares.takes(user_id, kind, self._shared_end)
+    def takes_from(self, user_id: str, kind: Kind = "samples", client: Client | None = None) -> bool:
+        """Return whether there is room for what comes of a user; `client`: whose relay begins a session now."""
+        return self.takes and self.shares.takes(user_id, kind, self._shared_end, client)
 
     def record_frames(self, frames: bytes, n_samples: int, sizes: Sizes | None = None) -> bool | None:
         """Append samples that are frames of the journal already; `sizes` are the users, and how many bytes are of each.
@@ -106,7 +114,7 @@ class JournalWriter:
             self.in_memory.append(record)
         else:
             if isinstance(record, SessionRecord) and self.shares.end > self.shares.start:
-                self.shares.add(((record.user_id, len(frames)),))
+                self.shares.add_session(record.user_id, len(frames), begins=record.end_us is None)
             self._urgent_end = self._log.end  # somebody may wait for the end of a session
         self._count(1)
         self.wake.set()

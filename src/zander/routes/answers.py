@@ -19,8 +19,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from zander.errors import Unavailable
-from zander.routes.questions import Client, client_of
+from zander.routes.questions import client_of
 from zander.wire.bodies import Answer
+from zander.wire.connection import Client
 
 MAX_BYTES = 64 << 20  # from which on no other answer begins: one more may be beyond it
 BLOCK_BYTES = 16 << 10  # that are sent at once, at least; what is shorter goes with its length

@@ -63,6 +63,9 @@ class ServerStats(Struct):
     samples_out: Annotated[int, Meta(description="samples given to consumers")]
     bad_messages: Annotated[int, Meta(description="messages that broke a rule and were dropped")]
     clamped: Annotated[int, Meta(description="samples whose time ran backwards and was moved")]
+    turned_away: Annotated[
+        int, Meta(description="how often a relay was told to come back later, since what it sends could not be kept")
+    ]
     wrong_keys: Annotated[int, Meta(description="requests and WebSockets that were refused: a wrong key, or none")]
     redis: Annotated[LinkState, Meta(description=REDIS_IS)]
     peers: Annotated[int, Meta(description="other nodes that this one hears")]
@@ -117,6 +120,7 @@ async def stats(request: Request) -> Response:
         samples_out=hub.n_samples_out,
         bad_messages=hub.ingest.n_bad_messages,
         clamped=hub.ingest.n_clamped,
+        turned_away=hub.ingest.n_turned_away,
         wrong_keys=context.refusals.n_refused,
         redis=hub.peers.state,
         peers=hub.peers.n_peers,

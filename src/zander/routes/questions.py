@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 
 from msgspec import Meta, Struct
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 
 from zander import auth
 from zander.errors import TooMany
+from zander.wire.connection import Client
 
 MAX_RUNNING = 2  # of one client: half of the connections
 MAX_OPEN = 32  # with those that wait
@@ -24,12 +25,10 @@ class QuestionStats(Struct):
     refused: Annotated[int, Meta(description="how many were refused since the start, with 429")]
 
 
-Client = tuple[str, str]  # a key, and where it comes from
-
-
-def client_of(request: Request) -> Client:
-    """Return who asks."""
-    return auth.given_key(request.headers) or "", request.client.host if request.client else ""
+def client_of(connection: HTTPConnection, key: str | None = None) -> Client:
+    """Return who asks, with the key in the headers, or else with the one given."""
+    address = connection.client.host if connection.client else ""
+    return Client(auth.given_key(connection.headers) or key or "", address)
 
 
 class _Client:

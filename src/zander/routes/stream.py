@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from zander import auth
 from zander.delivery.outbox import Outbox
 from zander.errors import CloseCode
 from zander.hub.ingest import Ingest
 from zander.routes.context import require_key
+from zander.routes.questions import client_of
 from zander.routes.websocket import Opening, SessionTask, endpoint
 from zander.streams.clock import now_us
 from zander.streams.stream import Stream
@@ -27,12 +27,13 @@ async def stream(opening: Opening) -> SessionTask:
     """Authenticate a relay and connect it; what it sends from then on is taken in."""
     came_us, settings, ingest = now_us(), opening.service.settings, opening.service.hub.ingest
     first, device = decode_auth(await opening.first_message())
-    require_key(opening.request, settings.edge_api_key, auth.given_key(opening.request.headers) or first.api_key)
+    client = client_of(opening.request, first.api_key)
+    require_key(opening.request, settings.edge_api_key, client.key or None)
     opening.admit()
     relay = Outbox(first.user_id, types=(), max_bytes=settings.outbox_max_bytes)
     relay.since_us = came_us
     opening.connection.when_lost(partial(relay.close, CloseCode.TRY_LATER))  # it may go while the database is asked
-    return _Relay(relay, await ingest.connect(first, device, relay), ingest)
+    return _Relay(relay, await ingest.connect(first, device, relay, client), ingest)
 
 
 class _Relay(SessionTask):

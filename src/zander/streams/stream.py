@@ -16,6 +16,7 @@ from zander.streams.ring import Ring, Run
 from zander.streams.session import Session
 from zander.wire.chunk import Chunk
 from zander.wire.codec import dumps, memory_bytes
+from zander.wire.connection import NOBODY, Client
 from zander.wire.messages import DEVICE_IS, Ack, DeviceInfo, Error, Gap, Item, Note, SessionId, Status, User
 
 SampleType = Literal["features", "raw", "prediction"]
@@ -95,6 +96,7 @@ class Stream:
     def __init__(self, session: Session, relay: Outbox, buffer_samples: int) -> None:
         self.session = session
         self.relay: Outbox | None = relay
+        self.client = NOBODY  # whose relay it is, or was last
         self.acks = False  # whether the relay is told what is durable
         self.durable = session.next_position
         self.lost_from: int | None = None  # first position that found no room in the journal
@@ -278,6 +280,11 @@ class Streams(Mapping[str, Stream]):
     def of_session(self, session_id: str) -> Stream | None:
         """Return the stream of a session."""
         return self._by_session.get(session_id)
+
+    def client_of(self, user_id: str) -> Client:
+        """Return whose relay a user has, or had last."""
+        stream = self._by_user.get(user_id)
+        return stream.client if stream else NOBODY
 
     def enter(self, stream: Stream) -> None:
         """Hold a stream whose relay is connected; the user has no other."""

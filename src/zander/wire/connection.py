@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from zander._native import FrameReader, Socket
 
 Message = str | bytes
 Take = Callable[[Message], Awaitable[None] | None]
+
+
+class Client(NamedTuple):
+    """A key, and the address that it came from; both empty where there is none."""
+
+    key: str
+    address: str
+
+
+NOBODY = Client("", "")
 
 
 class Disconnected(OSError):

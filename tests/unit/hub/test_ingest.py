@@ -9,11 +9,14 @@ import pytest
 from msgspec.structs import replace
 
 from support.hub_items import NOW_US, everything, messages, outline, raw, take_features
-from support.hubs import House, Sample
-from zander.errors import BadMessage, CloseCode
+from support.hubs import DEVICE, House, Sample
+from zander.delivery.outbox import Outbox
+from zander.errors import BadMessage, CloseCode, Unavailable
 from zander.journal.batch import Written
 from zander.journal.records import GapRecord, PredictionRecord, SessionRecord
 from zander.wire.chunk import RawIn
+from zander.wire.connection import NOBODY, Client
+from zander.wire.messages import Auth
 
 pytestmark = pytest.mark.usefixtures("today")
 
@@ -250,6 +253,38 @@ async def test_a_relay_that_is_turned_away_ends_where_there_was_no_room(house: H
     house.ingest.take_raw(stream, raw(2))
     assert house.recorder[-1].next_position == 3
     assert house.recorder.of(GapRecord) == []
+
+
+async def test_a_relay_is_not_let_in_where_others_took_the_room_while_its_session_was_looked_up(house: House) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def takes_from(user_id: str, kind: str = "samples", client: object = None) -> bool:
+        assert client == NOBODY
+        asked.append((user_id, kind))
+        return len(asked) < 4
+
+    house.recorder.takes_from = takes_from  # type: ignore[method-assign]
+    with pytest.raises(Unavailable):
+        await house.relay()
+    assert asked == [("me", "samples"), ("me", "sessions")] * 2
+    assert house.recorder == []
+    assert house.ingest.n_turned_away == 1
+
+
+async def test_every_record_of_a_user_is_of_the_client_whose_relay_it_is(house: House) -> None:
+    """The end of a session too, that a relay of another client takes over."""
+    clients: list[Client] = []
+
+    def record(record: SessionRecord | GapRecord) -> None:
+        assert isinstance(record, SessionRecord)
+        clients.append(house.streams.client_of(record.user_id))
+
+    house.recorder.record = record  # type: ignore[method-assign]
+    for address in ("one", "two", "three"):
+        await house.ingest.connect(Auth("me"), DEVICE, Outbox("me", types=()), Client("key", address))
+    house.disconnect(house.streams["me"])
+    assert [client.address for client in clients] == ["one", "one", "two", "two", "three", "three"]
+    assert house.streams.client_of("somebody else") == NOBODY
 
 
 async def test_a_session_whose_row_was_gone_is_recorded_once_more(house: House) -> None:

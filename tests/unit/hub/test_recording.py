@@ -39,7 +39,7 @@ class Notebook:
             self.told.append(("raw", chunk.position, chunk.end))
         return self.takes
 
-    def takes_from(self, user_id: str) -> bool:
+    def takes_from(self, user_id: str, kind: str = "samples", client: object = None) -> bool:
         return self.takes
 
     def record_frames(self, frames: bytes, n_samples: int, sizes: object = None) -> bool:

@@ -13,6 +13,7 @@ from zander.errors import CloseCode, Forbidden, Unavailable
 from zander.hub import session_lookup
 from zander.streams.session import StoredSession
 from zander.streams.stream import Stream
+from zander.wire.connection import NOBODY
 from zander.wire.messages import Auth
 
 
@@ -33,7 +34,7 @@ class Gate:
 def come(house: House, session_id: UUID) -> tuple[Outbox, asyncio.Task[Stream]]:
     relay = Outbox("me", types=())
     auth = Auth("me", device_info={"sampling_rate": 128, "channel_count": 2}, session_id=session_id, ack=True)
-    return relay, asyncio.create_task(house.ingest.connect(auth, DEVICE, relay))
+    return relay, asyncio.create_task(house.ingest.connect(auth, DEVICE, relay, NOBODY))
 
 
 async def waits(gate: Gate, n: int) -> None:

@@ -17,6 +17,7 @@ from zander.journal.log import Log, frame
 from zander.journal.records import Record, decode, encode, raw_record
 from zander.journal.writer import FREE_SHARE, PAUSE_SECONDS, JournalWriter
 from zander.wire.chunk import Chunk, Origin
+from zander.wire.connection import Client
 
 N_BYTES = len(encode(PREDICTION)) + 8
 
@@ -57,8 +58,13 @@ def journals(tmp_path: Path) -> Iterator[Journals]:
     found.close()
 
 
+def lab_of(user_id: str) -> Client:
+    """Return the client of a user whose name begins with it."""
+    return Client("a key", user_id.partition("-")[0])
+
+
 def within(journals: Journals, max_bytes: int) -> JournalWriter:
-    return JournalWriter(journals, max_bytes=max_bytes, batch_records=50)
+    return JournalWriter(journals, max_bytes=max_bytes, batch_records=50, client_of=lab_of)
 
 
 def written(journals: Journals) -> list[Record]:
@@ -386,8 +392,109 @@ def test_one_user_s_notes_leave_room_for_its_samples_and_these_for_everybody_els
     assert journals.own.log.n_bytes > 100 * N_BYTES
     assert n_others >= 10
     assert not writer.takes
-    assert writer.shares.n_refused == 1
+    assert writer.shares.n_users_refused == 1
     assert [text for text in caplog.messages if "user user has" in text] == caplog.messages[:1]
+
+
+def offer_all(writer: JournalWriter, user_ids: list[str]) -> None:
+    """Offer samples of each in turn until none is taken."""
+    while sum(offer(writer, user_id) for user_id in user_ids):
+        pass
+
+
+def test_a_client_of_many_users_leaves_room_for_others(journals: Journals, caplog: pytest.LogCaptureFixture) -> None:
+    writer = within(journals, 100 * N_BYTES)
+    while not writer.shares.end > writer.shares.start:
+        assert offer(writer, "a-first")
+    assert offer(writer, "b-one")
+    offer_all(writer, [f"a-{n:03}" for n in range(200)])
+    n_bytes = journals.own.log.n_bytes
+    assert 75 * N_BYTES <= n_bytes <= 88 * N_BYTES  # an eighth, and four fifths of the rest
+    assert writer.takes
+    assert not writer.takes_from("a-new")
+    assert not writer.takes_from("a-new", "sessions")
+    n_others = 0
+    while offer(writer, "b-one"):
+        n_others += 1
+    assert n_others >= 5
+    assert writer.takes_from("c-one")
+    assert (writer.shares.n_users_refused, writer.shares.n_clients_refused) == (1, 1)
+    assert [text[:14] for text in caplog.messages] == ["a client at a ", "user b-one has"]
+
+
+def test_a_client_that_is_alone_may_have_all(journals: Journals) -> None:
+    writer = within(journals, 100 * N_BYTES)
+    offer_all(writer, [f"a-{n:03}" for n in range(200)])
+    assert journals.own.log.n_bytes > 100 * N_BYTES
+    assert not writer.takes
+    assert writer.shares.n_clients_refused == 0
+
+
+def test_of_a_client_s_users_those_are_refused_first_who_have_most(journals: Journals) -> None:
+    writer = within(journals, 100 * N_BYTES)
+    while not writer.shares.end > writer.shares.start:
+        assert offer(writer, "a-first")
+    assert offer(writer, "b-one")
+    offer_all(writer, ["a-large", "a-huge"])
+    for n in range(2):
+        assert offer(writer, f"a-small-{n}")
+
+
+def test_who_has_filled_the_share_of_its_client_is_taken_again_once_much_of_it_is_committed(journals: Journals) -> None:
+    writer = within(journals, 100 * N_BYTES)
+    while not writer.shares.end > writer.shares.start:
+        assert offer(writer, "a-first")
+    assert offer(writer, "b-one")
+    offer_all(writer, [f"a-{n:03}" for n in range(200)])
+    end = journals.own.log.end
+    for offset, takes in ((0, False), (end // 2, True), (end, True)):
+        journals.own.commit(offset)
+        writer.set_limit(0)
+        assert writer.takes_from("a-000") is takes
+        assert writer.takes_from("a-new", "sessions") is takes
+
+
+LARGE_SESSION = replace(SESSION, device_info='{"x":"' + "x" * 1000 + '"}')
+LARGE_BYTES = len(encode(LARGE_SESSION)) + 8
+
+
+def begin_all(writer: JournalWriter, lab: str) -> int:
+    """Begin sessions of one user after the other, and return how many may."""
+    n = 0
+    while writer.takes_from(f"{lab}-{n}", "sessions"):
+        writer.record(replace(LARGE_SESSION, user_id=f"{lab}-{n}"))
+        n += 1
+    return n
+
+
+def test_the_sessions_of_a_client_leave_room_to_end_them_and_for_others(
+    journals: Journals, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = within(journals, 80 * LARGE_BYTES)
+    n = begin_all(writer, "a")
+    assert 15 <= n <= 20  # an eighth, and a tenth of the rest
+    assert writer.takes_from("a-0")
+    assert begin_all(writer, "b") >= 4
+    for i in range(n):
+        writer.record(replace(LARGE_SESSION, user_id=f"a-{i}", end_us=5))
+    assert journals.own.log.n_bytes < 50 * LARGE_BYTES
+    assert offer(writer, "a-0")
+    assert offer(writer, "c-0")
+    assert writer.shares.n_clients_refused == 2
+    assert [text.partition(" the database has not: ")[2] for text in caplog.messages] == [
+        "more sessions are refused, others go on"
+    ] * 2
+    journals.own.commit(journals.own.log.end)
+    writer.set_limit(0)
+    assert writer.takes_from("a-new", "sessions")
+
+
+def test_no_session_begins_in_a_journal_that_is_full_of_sessions(journals: Journals) -> None:
+    writer = within(journals, 20 * LARGE_BYTES)
+    for _ in range(21):
+        writer.record(replace(LARGE_SESSION, end_us=5))
+    assert writer.takes
+    assert not writer.takes_from("a-new", "sessions")
 
 
 def test_below_an_eighth_everybody_is_taken_and_nothing_is_asked(journals: Journals) -> None:

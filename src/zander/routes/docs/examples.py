@@ -128,6 +128,7 @@ EXAMPLES: dict[str, Any] = {
         "samples_out": 5120,
         "bad_messages": 0,
         "clamped": 0,
+        "turned_away": 0,
         "wrong_keys": 0,
         "redis": "off",
         "peers": 0,
