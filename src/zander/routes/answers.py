@@ -28,6 +28,7 @@ BLOCK_BYTES = 16 << 10  # that are sent at once, at least; what is shorter goes 
 SHORT_BYTES = 1 << 10  # of what an answer is made of: it is made at once, and as JSON no block
 EACH_BYTES = 128 << 10  # of each beside what it is made of: its block, and what the transport holds
 STALLED_SECONDS = 0.2  # without getting on, after which an answer may be cut
+TOO_MANY = "too many answers are being sent: ask again"
 
 
 class AnswerStats(Struct):
@@ -63,7 +64,7 @@ class Answers:
             has_most = most == client_of(request)
             oldest = next(sending for sending in self._open if has_most or sending.client == most)
             if has_most and monotonic() - oldest.since_s < STALLED_SECONDS:
-                raise Unavailable("too many answers are being sent: ask again")
+                raise Unavailable(TOO_MANY)
             self._n_cut += 1
             oldest.cut()
 
@@ -113,7 +114,7 @@ class _Sending(StreamingResponse):
         self._pieces = answer.pieces
         self._is_short = answer.nbytes < SHORT_BYTES
         self._limit: asyncio.Timeout | None = None  # while it runs
-        self._is_cut = False
+        self._is_cut = self._has_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -125,12 +126,15 @@ class _Sending(StreamingResponse):
             pass
         finally:
             self._answers.forget(self)
+        if not self._has_begun:  # it may still be told
+            raise Unavailable(TOO_MANY)
         raise OSError("the peer did not read its answer, or had most of all, and others waited")
 
     async def _send(self, send: Send) -> None:
         block = await self._block()
         if len(block) < BLOCK_BYTES:
             self.headers["Content-Length"] = str(len(block))
+        self._has_begun = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         while len(block) >= BLOCK_BYTES:
             await send({"type": "http.response.body", "body": block, "more_body": True})
@@ -149,7 +153,7 @@ class _Sending(StreamingResponse):
         return b"".join(found)
 
     def cut(self) -> None:
-        """End the connection, and hold nothing any more."""
+        """End the connection, or say 503 where nothing is sent yet, and hold nothing any more."""
         self._answers.forget(self)
         self._is_cut = True
         if self._limit:

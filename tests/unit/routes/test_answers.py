@@ -9,11 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from support.clock import Clock
+from zander.app import create_app
 from zander.errors import Unavailable
 from zander.routes.answers import EACH_BYTES, STALLED_SECONDS, Answers
+from zander.settings import Settings
 from zander.wire.bodies import Answer, npy_answer, samples_answer, text_answer
 from zander.wire.chunk import Chunk, Origin
 from zander.wire.messages import Note
@@ -31,6 +36,7 @@ class Client:
 
     def __init__(self, *, reads: bool = True) -> None:
         self.reads = asyncio.Event()
+        self.status = 0
         self.headers: dict[str, str] = {}
         self.blocks: list[bytes] = []
         self.is_done = False
@@ -46,6 +52,7 @@ class Client:
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
+            self.status = message["status"]
             self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
             return
         await self.reads.wait()
@@ -172,9 +179,30 @@ async def test_an_answer_that_is_cut_before_it_began_is_not_sent(clock: Clock) -
     response = answers.response(text_answer("{}"), asked())
     clock.now_s += STALLED_SECONDS
     await answers.make_room(asked())
-    with pytest.raises(OSError, match="did not read"):
+    with pytest.raises(Unavailable, match="ask again"):
         await response(SCOPE, (client := Client()).receive, client.send)
     assert client.headers == {}
+
+
+async def test_an_answer_that_is_cut_while_its_first_block_is_made_is_503() -> None:
+    answers, client = Answers(1), Client()
+    others: list[asyncio.Task[None]] = []
+
+    def pieces() -> Iterator[bytes]:
+        others.append(asyncio.create_task(answers.make_room(asked("another"))))
+        while True:
+            yield b"a"
+
+    async def answer(request: Request) -> Response:
+        return answers.response(Answer(pieces(), 1_000_000), request)
+
+    handlers = create_app(Settings()).exception_handlers
+    app = Starlette(routes=[Route("/", answer)], exception_handlers=handlers)
+    await app(dict(asked().scope, method="GET", path="/", query_string=b""), client.receive, client.send)
+    await others[0]
+    assert answers.stats().cut == 1
+    assert (client.status, client.headers["retry-after"]) == (503, "1")
+    assert json.loads(client.body)["error"]["code"] == "unavailable"
 
 
 async def test_the_client_that_has_most_makes_room_for_others_though_it_reads() -> None:
