@@ -114,7 +114,7 @@ class Outbox(Shortcut):
         self._preloads.add(self)
 
     def count_preload(self) -> None:
-        """Let what was preloaded count from now on, as if it had come live; its oldest raw makes room at once."""
+        """Let what was preloaded count from now on, as if it had come live."""
         self.queue.count_preloaded()
         self._bound()
 

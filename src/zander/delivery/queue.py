@@ -78,6 +78,13 @@ class SendQueue:
         self._notes = deque((order, n_bytes, True, text) for order, n_bytes, _, text in self._notes)
         self.nbytes, self.preloaded_bytes = self.nbytes + self.preloaded_bytes, 0
 
+    def drop_preloaded(self) -> int:
+        """Drop the oldest raw, if it does not count; return how many bytes it took, or 0."""
+        n_bytes = self.preloaded_bytes
+        if self._raw and not self._raw[0][2]:
+            self._drop()
+        return n_bytes - self.preloaded_bytes
+
     def shrink(self, max_bytes: int) -> bool:
         """Drop the oldest raw until `max_bytes` are left; False when everything else alone is more.
 
